@@ -1,0 +1,139 @@
+"""What a queue or a stream is declared to be: frozen values, their validation and their difference.
+
+Times are integer milliseconds; 0 means "none / unlimited" wherever a field says so.
+"""
+
+from typing import Literal
+
+import msgspec
+
+from headrace.model import limits
+from headrace.model.errors import Invalid
+
+Durability = Literal["local_durable", "majority_durable", "replica_durable"]
+Tier = Literal["durable", "speculative", "ephemeral"]
+Overflow = Literal["refuse", "drop_oldest", "dead_letter_oldest"]
+Kind = Literal["queue", "stream"]
+
+
+class QueueSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A queue's declared settings. Fields in ``QUEUE_FIXED`` cannot be altered after declaration."""
+
+    partitions: int = 1
+    replication_factor: int = 1
+    durability: Durability = "local_durable"
+    min_in_sync_replicas: int = 1
+    ttl_ms: int = 0
+    """Default time to live of a message, 0 = for ever."""
+    lease_ms: int = 30_000
+    max_deliveries: int = 0
+    """Deliveries after which a message is dead-lettered (or dropped), 0 = unlimited."""
+    backoff_ms: tuple[int, ...] = ()
+    """Delay before redelivery n (the last one repeats); empty = at once."""
+    dead_letter: str = ""
+    """Name of the queue that takes dead letters, "" = dropped."""
+    max_messages: int = 0
+    max_bytes: int = 0
+    max_age_ms: int = 0
+    max_message_bytes: int = 0
+    overflow: Overflow = "refuse"
+    ordered_by_key: bool = False
+    cohort_grace_ms: int = 10_000
+    """A static member that returns within this keeps its partitions."""
+    cohort_target: int = 0
+    """Number of consumers a cohort is planned for, 0 = as many as there are."""
+    bindings: tuple[str, ...] = ()
+    """MQTT topic filters whose publishes this queue captures."""
+
+
+class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A stream's declared settings."""
+
+    partitions: int = 1
+    replication_factor: int = 1
+    tier: Tier = "durable"
+    durability: Durability = "local_durable"
+    min_in_sync_replicas: int = 1
+    retention_ms: int = 0
+    retention_bytes: int = 0
+    """Per partition."""
+    retention_records: int = 0
+    """Per partition."""
+    compaction: bool = False
+    tombstone_ms: int = 24 * 3600 * 1000
+    max_message_bytes: int = 0
+    bindings: tuple[str, ...] = ()
+
+
+Spec = QueueSpec | StreamSpec
+
+FIXED = frozenset({"partitions", "ordered_by_key", "tier", "replication_factor"})
+"""Fields that ``alter`` refuses (changing partitions is repartition, a cluster operation)."""
+
+
+def check_name(name: str) -> None:
+    """Raises ``Invalid`` unless ``name`` may name a queue or a stream: 1-255 UTF-8 bytes, no control characters, no leading ``$``."""
+    raw = name.encode("utf-8", "surrogatepass")
+    if not 1 <= len(raw) <= limits.NAME_BYTES_MAX:
+        raise Invalid(f"a name has 1 to {limits.NAME_BYTES_MAX} bytes in UTF-8, this one has {len(raw)}")
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in name):
+        raise Invalid(f"the name {name!r} holds a control character; use printable characters only")
+    if name.startswith("$"):
+        raise Invalid(f"the name {name!r} begins with $, which is reserved for the broker; choose another")
+
+
+def check_queue(spec: QueueSpec, *, name: str = "") -> None:
+    """Raises ``Invalid`` naming every field of ``spec`` that is out of bounds or contradicts another."""
+    wrong: list[str] = []
+    _check_common(spec, wrong)
+    if not limits.LEASE_MS_MIN <= spec.lease_ms <= limits.LEASE_MS_MAX:
+        wrong.append(f"lease_ms must lie in {limits.LEASE_MS_MIN}..{limits.LEASE_MS_MAX}, is {spec.lease_ms}")
+    for field in ("ttl_ms", "max_deliveries", "max_messages", "max_bytes", "max_age_ms", "cohort_grace_ms", "cohort_target"):
+        if getattr(spec, field) < 0:
+            wrong.append(f"{field} must not be negative (0 = none)")
+    if spec.max_deliveries > 65_535:
+        wrong.append("max_deliveries is at most 65535")
+    if len(spec.backoff_ms) > 32 or any(not 0 <= b <= limits.LEASE_MS_MAX for b in spec.backoff_ms):
+        wrong.append(f"backoff_ms has at most 32 steps, each in 0..{limits.LEASE_MS_MAX}")
+    if spec.overflow == "dead_letter_oldest" and not spec.dead_letter:
+        wrong.append("overflow = dead_letter_oldest needs dead_letter to name a queue")
+    if spec.dead_letter:
+        try:
+            check_name(spec.dead_letter)
+        except Invalid as e:
+            wrong.append(f"dead_letter: {e}")
+        if spec.dead_letter == name:
+            wrong.append("a queue cannot be its own dead_letter queue")
+    if wrong:
+        raise Invalid("queue settings: " + "; ".join(wrong))
+
+
+def check_stream(spec: StreamSpec) -> None:
+    """Raises ``Invalid`` naming every field of ``spec`` that is out of bounds or contradicts another."""
+    wrong: list[str] = []
+    _check_common(spec, wrong)
+    for field in ("retention_ms", "retention_bytes", "retention_records", "tombstone_ms"):
+        if getattr(spec, field) < 0:
+            wrong.append(f"{field} must not be negative (0 = none)")
+    if spec.compaction and spec.tier == "ephemeral":
+        wrong.append("an ephemeral stream cannot be compacted")
+    if wrong:
+        raise Invalid("stream settings: " + "; ".join(wrong))
+
+
+def difference(old: Spec, new: Spec) -> list[str]:
+    """Names of the fields in which two specs of one kind differ, in declaration order."""
+    return [f for f in old.__struct_fields__ if getattr(old, f) != getattr(new, f)]
+
+
+def _check_common(spec: Spec, wrong: list[str]) -> None:
+    if not 1 <= spec.partitions <= limits.PARTITIONS_MAX:
+        wrong.append(f"partitions must lie in 1..{limits.PARTITIONS_MAX}, is {spec.partitions}")
+    if not 1 <= spec.replication_factor <= 15:
+        wrong.append(f"replication_factor must lie in 1..15, is {spec.replication_factor}")
+    if not 1 <= spec.min_in_sync_replicas <= max(1, spec.replication_factor):
+        wrong.append("min_in_sync_replicas must lie in 1..replication_factor")
+    if spec.durability == "replica_durable" and spec.replication_factor < 2:
+        wrong.append("replica_durable needs at least 2 copies: raise replication_factor or use local_durable")
+    if not 0 <= spec.max_message_bytes <= limits.MESSAGE_BYTES_MAX:
+        wrong.append(f"max_message_bytes must lie in 0..{limits.MESSAGE_BYTES_MAX}")

@@ -1,0 +1,80 @@
+# Everything a person needs: `make` lists it. Nothing but Python 3.11+ and make is required; with gcc the hot modules are compiled.
+.DEFAULT_GOAL := help
+SHELL := /bin/sh
+VENV ?= .venv
+RUN_VENV ?= .venv-run
+BIN := $(VENV)/bin
+DATA ?= headrace-data
+ARGS ?=
+export VENV
+
+.PHONY: help
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# Editable installs stay pure Python: a compiled module beside its source would hide later edits of it.
+.PHONY: dev
+dev: ## set up .venv with everything for working on Headrace
+	@HEADRACE_PURE=1 scripts/venv dev -e
+
+.PHONY: run
+run: ## install and start a broker with its admin page in ./headrace-data
+	@VENV=$(RUN_VENV) scripts/venv
+	@echo
+	@echo "Next, in another terminal:"
+	@echo "  export PATH=$(CURDIR)/$(RUN_VENV)/bin:\$$PATH"
+	@echo "  headrace queue declare hello"
+	@echo "  headrace publish hello 'first light'"
+	@echo "  headrace consume hello"
+	@echo "  headrace perf queue          # how fast is it here?"
+	@echo "and look at http://127.0.0.1:7581/. Ctrl-C stops the broker; the data stays in ./$(DATA)."
+	@echo
+	@exec $(RUN_VENV)/bin/headrace start --data-dir $(DATA) --admin 127.0.0.1:7581 $(ARGS)
+
+.PHONY: test
+test: dev ## all tests (ARGS="-k wal" picks some)
+	@$(BIN)/python -m pytest $(ARGS)
+
+.PHONY: quick
+quick: dev ## unit, golden and property tests only
+	@$(BIN)/python -m pytest tests/unit tests/golden tests/property $(ARGS)
+
+.PHONY: check
+check: dev ## ruff, mypy, import contracts, generated documents
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@PYTHONPATH=src $(BIN)/lint-imports --no-logo
+	@$(BIN)/python scripts/generated.py --check
+
+.PHONY: fmt
+fmt: dev ## fix what ruff can fix, rewrite generated documents
+	@$(BIN)/ruff check --fix -q . || true
+	@$(BIN)/python scripts/generated.py
+
+.PHONY: demo
+demo: ## the machine's Debian package index through a queue, the broker killed in the middle
+	@VENV=$(RUN_VENV) scripts/venv
+	@$(RUN_VENV)/bin/python examples/packages/demo.py $(ARGS)
+
+.PHONY: perf
+perf: ## headrace perf queue against a broker of its own
+	@VENV=$(RUN_VENV) scripts/venv
+	@$(RUN_VENV)/bin/python -m bench --only headrace --rounds 1 --dry $(ARGS)
+
+.PHONY: bench
+bench: ## the rows of docs/performance.md, beside the peers that are installed
+	@VENV=$(RUN_VENV) scripts/venv
+	@$(RUN_VENV)/bin/python -m bench $(ARGS)
+
+.PHONY: bench-peers
+bench-peers: ## install the peers that bench compares with (Debian packages, as root)
+	@VENV=$(RUN_VENV) scripts/venv
+	@bench/install-peers $(RUN_VENV)
+
+.PHONY: chaos
+chaos: dev ## kill -9 loops under load (KILLS=200), totals into docs/reliability.md
+	@$(BIN)/python -m tests.chaos.kill --kills $(or $(KILLS),200) --write docs/reliability.md
+
+.PHONY: clean
+clean: ## remove environments, build products and caches (never data)
+	rm -rf .venv .venv-run build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info bench/build

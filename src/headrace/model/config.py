@@ -1,0 +1,317 @@
+"""The broker's whole configuration: frozen, typed, bounded values and the relations between them.
+
+Owns which settings exist, their units, defaults and bounds. Does not know where a value came from: files, environment and flags are read by
+``headrace.config``, which also writes docs/configuration.md from the docstrings here.
+
+Invariants: I1 every default is within its own bounds. I2 a ``Config`` for which ``contradictions`` is empty can be started.
+I3 an address with an unspecified host (0.0.0.0, ::) is never advertised.
+"""
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from headrace.model import limits
+from headrace.model.errors import Invalid
+from headrace.model.ports import DefaultPort
+from headrace.model.specs import QueueSpec, Spec, StreamSpec, check_queue, check_stream
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+TIB = 1024 * GIB
+
+StorageMode = Literal["disk", "memory"]
+OnMismatch = Literal["quarantine", "refuse", "truncate"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+S = TypeVar("S", QueueSpec, StreamSpec)
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all sections: an unknown key is a mistake, never ignored."""
+
+
+class Broker(Section, frozen=True):
+    """What this broker is and where it keeps its data."""
+
+    name: Annotated[str, Meta(max_length=63, pattern=r"^[A-Za-z0-9._-]*$")] = ""
+    """Name shown in logs, metrics and status; empty = derived from the broker id, which is made once and kept in the data directory."""
+    data_dir: Annotated[str, Meta(min_length=1)] = "headrace-data"
+    """Directory that holds everything durable. Created if missing; one broker at a time may use it.
+    A relative path is taken from the working directory."""
+    storage: StorageMode = "disk"
+    """`disk` keeps messages through a crash; `memory` writes nothing at all and refuses durable confirms: for throw-away use."""
+    drain_grace_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 5_000
+    """How long clients may finish their work after SIGTERM, Ctrl-C or a drain that names no grace of its own."""
+
+
+class Listen(Section, frozen=True):
+    """Where the broker listens. `HOST:PORT`, `[IPV6]:PORT`; port 0 lets the system pick (see the ready file for the real one)."""
+
+    native: str = f"127.0.0.1:{DefaultPort.NATIVE.value}"
+    """Native protocol. The default serves this machine only."""
+    native_advertise: str = ""
+    """Address that clients are told to use; empty = the listener's own, or this machine's host name where that is 0.0.0.0 or ::."""
+    admin: str = f"127.0.0.1:{DefaultPort.ADMIN.value}"
+    """Admin HTTP: API, metrics, overview page. `off` = no admin listener."""
+    admin_advertise: str = ""
+    """Address under which people and tools reach the admin HTTP; empty = as for `native_advertise`."""
+
+
+class Limits(Section, frozen=True):
+    """Bounds that keep the broker's memory finite whatever its clients do. Past one: back-pressure or a typed refusal before anything is stored."""
+
+    frame_bytes_max: Annotated[int, Meta(ge=64 * KIB, le=limits.FRAME_BYTES_MAX)] = limits.FRAME_BYTES_MAX
+    """Largest frame on the native protocol."""
+    message_bytes_max: Annotated[int, Meta(ge=KIB, le=limits.MESSAGE_BYTES_MAX)] = limits.MESSAGE_BYTES_MAX
+    """Largest batch of records in one publish; at least 64 KiB below `frame_bytes_max`."""
+    decompressed_bytes_max: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.DECOMPRESSED_BYTES_MAX
+    """Most bytes that one compressed batch may expand to where the broker must open it."""
+    connections_max: Annotated[int, Meta(ge=1, le=1_000_000)] = limits.CONNECTIONS_MAX
+    """Open connections; more are refused. The process needs as many open files (`headrace doctor` checks)."""
+    channels_max: Annotated[int, Meta(ge=1, le=65_535)] = limits.CHANNELS_MAX
+    """Publishers and subscriptions of one connection."""
+    in_flight_bytes_max: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.IN_FLIGHT_BYTES_MAX
+    """Published bytes of one connection that wait for their confirm; at the bound its socket is not read."""
+    write_buffer_bytes_high: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.WRITE_BUFFER_BYTES_HIGH
+    """Unsent bytes of one connection at which it is given no more deliveries."""
+    write_buffer_bytes_low: Annotated[int, Meta(ge=KIB, le=GIB)] = limits.WRITE_BUFFER_BYTES_LOW
+    """Unsent bytes of one connection below which deliveries go on."""
+    prefetch_messages_max: Annotated[int, Meta(ge=1, le=limits.PREFETCH_MESSAGES_MAX)] = limits.PREFETCH_MESSAGES_MAX
+    """Largest prefetch that a subscription may ask for."""
+    names_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 1_000_000
+    """Declared queues and streams."""
+
+
+class Connection(Section, frozen=True):
+    """Times of client connections."""
+
+    heartbeat_ms: Annotated[int, Meta(ge=500, le=600_000)] = limits.HEARTBEAT_MS
+    """Longest silence either side keeps; after two such spans the connection counts as lost. A client may ask for less."""
+    reconnect_grace_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = limits.RECONNECT_GRACE_MS
+    """How long subscriptions and leases of a broken connection wait for its client; then they are returned."""
+    confirm_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = limits.CONFIRM_TIMEOUT_MS
+    """After this a publish that is not confirmed is answered with an unknown outcome."""
+    preamble_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = limits.PREAMBLE_TIMEOUT_MS
+    """Time a new connection has to say hello."""
+
+
+class Storage(Section, frozen=True):
+    """The write-ahead log, segments and caches."""
+
+    wal_file_bytes: Annotated[int, Meta(ge=MIB, le=GIB)] = limits.WAL_FILE_BYTES
+    """Size of one file of the write-ahead log, zero-filled or recycled ahead."""
+    wal_bytes_max: Annotated[int, Meta(ge=2 * MIB, le=TIB)] = limits.WAL_BYTES_MAX
+    """Size of the whole log at which publishers are held back until older files are free."""
+    flush_bytes_max: Annotated[int, Meta(ge=64 * KIB, le=256 * MIB)] = limits.FLUSH_BYTES_MAX
+    """Most bytes of one write and sync."""
+    tail_cache_bytes: Annotated[int, Meta(ge=MIB, le=64 * GIB)] = limits.TAIL_CACHE_BYTES
+    """Memory for the newest records of all partitions; older ones are read from disk."""
+    segment_own_bytes_min: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.SEGMENT_OWN_BYTES_MIN
+    """Live bytes from which a partition gets files of its own; below, it shares archive files with others."""
+    segment_file_bytes: Annotated[int, Meta(ge=MIB, le=GIB)] = 64 * MIB
+    """Size at which a partition's segment is closed; retention and deletion drop whole segments."""
+    state_map_bytes: Annotated[int, Meta(ge=16 * MIB, le=TIB)] = 16 * GIB
+    """Address space (not memory, not disk) reserved for the state store that holds checkpoints and the catalogue."""
+    disk_free_bytes_min: Annotated[int, Meta(ge=0, le=TIB)] = limits.DISK_FREE_BYTES_MIN
+    """Free space below which publishes are refused while acks, reads and deletes go on; 0 = never refuse ahead of time."""
+    ballast_bytes: Annotated[int, Meta(ge=0, le=GIB)] = limits.BALLAST_BYTES
+    """A file kept only to be given up when the disk is full, so that the broker can still settle and delete."""
+    idle_unload_ms: Annotated[int, Meta(ge=1_000, le=86_400_000)] = 60_000
+    """A partition that nobody uses for this long is checkpointed and leaves memory."""
+
+
+class Recovery(Section, frozen=True):
+    """What to do when data on disk does not match its checksums."""
+
+    on_mismatch: OnMismatch = "quarantine"
+    """`quarantine` isolates the damaged partition and serves all others; `refuse` does not start;
+    `truncate` cuts it to the last valid point, losing the rest, and says so."""
+
+
+class Defaults(Section, frozen=True):
+    """Settings of queues and streams whose declaration leaves them at the built-in value."""
+
+    queue: QueueSpec = QueueSpec()
+    stream: StreamSpec = StreamSpec()
+
+
+class Undeclared(Section, frozen=True):
+    """What a publish or a subscription to a name that nobody declared creates. The first matching rule counts; no rule = `NotFound`."""
+
+    pattern: Annotated[str, Meta(min_length=1, max_length=limits.NAME_BYTES_MAX)]
+    """Glob over names: `*` any run of characters, `?` one character."""
+    kind: Literal["queue", "stream"] = "queue"
+    """What it becomes."""
+    settings: dict[str, Any] = {}
+    """Settings that differ from `[defaults]`, named as in `[defaults.queue]` or `[defaults.stream]`."""
+
+
+class Metrics(Section, frozen=True):
+    """What /metrics shows."""
+
+    names_max: Annotated[int, Meta(ge=0, le=100_000)] = 200
+    """Queues and streams with series of their own, the busiest first; all others are added up under the name `_other`."""
+
+
+class Log(Section, frozen=True):
+    """The broker's log, written to standard error."""
+
+    level: LogLevel = "info"
+    """Least severe events that are written."""
+    format: LogFormat = "text"
+    """`text` for people, `json` (one object a line) for machines."""
+
+
+class Config(Section, frozen=True):
+    """Everything that can be configured."""
+
+    broker: Broker = Broker()
+    listen: Listen = Listen()
+    limits: Limits = Limits()
+    connection: Connection = Connection()
+    storage: Storage = Storage()
+    recovery: Recovery = Recovery()
+    defaults: Defaults = Defaults()
+    undeclared: tuple[Undeclared, ...] = ()
+    metrics: Metrics = Metrics()
+    log: Log = Log()
+
+    def queue_spec(self, spec: QueueSpec) -> QueueSpec:
+        """``spec`` with this broker's defaults where it has the built-in value (on the wire "not given" and "the built-in value" are the same)."""
+        return _fill(spec, self.defaults.queue, QueueSpec())
+
+    def stream_spec(self, spec: StreamSpec) -> StreamSpec:
+        """As ``queue_spec``, for a stream."""
+        return _fill(spec, self.defaults.stream, StreamSpec())
+
+    def undeclared_spec(self, name: str) -> Spec | None:
+        """What the first rule that matches ``name`` declares it as; None = nothing, the answer is ``NotFound``."""
+        for rule in self.undeclared:
+            if glob_matches(rule.pattern, name):
+                return rule_spec(rule, self)
+        return None
+
+
+class Address(msgspec.Struct, frozen=True):
+    """A host and a port; ``str`` writes IPv6 hosts in brackets."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def unspecified(self) -> bool:
+        """Whether it binds every address of the machine and so names none."""
+        return self.host in ("0.0.0.0", "::", "")
+
+
+_ADDRESS = re.compile(r"^(?:\[(?P<six>[0-9A-Fa-f:.%a-z]+)\]|(?P<host>[^:\s/\[\]]*)):(?P<port>[0-9]{1,5})$")
+
+
+def parse_address(text: str) -> Address:
+    """The address in ``HOST:PORT`` or ``[IPV6]:PORT`` (an empty host = every address); ``Invalid`` if it is none."""
+    match = _ADDRESS.match(text.strip())
+    if match is None or int(match["port"]) > 65_535:
+        raise Invalid(f"{text!r} is no address", hint="write HOST:PORT, for instance 127.0.0.1:7580 or [::1]:7580 (port 0: the system picks)")
+    return Address(match["six"] or match["host"] or "0.0.0.0", int(match["port"]))
+
+
+def advertised(listen: str, advertise: str, *, port: int, hostname: str) -> Address:
+    """What clients are told: ``advertise`` if given (its port 0 = the bound one), else the listener's host, or ``hostname`` where that is
+    unspecified. ``port`` is the bound one."""
+    address = parse_address(advertise or listen)
+    host = hostname if address.unspecified else address.host
+    return Address(host, address.port if advertise and address.port else port)
+
+
+def glob_matches(pattern: str, name: str) -> bool:
+    """Whether ``name`` as a whole matches ``pattern`` (``*`` any run, ``?`` one character, nothing else is special).
+    At most their two lengths multiplied in steps, both of which are bounded."""
+    p = n = 0
+    star, mark = -1, 0
+    while n < len(name):
+        if p < len(pattern) and pattern[p] == "*":
+            star, mark = p, n
+            p += 1
+        elif p < len(pattern) and pattern[p] in ("?", name[n]):
+            p += 1
+            n += 1
+        elif star >= 0:
+            mark += 1
+            p, n = star + 1, mark
+        else:
+            return False
+    return all(c == "*" for c in pattern[p:])
+
+
+def rule_spec(rule: Undeclared, config: Config) -> Spec:
+    """The settings that a rule for undeclared names gives; ``Invalid`` if they are wrong."""
+    try:
+        if rule.kind == "queue":
+            queue = msgspec.convert({**msgspec.to_builtins(config.defaults.queue), **rule.settings}, QueueSpec)
+            check_queue(queue)
+            return queue
+        stream = msgspec.convert({**msgspec.to_builtins(config.defaults.stream), **rule.settings}, StreamSpec)
+        check_stream(stream)
+        return stream
+    except msgspec.ValidationError as e:
+        raise Invalid(f"settings: {e}") from None
+
+
+def contradictions(config: Config) -> list[tuple[str, str]]:
+    """Every mistake that no single field shows, as (setting, what is wrong)."""
+    wrong: list[tuple[str, str]] = []
+    for name in ("native", "admin", "native_advertise", "admin_advertise"):
+        text = getattr(config.listen, name)
+        if (not text and name != "native") or (name == "admin" and text == "off"):
+            continue
+        try:
+            address = parse_address(text)
+        except Invalid as e:
+            wrong.append((f"listen.{name}", f"{e}; {e.hint}"))
+            continue
+        if name.endswith("_advertise") and address.unspecified:
+            wrong.append((f"listen.{name}", f"{text} names no machine, so clients could not reach it; give a host name or an address"))
+    native, admin = config.listen.native, config.listen.admin
+    if native == admin and not native.endswith(":0"):
+        wrong.append(("listen.admin", f"it is the same address as listen.native ({native}); give it another port"))
+    bounds, disk = config.limits, config.storage
+    if bounds.message_bytes_max > bounds.frame_bytes_max - 64 * KIB:
+        wrong.append(("limits.message_bytes_max", f"must be at least 64 KiB below limits.frame_bytes_max ({bounds.frame_bytes_max})"))
+    if bounds.write_buffer_bytes_low >= bounds.write_buffer_bytes_high:
+        wrong.append(("limits.write_buffer_bytes_low", f"must be below limits.write_buffer_bytes_high ({bounds.write_buffer_bytes_high})"))
+    if disk.flush_bytes_max < bounds.frame_bytes_max:
+        wrong.append(("storage.flush_bytes_max", f"must hold one frame: at least limits.frame_bytes_max ({bounds.frame_bytes_max})"))
+    if disk.wal_file_bytes <= disk.flush_bytes_max:
+        wrong.append(("storage.wal_file_bytes", f"must be larger than storage.flush_bytes_max ({disk.flush_bytes_max})"))
+    if disk.wal_bytes_max < 2 * disk.wal_file_bytes:
+        wrong.append(("storage.wal_bytes_max", f"must hold at least two files of storage.wal_file_bytes ({disk.wal_file_bytes})"))
+    try:
+        check_queue(config.defaults.queue)
+    except Invalid as e:
+        wrong.append(("defaults.queue", str(e)))
+    try:
+        check_stream(config.defaults.stream)
+    except Invalid as e:
+        wrong.append(("defaults.stream", str(e)))
+    for i, rule in enumerate(config.undeclared):
+        try:
+            rule_spec(rule, config)
+        except Invalid as e:
+            wrong.append((f"undeclared[{i}]", str(e)))
+    return wrong
+
+
+def _fill(spec: S, configured: S, builtin: S) -> S:
+    changes = {f: getattr(configured, f) for f in spec.__struct_fields__ if getattr(spec, f) == getattr(builtin, f) != getattr(configured, f)}
+    return msgspec.structs.replace(spec, **changes) if changes else spec
+
+
+assert not contradictions(Config()), contradictions(Config())

@@ -20,12 +20,17 @@ class QueueSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """A queue's declared settings. Fields in ``QUEUE_FIXED`` cannot be altered after declaration."""
 
     partitions: int = 1
+    """Units of order and of parallel consumption."""
     replication_factor: int = 1
+    """Copies of each partition, on different brokers."""
     durability: Durability = "local_durable"
+    """What a confirm at the level of the queue promises: synced here, by a majority of the copies, or by all that are in sync."""
     min_in_sync_replicas: int = 1
+    """Copies that must be in sync for a publish at majority or replica level; 1 = off."""
     ttl_ms: int = 0
     """Default time to live of a message, 0 = for ever."""
     lease_ms: int = 30_000
+    """How long a delivery holds its messages; then they return, with their delivery count one higher."""
     max_deliveries: int = 0
     """Deliveries after which a message is dead-lettered (or dropped), 0 = unlimited."""
     backoff_ms: tuple[int, ...] = ()
@@ -33,11 +38,17 @@ class QueueSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     dead_letter: str = ""
     """Name of the queue that takes dead letters, "" = dropped."""
     max_messages: int = 0
+    """Unsettled messages per partition, 0 = unlimited."""
     max_bytes: int = 0
+    """Bytes of unsettled messages per partition, 0 = unlimited."""
     max_age_ms: int = 0
+    """Age at which an unsettled message expires whatever its own time to live, 0 = never."""
     max_message_bytes: int = 0
+    """Largest batch of records in one publish, 0 = the broker's own limit."""
     overflow: Overflow = "refuse"
+    """What happens to a publish past max_messages or max_bytes: refused, or room is made at the old end."""
     ordered_by_key: bool = False
+    """Messages of one key go to one consumer at a time, in order, retries included."""
     cohort_grace_ms: int = 10_000
     """A static member that returns within this keeps its partitions."""
     cohort_target: int = 0
@@ -50,19 +61,29 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A stream's declared settings."""
 
     partitions: int = 1
+    """Units of order and of parallel consumption."""
     replication_factor: int = 1
+    """Copies of each partition, on different brokers."""
     tier: Tier = "durable"
+    """When records are delivered and confirmed: once durable, delivered before they are durable, or never synced for a confirm."""
     durability: Durability = "local_durable"
+    """What a confirm at the level of the stream promises: synced here, by a majority of the copies, or by all that are in sync."""
     min_in_sync_replicas: int = 1
+    """Copies that must be in sync for a publish at majority or replica level; 1 = off."""
     retention_ms: int = 0
+    """Age at which records may go, 0 = kept for ever."""
     retention_bytes: int = 0
     """Per partition."""
     retention_records: int = 0
     """Per partition."""
     compaction: bool = False
+    """Keep only the newest record of each key."""
     tombstone_ms: int = 24 * 3600 * 1000
+    """How long a record without a value (a deletion of its key) survives compaction."""
     max_message_bytes: int = 0
+    """Largest batch of records in one publish, 0 = the broker's own limit."""
     bindings: tuple[str, ...] = ()
+    """MQTT topic filters whose publishes this stream captures."""
 
 
 Spec = QueueSpec | StreamSpec

@@ -27,13 +27,13 @@ def extensions() -> list[Extension]:
     if os.environ.get("HEADRACE_PURE", "") not in ("", "0") or not sources or not has_compiler():
         return []
     try:
-        from mypyc.build import mypycify  # noqa: PLC0415 - it may not be there
+        from mypyc.build import mypycify
 
         options = ["--config-file=", "--python-version=3.11", "--ignore-missing-imports", "--follow-imports=silent", "--no-warn-unused-ignores"]
         built: list[Extension] = mypycify([*options, *sources], opt_level="3")
         return built
     except (Exception, SystemExit) as error:  # mypycify exits on a type error
-        print(f"headrace: not compiled ({error}); the pure Python modules do the same work, slower")  # noqa: T201
+        print(f"headrace: not compiled ({error}); the pure Python modules do the same work, slower")
         return []
 
 
@@ -44,7 +44,7 @@ class OptionalBuildExt(build_ext):
         try:
             super().run()
         except Exception as error:
-            print(f"headrace: not compiled ({error}); the pure Python modules do the same work, slower")  # noqa: T201
+            print(f"headrace: not compiled ({error}); the pure Python modules do the same work, slower")
             for extension in self.extensions:
                 Path(self.get_ext_fullpath(extension.name)).unlink(missing_ok=True)
             self.extensions = []

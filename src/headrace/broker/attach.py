@@ -1,0 +1,270 @@
+"""Opening publishers and subscriptions for a session, whatever the gateway: checks, resumes, groups.
+
+Owns the steps, not the state: that is in the session, its subscriptions and the partitions.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING
+
+from headrace.broker.partition import Partition
+from headrace.broker.queue_partition import QueuePartition
+from headrace.broker.session import Session
+from headrace.broker.sink import Sink
+from headrace.broker.stream_partition import StreamPartition
+from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
+from headrace.core import filters
+from headrace.model import limits
+from headrace.model.errors import Conflict, Invalid, NotFound, Quarantined, Refused
+from headrace.wire import control
+from headrace.wire.frames import PublishFlag
+from headrace.wire.ingress import Run
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+
+U64 = 1 << 64
+
+
+class Publisher:
+    """A publish channel bound to a partition and a producer."""
+
+    __slots__ = ("broker", "channel", "number", "partition", "producer_id")
+
+    def __init__(self, broker: Broker, channel: int, partition: Partition, producer_id: int) -> None:
+        self.broker = broker
+        self.channel = channel
+        self.partition = partition
+        self.producer_id = producer_id
+        partition.publishers += 1
+
+    def publish(self, sink: Sink, run: Run, blob: bytes) -> None:
+        """One run of frames as it arrived."""
+        if run.producer_id != self.producer_id:
+            error = Refused(f"the batch names producer {run.producer_id}, channel {self.channel} is bound to {self.producer_id}")
+            sink.refused(self.channel, run.first_correlation, run.frame_count, error)
+            self.broker.touch(sink)
+            return
+        self.partition.publish(sink, self.channel, run.flags & PublishFlag.LEVEL_MASK, run, blob, self.broker.clock_ms())
+
+    def close(self) -> None:
+        self.partition.publishers -= 1
+
+
+class Attachments:
+    """What one connection's client has attached to the broker."""
+
+    def __init__(self, broker: Broker, session: Session, sink: Sink) -> None:
+        self.broker = broker
+        self.session = session
+        self.sink = sink
+
+    # ------------------------------------------------------------ publishers
+
+    async def open_publisher(self, asked: control.OpenPublisher) -> tuple[Publisher, control.PublisherOpened]:
+        broker = self.broker
+        item = await broker.catalogue.use(asked.name, "")
+        if not 0 <= asked.partition < len(item.partitions):
+            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {asked.partition}")
+        partition = broker.partition(item, asked.partition)
+        if partition.quarantined:
+            raise Quarantined(f"partition {asked.partition} of {item.name!r} is quarantined: {partition.quarantined}")
+        last = partition.producers.last_sequence(asked.producer_id) if asked.producer_id >= 0 else -1
+        return Publisher(broker, asked.channel, partition, asked.producer_id), control.PublisherOpened(
+            kind=item.kind,
+            partitions=len(item.partitions),
+            routing_version=item.routing_version,
+            level=partition.own_level(),
+            epoch=partition.epoch,
+            message_bytes_max=partition.message_bytes_max or broker.config.limits.message_bytes_max,
+            last_sequence=last,
+        )
+
+    # ------------------------------------------------------------ queues
+
+    async def subscribe(self, asked: control.Subscribe) -> control.Subscribed:
+        """A consumer of a queue; with ``resume`` the one of that token goes on where it was."""
+        broker = self.broker
+        self._check(asked.channel, asked.token)
+        _bound("prefetch", asked.prefetch, 1, broker.config.limits.prefetch_messages_max)
+        _bound("prefetch_bytes", asked.prefetch_bytes, 1, 1 << 31)
+        if asked.lease_ms:
+            _bound("lease_ms", asked.lease_ms, limits.LEASE_MS_MIN, limits.LEASE_MS_MAX)
+        if asked.cohort and asked.pull:
+            raise Invalid("a cohort's members are pushed to; leave pull out")
+        item = await broker.catalogue.use(asked.name, "queue")
+        assert item.queue is not None
+        compiled = filters.compile(asked.filter) if asked.filter is not None else None
+        partitions = [p for p in broker.all_partitions(item) if isinstance(p, QueuePartition)]
+        self._take_channel(asked.channel)
+        old = self.session.subscriptions.get(asked.token) if asked.token else None
+        if isinstance(old, QueueSubscription) and asked.resume and old.item.id == item.id:
+            self._resume(old, asked)
+            subscription = old
+        else:
+            if old is not None:
+                broker.end_subscription(old)
+            subscription = QueueSubscription(secrets.randbits(63), self.session, self.sink, item, asked)
+            owner_token = self.session.owner_token(asked.token) if asked.token else secrets.randbits(64)
+            self._keep(subscription)
+            held = {h.partition: h.ranges for h in asked.held}
+            for partition in partitions:
+                partition.attach(
+                    subscription,
+                    lease_ms=asked.lease_ms or item.queue.lease_ms,
+                    auto_ack=asked.auto_ack,
+                    filter=compiled,
+                    owner_token=owner_token,
+                )
+                if asked.resume:
+                    partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
+        if asked.cohort:
+            broker.groups.join_cohort(subscription, broker.now_ms)
+        assigned, generation = broker.groups.assignment(subscription)
+        return control.Subscribed(
+            partitions=len(item.partitions),
+            assigned=assigned,
+            generation=generation,
+            lease_ms=asked.lease_ms or item.queue.lease_ms,
+            epochs={p.number: p.epoch for p in partitions},
+        )
+
+    def _resume(self, subscription: QueueSubscription, asked: control.Subscribe) -> None:
+        broker = self.broker
+        subscription.sink, subscription.channel, subscription.unclaimed_ms = self.sink, asked.channel, 0
+        self.session.channels[asked.channel] = subscription
+        held = {h.partition: h.ranges for h in asked.held}
+        for partition in subscription.partitions.values():
+            partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
+        subscription.wake()
+
+    # ------------------------------------------------------------ streams
+
+    async def subscribe_stream(self, asked: control.SubscribeStream) -> control.Subscribed:
+        """A reader of a stream: of the partitions named, of all, or of those its group assigns."""
+        broker = self.broker
+        self._check(asked.channel, asked.token)
+        _bound("prefetch", asked.prefetch, 1, broker.config.limits.prefetch_messages_max)
+        _bound("prefetch_bytes", asked.prefetch_bytes, 1, 1 << 31)
+        if asked.group and asked.partitions:
+            raise Invalid("a group assigns the partitions; name a group or partitions, not both")
+        if asked.group and not asked.cursor:
+            raise Invalid("a group's members share a durable position: name a cursor (often the group's own name)")
+        item = await broker.catalogue.use(asked.name, "stream")
+        assert item.stream is not None
+        wrong = [n for n in asked.partitions if not 0 <= n < len(item.partitions)]
+        if wrong:
+            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {wrong[0]}")
+        if asked.filter is not None:
+            filters.compile(asked.filter)
+        self._take_channel(asked.channel)
+        old = self.session.subscriptions.get(asked.token) if asked.token else None
+        if isinstance(old, StreamSubscription) and old.group and old.group == asked.group and old.item.id == item.id:
+            subscription = old
+            subscription.sink, subscription.channel, subscription.asked, subscription.unclaimed_ms = self.sink, asked.channel, asked, 0
+            self.session.channels[asked.channel] = subscription
+        else:
+            if old is not None:
+                broker.end_subscription(old)
+            subscription = StreamSubscription(secrets.randbits(63), self.session, self.sink, item, asked)
+            self._keep(subscription)
+        starts: dict[int, int] = {}
+        if asked.group:
+            broker.groups.join_readers(subscription, broker.now_ms)
+            assigned, subscription.generation = broker.groups.assignment(subscription)
+            starts = {n: p.machine.position(subscription.id) for n, p in subscription.partitions.items()}
+        else:
+            assigned = asked.partitions or tuple(range(len(item.partitions)))
+            try:
+                for number in assigned:
+                    starts[number] = self.read(subscription, number)
+            except Invalid:
+                broker.end_subscription(subscription)
+                raise
+        return control.Subscribed(
+            partitions=len(item.partitions),
+            assigned=assigned,
+            generation=subscription.generation,
+            starts=starts,
+            epochs={n: p.epoch for n, p in subscription.partitions.items()},
+            tier=item.stream.tier,
+        )
+
+    def read(self, subscription: StreamSubscription, number: int) -> int:
+        return start_reading(self.broker, subscription, number)
+
+    # ------------------------------------------------------------ ends
+
+    def unsubscribe(self, asked: control.Unsubscribe) -> control.Done:
+        subscription = self.session.channels.get(asked.channel)
+        if subscription is None:
+            return control.Done(count=0)
+        self.broker.end_subscription(subscription)
+        return control.Done(count=1)
+
+    def connection_lost(self, sink: Sink) -> None:
+        self.broker.connection_lost(self.session, sink)
+
+    def wake(self) -> None:
+        """The socket drained: its subscriptions may send again."""
+        for subscription in self.session.channels.values():
+            subscription.wake()
+
+    # ------------------------------------------------------------ inside
+
+    def _check(self, channel: int, token: int) -> None:
+        if not 1 <= channel <= 65_535:
+            raise Invalid(f"a channel lies in 1..65535, this one is {channel}")
+        if not 0 <= token < U64:
+            raise Invalid("a subscription's token is an unsigned 64-bit number")
+        if len(self.session.channels) >= self.broker.config.limits.channels_max:
+            raise Conflict(f"this connection has {len(self.session.channels)} subscriptions, the most that are allowed")
+
+    def _take_channel(self, channel: int) -> None:
+        old = self.session.channels.get(channel)
+        if old is not None:
+            self.broker.end_subscription(old)
+
+    def _keep(self, subscription: Subscription) -> None:
+        self.session.channels[subscription.channel] = subscription
+        if subscription.token:
+            self.session.subscriptions[subscription.token] = subscription
+
+
+def start_reading(broker: Broker, subscription: StreamSubscription, number: int) -> int:
+    """Opens the reader of one partition and says at which offset it starts; a position that was taken back is reported as ``Retracted``."""
+    partition = broker.partition(subscription.item, number)
+    assert isinstance(partition, StreamPartition)
+    if partition.quarantined:
+        raise Quarantined(f"partition {number} of {subscription.item.name!r} is quarantined: {partition.quarantined}")
+    asked = subscription.asked
+    wanted = asked.starts.get(number)
+    position = partition.start_at(asked.start, asked.cursor, broker.wall_ms) if wanted is None else wanted
+    end = partition.machine.end if partition.spec.tier == "durable" else partition.next_offset
+    if position > end and wanted is not None:
+        if subscription.sink is not None:
+            subscription.sink.event(control.Retracted(channel=subscription.channel, partition=number, from_offset=end, epoch=partition.epoch))
+        position = end
+    if position < partition.machine.start_offset:
+        if wanted is not None and subscription.sink is not None:
+            subscription.sink.event(
+                control.CursorMoved(channel=subscription.channel, partition=number, from_offset=position, to_offset=partition.machine.start_offset)
+            )
+        position = partition.machine.start_offset
+    partition.open_reader(
+        subscription,
+        position=position,
+        cursor=asked.cursor,
+        auto_commit=asked.auto_commit,
+        messages=asked.prefetch,
+        nbytes=asked.prefetch_bytes,
+        filter=filters.compile(asked.filter) if asked.filter is not None else None,
+        generation=subscription.generation,
+    )
+    return position
+
+
+def _bound(name: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise Invalid(f"{name} lies in {low}..{high}, this one is {value}")

@@ -1,0 +1,472 @@
+"""The broker: one event loop, one store, the partitions that are in use, and the tick that drives them.
+
+A tick appends what every partition gathered, grants, journals, starts a flush and writes to each connection once. It runs when something was marked, never by a timer of its own.
+Invariants: work per tick, not per message; a partition is loaded at first use and only here; after a failed sync nothing is confirmed any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import secrets
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Protocol
+
+from headrace.broker.catalogue import Catalogue, Item
+from headrace.broker.groups import Groups
+from headrace.broker.metrics import Counters
+from headrace.broker.outbox import Outbox
+from headrace.broker.partition import Partition
+from headrace.broker.queue_partition import QueuePartition
+from headrace.broker.session import Session
+from headrace.broker.sink import Sink
+from headrace.broker.stream_partition import StreamPartition
+from headrace.broker.subscription import QueueSubscription, Subscription
+from headrace.cluster.local import LocalCoordinator
+from headrace.log import get_logger
+from headrace.model import limits
+from headrace.model.config import Config
+from headrace.model.errors import Draining, HeadraceError, StorageError, SyncFailed
+from headrace.model.specs import QueueSpec, Spec
+from headrace.storage.api import Checkpoint, Flushed, Store
+from headrace.storage.memory import MemoryStore
+from headrace.wire import control
+
+HOUSEKEEPING_S = 1.0
+_ID_KEY = b"broker/id"
+_log = get_logger("broker")
+
+
+class Held(Protocol):
+    """A connection that stopped reading until the log catches up."""
+
+    def release(self) -> None: ...
+
+
+class Broker:
+    """See the module's head. ``start`` before anything else; ``stop`` ends it cleanly."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.loop = asyncio.get_running_loop()
+        self.id = ""
+        self.incarnation = secrets.token_hex(16)
+        self.started_ms = 0
+        self.state = "starting"
+        self.failed = asyncio.Event()
+        self.durable = config.broker.storage == "disk"
+        self.store: Store = self._make_store()
+        self.now_ms = 0
+        self.wall_ms = 0
+        self.refresh()
+        self.partitions: dict[int, Partition] = {}
+        self.sessions: dict[str, Session] = {}
+        self.sinks: dict[int, Any] = {}
+        """Open connections by id, kept by the gateways."""
+        self.counters = Counters()
+        self.draining = False
+        self.disk_nearly_full = False
+        self.store_error: HeadraceError | None = None
+        self.refusing = False
+        self.pressure_on = False
+        self.tick_bytes = 0
+        self.listeners: dict[str, str] = {}
+        self.outbox = Outbox(self)
+        self.groups = Groups(self)
+        self._dirty: list[Partition] = []
+        self._sinks: list[Sink] = []
+        self._held: list[Held] = []
+        self._scheduled = False
+        self._timers: list[tuple[int, int, Partition]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._sequence = 0
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+
+    def _make_store(self) -> Store:
+        if not self.durable:
+            return MemoryStore(self.config, self.loop)
+        from headrace.storage.store import DiskStore  # lmdb only where there is a disk
+
+        return DiskStore(Path(self.config.broker.data_dir), self.config, self.loop)
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Recovers the store and makes the broker ready to serve."""
+        await self.store.open(self)
+        known = self.store.state.get(_ID_KEY)
+        self.id = known.decode() if known else secrets.token_hex(8)
+        if not known:
+            await self.store.commit_state({_ID_KEY: self.id.encode()})
+        self.coordinator = LocalCoordinator(self.store.state, self.store.commit_state)
+        self.catalogue = Catalogue(
+            self.coordinator,
+            new_id=lambda: secrets.token_hex(16),
+            wall_ms=lambda: self.wall_ms,
+            undeclared=self._undeclared,
+            changed=self._catalogue_changed,
+        )
+        await self.catalogue.open()
+        self.owners: dict[int, tuple[str, int]] = {}
+        await self._finish_deletions()
+        await self._wake_partitions()
+        self.refresh()
+        self.started_ms = self.now_ms
+        self.state = "serving"
+        self.spawn(self._housekeep())
+
+    async def drain(self, grace_ms: int, message: str) -> None:
+        """Tells every client, refuses new publishes after the grace, and waits until what was accepted is durable."""
+        if self.draining or self.state == "draining":
+            return
+        self.state = "draining"
+        _log.info("draining: clients have %d ms, then publishes are refused", grace_ms)
+        for connection in list(self.sinks.values()):
+            connection.event(control.GoingAway(grace_ms=grace_ms, message=message))
+            connection.flush()
+        deadline = self.loop.time() + grace_ms / 1000
+        while self.sinks and self.loop.time() < deadline:
+            await asyncio.sleep(0.01)
+        self.draining = True
+        self._update_refusing()
+
+    async def stop(self) -> None:
+        """Closes the store cleanly; what is not durable by then was never confirmed."""
+        if self._stopping:
+            return
+        self._stopping = True
+        self.state = "stopped" if self.store_error is None else "failed"
+        self.refresh()
+        for session in list(self.sessions.values()):
+            for subscription in list(session.channels.values()):
+                if isinstance(subscription, QueueSubscription):
+                    subscription.suspend()
+        self._tick()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._timer is not None:
+            self._timer.cancel()
+        await self.store.close()
+
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Runs ``work`` beside the tick; it ends with the broker, and an error in it is logged."""
+        task = self.loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._task_done)
+        return task
+
+    def _task_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a background task failed", exc_info=task.exception())
+
+    # ------------------------------------------------------------ time and the tick
+
+    def refresh(self) -> None:
+        """Reads the clocks; everything in a tick sees the same time."""
+        self.now_ms = time.monotonic_ns() // 1_000_000
+        self.wall_ms = time.time_ns() // 1_000_000
+
+    @staticmethod
+    def clock_ms() -> float:
+        """Monotonic milliseconds with a fraction, for latencies."""
+        return time.monotonic() * 1000
+
+    def mark(self, partition: Partition) -> None:
+        """``partition`` has something to do in this tick."""
+        if not partition.dirty:
+            partition.dirty = True
+            self._dirty.append(partition)
+            if not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._tick)
+
+    def touch(self, sink: Sink) -> None:
+        """``sink`` was written to; it is flushed at the end of this tick."""
+        if not sink.dirty:
+            sink.dirty = True
+            self._sinks.append(sink)
+            if not self._scheduled:
+                self._scheduled = True
+                self.loop.call_soon(self._tick)
+
+    def tick_soon(self) -> None:
+        """A tick is wanted even if no partition has anything to do (a connection waits for the next one)."""
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._tick)
+
+    def _tick(self) -> None:
+        self.refresh()
+        now, wall = self.now_ms, self.wall_ms
+        dirty, self._dirty = self._dirty, []
+        self._scheduled = True
+        for partition in dirty:
+            partition.dirty = False
+            partition.used_ms = now
+            try:
+                partition.step(now, wall)
+            except StorageError as e:
+                self._fail(e)
+        if self.store_error is None:
+            self.store.flush()
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
+            sink.dirty = False
+            sink.flush()
+        self.tick_bytes = 0
+        self._scheduled = False
+        if self._dirty or self._sinks:
+            self.tick_soon()
+        if self._held and not self.overloaded():
+            held, self._held = self._held, []
+            for connection in held:
+                connection.release()
+
+    def overloaded(self) -> bool:
+        """The log is behind: whoever publishes waits."""
+        return self.pressure_on or self.store.pending_bytes > limits.PENDING_BYTES_MAX or self.tick_bytes > limits.TICK_BYTES_MAX
+
+    def hold(self, connection: Held) -> None:
+        """``connection`` has stopped reading and wants to be released once the log has caught up (at the earliest in the next tick)."""
+        self._held.append(connection)
+        self.tick_soon()
+
+    def wake_at(self, due_ms: int, partition: Partition) -> None:
+        """``partition`` wants a tick at that monotonic time."""
+        self._sequence += 1
+        heapq.heappush(self._timers, (due_ms, self._sequence, partition))
+        self._arm()
+
+    def _arm(self) -> None:
+        if not self._timers:
+            return
+        due = self._timers[0][0]
+        if self._timer is not None:
+            if self._timer_ms <= due:
+                return
+            self._timer.cancel()
+        self._timer_ms = due
+        self._timer = self.loop.call_later(max(0.0, (due - time.monotonic_ns() // 1_000_000) / 1000), self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self.refresh()
+        while self._timers and self._timers[0][0] <= self.now_ms:
+            due, _, partition = heapq.heappop(self._timers)
+            if partition.deadline_ms == due and self.partitions.get(partition.pid) is partition:
+                partition.deadline_ms = None
+                self.mark(partition)
+        self._arm()
+
+    # ------------------------------------------------------------ what the store says
+
+    def checkpoint(self, pid: int) -> Checkpoint | None:
+        partition = self.partitions.get(pid)
+        return None if partition is None or partition.quarantined else partition.checkpoint()
+
+    def flushed(self, result: Flushed) -> None:
+        if result.error is not None:
+            self._fail(SyncFailed(f"writing the log failed: {result.error}"))
+            return
+        self.refresh()
+        now = self.now_ms
+        partitions = self.partitions
+        for pid, index in result.partitions:
+            partition = partitions.get(pid)
+            if partition is not None:
+                partition.flushed(index, now)
+        self._tick()
+
+    def pressure(self, on: bool) -> None:
+        if on != self.pressure_on:
+            _log.info("publishers are %s", "held back: the log has reached its size limit" if on else "released: the log has room again")
+        self.pressure_on = on
+        self.tick_soon()
+
+    def disk(self, nearly_full: bool) -> None:
+        if nearly_full != self.disk_nearly_full:
+            _log.log(40 if nearly_full else 20, "the disk is nearly full: publishes are refused" if nearly_full else "the disk has room again: publishes are taken")
+        self.disk_nearly_full = nearly_full
+        self._update_refusing()
+
+    def quarantined(self, pid: int, why: str) -> None:
+        _log.error("partition %d is quarantined: %s", pid, why)
+        partition = self.partitions.get(pid)
+        if partition is not None:
+            partition.quarantined = why
+
+    def _fail(self, error: HeadraceError) -> None:
+        """A failed write or sync is never retried: nothing is confirmed any more and the process is to end."""
+        if self.store_error is not None:
+            return
+        _log.error("storage failed, the broker stops confirming and goes down: %s", error)
+        self.store_error = error
+        self.state = "failed"
+        self._update_refusing()
+        for partition in self.partitions.values():
+            partition.failed(error)
+        for connection in list(self.sinks.values()):
+            connection.close(error)
+        self.failed.set()
+
+    def _update_refusing(self) -> None:
+        self.refusing = self.draining or self.disk_nearly_full or self.store_error is not None
+
+    # ------------------------------------------------------------ partitions
+
+    def partition(self, item: Item, number: int) -> Partition:
+        """The runtime of one partition, loaded at first use."""
+        pid = item.partitions[number]
+        partition = self.partitions.get(pid)
+        if partition is None:
+            partition = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, number, pid)
+            damage = self.store.damaged().get(pid)
+            if damage is not None:
+                partition.quarantined = damage.why
+            else:
+                partition.recover(self.store.replay(pid), self.now_ms, self.wall_ms)
+            partition.used_ms = self.now_ms
+            self.partitions[pid] = partition
+        return partition
+
+    def all_partitions(self, item: Item) -> list[Partition]:
+        return [self.partition(item, n) for n in range(len(item.partitions))]
+
+    def loaded(self, item: Item) -> list[Partition]:
+        """Those of its partitions that are in memory."""
+        return [p for pid in item.partitions if (p := self.partitions.get(pid)) is not None]
+
+    def forget(self, partition: Partition) -> None:
+        """Takes a partition out of memory (deleted, or to be loaded again)."""
+        self.partitions.pop(partition.pid, None)
+        partition.deadline_ms = None
+
+    async def _wake_partitions(self) -> None:
+        """Loads what has timers or unfinished transfers; everything else waits for its first use."""
+        wanted = set(self.store.partitions())
+        if not wanted:
+            return
+        after = ""
+        while True:
+            items, more = await self.catalogue.page(after=after)
+            for item in items:
+                for number, pid in enumerate(item.partitions):
+                    if pid in wanted:
+                        self.mark(self.partition(item, number))
+            if not more:
+                return
+            after = items[-1].name
+            await asyncio.sleep(0)
+
+    async def _finish_deletions(self) -> None:
+        for item in await self.catalogue.deletions():
+            await self.store.delete(item.partitions)
+            await self.catalogue.deletion_done(item)
+
+    async def _housekeep(self) -> None:
+        """Once a second: retention, idle partitions, sessions whose grace is over."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            self.refresh()
+            self.counters.sample(self.now_ms)
+            await self._expire_sessions()
+            self.groups.tick(self.now_ms)
+            for i, partition in enumerate(list(self.partitions.values())):
+                if isinstance(partition, StreamPartition):
+                    partition.housekeep(self.wall_ms)
+                if partition.idle() and self.now_ms - partition.used_ms >= self.config.storage.idle_unload_ms:
+                    await self._unload(partition)
+                if i % 64 == 63:
+                    await asyncio.sleep(0)
+
+    async def _unload(self, partition: Partition) -> None:
+        if partition.quarantined or self.store.pending_bytes or self.store_error is not None:
+            return
+        checkpoint = partition.checkpoint()
+        await self.store.save_checkpoint(partition.pid, checkpoint)
+        if partition.idle() and partition.last_index == checkpoint.index:
+            self.forget(partition)
+
+    # ------------------------------------------------------------ sessions
+
+    def open_session(self, token: str, name: str, sink: Sink) -> tuple[Session, bool]:
+        """The session of that token with ``sink`` as its connection, and whether it was resumed. A second connection with a token takes it over."""
+        session = self.sessions.get(token) if token else None
+        if session is None:
+            session = Session(token or secrets.token_hex(16), name, sink)
+            self.sessions[session.token] = session
+            return session, False
+        old, session.sink = session.sink, sink
+        if old is not None and old is not sink:
+            self._park(session)
+            old.close(Draining("another connection took this session over"))
+        session.away_since_ms = 0
+        return session, True
+
+    def connection_lost(self, session: Session, sink: Sink) -> None:
+        """Suspends what the connection had; it waits for ``reconnect_grace``."""
+        if session.sink is not sink:
+            return
+        session.sink = None
+        session.away_since_ms = max(1, self.now_ms)
+        self._park(session)
+        if not session.subscriptions:
+            self.sessions.pop(session.token, None)
+
+    def _park(self, session: Session) -> None:
+        for subscription in list(session.channels.values()):
+            if subscription.token:
+                subscription.suspend()
+                self.groups.suspended(subscription, self.now_ms)
+            else:
+                self.end_subscription(subscription)
+        session.channels.clear()
+
+    def end_subscription(self, subscription: Subscription) -> None:
+        """Ends a subscription for good: leases return, its group is told."""
+        session = subscription.session
+        if session.channels.get(subscription.channel) is subscription:
+            del session.channels[subscription.channel]
+        if session.subscriptions.get(subscription.token) is subscription:
+            del session.subscriptions[subscription.token]
+        subscription.leave(self.now_ms, self.wall_ms)
+        self.groups.left(subscription, self.now_ms)
+
+    async def _expire_sessions(self) -> None:
+        grace = self.config.connection.reconnect_grace_ms
+        for session in list(self.sessions.values()):
+            if session.sink is None and self.now_ms - session.away_since_ms >= grace:
+                del self.sessions[session.token]
+                for subscription in list(session.subscriptions.values()):
+                    self.end_subscription(subscription)
+            elif session.sink is not None:
+                for subscription in list(session.subscriptions.values()):
+                    if subscription.sink is None and not subscription.closed:
+                        subscription.unclaimed_ms = subscription.unclaimed_ms or self.now_ms
+                        if self.now_ms - subscription.unclaimed_ms >= grace:
+                            self.end_subscription(subscription)
+
+    # ------------------------------------------------------------ catalogue and figures
+
+    def _undeclared(self, name: str, kind: str) -> Spec | None:
+        spec = self.config.undeclared_spec(name)
+        return spec if spec is not None and (not kind or isinstance(spec, QueueSpec) == (kind == "queue")) else None
+
+    def _catalogue_changed(self, item: Item, change: str) -> None:
+        if change == "altered":
+            for partition in self.loaded(item):
+                partition.configure(item)
+        event = control.CatalogueChanged(name=item.name, kind=item.kind, change=change)
+        for connection in self.sinks.values():
+            if "catalogue" in connection.pushes:
+                connection.event(event)
+                self.touch(connection)
+
+    def confirm_latency(self, ms: float, records: int) -> None:
+        self.counters.confirmed(ms, records)

@@ -1,0 +1,271 @@
+"""The catalogue: which queues and streams exist, with what settings and partitions. Documents in the coordinator, looked up lazily.
+
+One document a name (``names/<name>``), so a name is a queue or a stream for life and two declarations of one name meet in one compare-and-swap.
+Partition ids are allocated from one counter and never used twice. 100,000 names cost nothing but their documents: only used items are objects here.
+"""
+
+import asyncio
+import fnmatch
+from collections.abc import Callable
+from typing import Any, Literal
+
+import msgspec
+
+from headrace.cluster.coordinator import Document
+from headrace.cluster.local import LocalCoordinator
+from headrace.model.errors import Conflict, Invalid, NotFound, Unavailable
+from headrace.model.specs import FIXED, QueueSpec, Spec, StreamSpec, check_name, check_queue, check_stream, difference
+
+ID_BLOCK = 256
+CACHE_MAX = 10_000
+_RETRIES = 64
+_NAMES = "names/"
+_COUNTER = "ids/partition"
+
+
+class Item(msgspec.Struct, frozen=True, kw_only=True):
+    """A queue or stream as it stands in the catalogue. ``id`` is unique for ever: a deleted and redeclared name gets a new one."""
+
+    name: str
+    kind: Literal["queue", "stream"]
+    id: str
+    partitions: tuple[int, ...]
+    queue: QueueSpec | None = None
+    stream: StreamSpec | None = None
+    routing_version: int = 1
+    paused: bool = False
+    created_ms: int = 0
+
+    @property
+    def spec(self) -> Spec:
+        spec = self.queue if self.queue is not None else self.stream
+        assert spec is not None
+        return spec
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Item).decode
+
+
+class Catalogue:
+    """Owns the items and their cache. ``changed`` is called on the loop after each committed change with (item, "declared" | "altered" | "deleted")."""
+
+    def __init__(
+        self,
+        coordinator: LocalCoordinator,
+        *,
+        new_id: Callable[[], str],
+        wall_ms: Callable[[], int],
+        undeclared: Callable[[str, str], Spec | None],
+        changed: Callable[[Item, str], None],
+    ) -> None:
+        self._coordinator = coordinator
+        self._new_id = new_id
+        self._wall_ms = wall_ms
+        self._undeclared = undeclared
+        self._changed = changed
+        self._cache: dict[str, Item] = {}
+        self._ids: list[int] = []
+        self._allocating = asyncio.Lock()
+        self.queues = 0
+        self.streams = 0
+
+    async def open(self) -> None:
+        """Counts what is there (one pass over the names, without keeping them)."""
+        after = ""
+        while True:
+            page = await self._coordinator.range(_NAMES, after=after)
+            for document in page.documents:
+                self._count(_decode(document.value).kind, 1)
+            if not page.more:
+                return
+            after = page.documents[-1].key
+            await asyncio.sleep(0)
+
+    def find(self, name: str) -> Item | None:
+        """The item of that name, or None. At once: from the cache or one read of the state store."""
+        item = self._cache.get(name)
+        if item is None:
+            document = self._coordinator.peek(_NAMES + name)
+            if document is None:
+                return None
+            item = _decode(document.value)
+            if len(self._cache) >= CACHE_MAX:
+                del self._cache[next(iter(self._cache))]
+            self._cache[name] = item
+        return item
+
+    def get(self, name: str, kind: str = "") -> Item:
+        """The item of that name; raises ``NotFound``, or ``Conflict`` if it is of the other kind."""
+        item = self.find(name)
+        if item is None:
+            check_name(name)
+            raise NotFound(f"there is no {kind or 'queue or stream'} named {name!r}")
+        if kind and item.kind != kind:
+            raise Conflict(f"{name!r} is a {item.kind}, not a {kind}; a name keeps its kind", hint=f"use the {item.kind} commands, or another name")
+        return item
+
+    async def use(self, name: str, kind: str) -> Item:
+        """As ``get``, but an undeclared name is declared first where a policy for it exists."""
+        if self.find(name) is None:
+            check_name(name)
+            spec = self._undeclared(name, kind)
+            if spec is not None:
+                return await self.declare(name, spec)
+        return self.get(name, kind)
+
+    async def declare(self, name: str, spec: Spec) -> Item:
+        """Idempotent: the same settings give the existing item, others raise ``Conflict`` naming the differing fields."""
+        check_name(name)
+        kind: Literal["queue", "stream"] = "queue" if isinstance(spec, QueueSpec) else "stream"
+        _check(spec, name)
+        if isinstance(spec, QueueSpec):
+            self._check_dead_letter(name, spec)
+        for _ in range(_RETRIES):
+            item = self.find(name)
+            if item is not None:
+                if item.kind != kind:
+                    raise Conflict(f"{name!r} is a {item.kind} already; a name is a queue or a stream for life")
+                fields = difference(item.spec, spec)
+                if fields:
+                    was = ", ".join(f"{f} = {getattr(item.spec, f)!r} (asked {getattr(spec, f)!r})" for f in fields)
+                    raise Conflict(f"{kind} {name!r} exists with other settings: {was}")
+                return item
+            item = Item(
+                name=name,
+                kind=kind,
+                id=self._new_id(),
+                partitions=await self._allocate(spec.partitions),
+                queue=spec if isinstance(spec, QueueSpec) else None,
+                stream=spec if isinstance(spec, StreamSpec) else None,
+                created_ms=self._wall_ms(),
+            )
+            if await self._coordinator.transact({_NAMES + name: 0}, {_NAMES + name: _encode(item)}):
+                self._cache[name] = item
+                self._count(kind, 1)
+                self._changed(item, "declared")
+                return item
+            await asyncio.sleep(0.001)
+        raise Unavailable(f"{name!r} is being changed by others; try again")
+
+    async def alter(self, name: str, kind: str, changes: dict[str, Any]) -> Item:
+        """Changes settings that are safe to change; raises ``Invalid`` or ``Conflict`` and changes nothing otherwise."""
+
+        def altered(item: Item) -> Item:
+            old = item.spec
+            unknown = sorted(set(changes) - set(old.__struct_fields__))
+            if unknown:
+                raise Invalid(f"a {item.kind} has no setting {', '.join(unknown)}; it has {', '.join(old.__struct_fields__)}")
+            fixed = sorted(f for f in changes if f in FIXED and getattr(old, f) != changes[f])
+            if fixed:
+                raise Conflict(f"{', '.join(fixed)} cannot be altered after declaration", hint="declare another one and move the messages")
+            try:
+                spec = msgspec.convert({**msgspec.structs.asdict(old), **changes}, type(old))
+            except msgspec.ValidationError as e:
+                raise Invalid(f"settings of {name!r}: {e}") from None
+            _check(spec, name)
+            if isinstance(spec, QueueSpec):
+                self._check_dead_letter(name, spec)
+                return msgspec.structs.replace(item, queue=spec)
+            return msgspec.structs.replace(item, stream=spec)
+
+        return await self._update(name, kind, altered)
+
+    async def pause(self, name: str, paused: bool) -> Item:
+        return await self._update(name, "", lambda item: msgspec.structs.replace(item, paused=paused))
+
+    async def delete(self, name: str, kind: str = "") -> Item:
+        """Removes the name; the caller removes the data of the item that is returned."""
+        for _ in range(_RETRIES):
+            item = self.get(name, kind)
+            document = self._document(name)
+            if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: None, "deleted/" + item.id: _encode(item)}):
+                self._cache.pop(name, None)
+                self._count(item.kind, -1)
+                self._changed(item, "deleted")
+                return item
+            self._cache.pop(name, None)
+        raise Unavailable(f"{name!r} is being changed by others; try again")
+
+    async def deletions(self) -> list[Item]:
+        """Recorded deletions whose data may still be there (a crash came between)."""
+        return [_decode(d.value) for d in (await self._coordinator.range("deleted/")).documents]
+
+    async def deletion_done(self, item: Item) -> None:
+        await self._coordinator.transact({}, {"deleted/" + item.id: None})
+
+    async def page(self, *, kind: str = "", pattern: str = "*", after: str = "", limit: int = 1000) -> tuple[list[Item], bool]:
+        """Items in the order of their names, after ``after``; True if there are more."""
+        found: list[Item] = []
+        after = _NAMES + after if after else ""
+        while True:
+            page = await self._coordinator.range(_NAMES, after=after)
+            for document in page.documents:
+                item = _decode(document.value)
+                if (not kind or item.kind == kind) and (pattern == "*" or fnmatch.fnmatchcase(item.name, pattern)):
+                    if len(found) == limit:
+                        return found, True
+                    found.append(item)
+            if not page.more:
+                return found, False
+            after = page.documents[-1].key
+            await asyncio.sleep(0)
+
+    # ------------------------------------------------------------ inside
+
+    def _document(self, name: str) -> Document:
+        document = self._coordinator.peek(_NAMES + name)
+        if document is None:
+            self._cache.pop(name, None)
+            raise NotFound(f"there is no queue or stream named {name!r}")
+        return document
+
+    async def _update(self, name: str, kind: str, change: Callable[[Item], Item]) -> Item:
+        for _ in range(_RETRIES):
+            self.get(name, kind)
+            document = self._document(name)
+            old = _decode(document.value)
+            new = change(old)
+            if new == old:
+                return old
+            if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: _encode(new)}):
+                self._cache[name] = new
+                self._changed(new, "altered")
+                return new
+        raise Unavailable(f"{name!r} is being changed by others; try again")
+
+    def _check_dead_letter(self, name: str, spec: QueueSpec) -> None:
+        """Refuses a chain of dead-letter queues that leads back to ``name``."""
+        seen, at = [name], spec.dead_letter
+        while at:
+            if at in seen:
+                raise Invalid(f"dead letters would go round in a circle: {' -> '.join([*seen, at])}", hint="let the last queue of the chain have no dead_letter")
+            seen.append(at)
+            item = self.find(at)
+            if item is not None and item.kind != "queue":
+                raise Invalid(f"dead_letter {at!r} is a stream; name a queue")
+            at = item.queue.dead_letter if item is not None and item.queue is not None else ""
+
+    async def _allocate(self, count: int) -> tuple[int, ...]:
+        async with self._allocating:
+            while len(self._ids) < count:
+                document = await self._coordinator.get(_COUNTER)
+                first = int(document.value) if document else 1
+                size = max(ID_BLOCK, count)
+                if await self._coordinator.transact({_COUNTER: document.version if document else 0}, {_COUNTER: str(first + size).encode()}):
+                    self._ids.extend(range(first, first + size))
+            taken, self._ids = self._ids[:count], self._ids[count:]
+            return tuple(taken)
+
+    def _count(self, kind: str, change: int) -> None:
+        if kind == "queue":
+            self.queues += change
+        else:
+            self.streams += change
+
+
+def _check(spec: Spec, name: str) -> None:
+    if isinstance(spec, QueueSpec):
+        check_queue(spec, name=name)
+    else:
+        check_stream(spec)

@@ -1,0 +1,304 @@
+"""Moving messages between queues so that each arrives once: dead letters, move, redrive.
+
+The source partition journals a transfer (number, ranges, reason, target); the outbox publishes its messages to the target under a producer id derived from
+(source partition, transfer number) with sequences from 0, and journals completion once the target has committed. A crash at any point repeats the publish, which the
+target's producer table recognises. The messages stay readable in the source until then.
+
+Jobs (move, redrive) are made of transfers of at most ``CHUNK`` messages, at a rate, with progress.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from headrace.broker.catalogue import Item
+from headrace.broker.partition import Partition
+from headrace.broker.queue_partition import QueuePartition, stamped
+from headrace.core import filters
+from headrace.core.partitioner import partition_for
+from headrace.core.queue import Transfer
+from headrace.log import get_logger
+from headrace.model import limits
+from headrace.model.errors import Damaged, HeadraceError, Invalid, NotFound, QueueFull
+from headrace.model.specs import QueueSpec
+from headrace.wire import control
+from headrace.wire.batch import Record, encode_batch, encode_publish, iter_records
+from headrace.wire.entry import blob_at
+from headrace.wire.frames import Level, PublishFlag
+from headrace.wire.journal import Reason
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+
+CHUNK = 500
+BATCH_BYTES_MAX = 1024 * 1024
+JOBS_KEPT = 100
+RETRY_S = (0.05, 0.2, 1.0, 5.0)
+_log = get_logger("outbox")
+
+ORIGIN = "headrace.origin"
+ORIGIN_PARTITION = "headrace.origin-partition"
+ORIGIN_OFFSET = "headrace.origin-offset"
+REASON = "headrace.reason"
+ATTEMPTS = "headrace.attempts"
+FIRST_FAILURE = "headrace.first-failure-ms"
+LAST_FAILURE = "headrace.last-failure-ms"
+DEPTH = "headrace.dead-letter-depth"
+
+
+class Job(msgspec.Struct):
+    """A move or redrive under way."""
+
+    id: int
+    done: int = 0
+    total: int = 0
+    state: str = "running"
+    why: str = ""
+
+    def progress(self) -> control.Progress:
+        return control.Progress(id=self.id, done=self.done, total=self.total, state=self.state, why=self.why)
+
+
+class Outbox:
+    """Publishes transfers and runs jobs."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self._jobs: dict[int, Job] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._next_job = 1
+        self._stuck: dict[tuple[int, int], str] = {}
+        self._queued: dict[int, deque[Transfer]] = {}
+
+    # ------------------------------------------------------------ transfers
+
+    def start(self, source: QueuePartition, transfer: Transfer) -> None:
+        """Publishes one transfer in the background, after those of the same source that came before it."""
+        waiting = self._queued.get(source.pid)
+        if waiting is None:
+            self._queued[source.pid] = waiting = deque()
+            waiting.append(transfer)
+            self.broker.spawn(self._work(source, waiting))
+        else:
+            waiting.append(transfer)
+
+    async def _work(self, source: QueuePartition, waiting: deque[Transfer]) -> None:
+        try:
+            while waiting:
+                transfer = waiting[0]
+                await self._carry(source, transfer)
+                waiting.popleft()
+        finally:
+            del self._queued[source.pid]
+
+    async def _carry(self, source: QueuePartition, transfer: Transfer) -> None:
+        """Repeats until the target has it; what the target refuses for good stays here and is said in ``attention``."""
+        attempt = 0
+        key = (source.pid, transfer.number)
+        while True:
+            try:
+                if source.in_flight or source.dirty:
+                    journalled = self.broker.loop.create_future()
+                    source.when_committed(lambda: journalled.done() or journalled.set_result(None))
+                    await journalled
+                await self._publish(source, transfer)
+                break
+            except Damaged:
+                return
+            except HeadraceError as e:
+                self._stuck[key] = f"{transfer.reason.name.lower()} messages of {source.item.name!r} wait for {transfer.target!r}: {e}"
+                if attempt == len(RETRY_S):
+                    _log.warning("%s", self._stuck[key])
+                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+                attempt += 1
+                if source.barred is not None:
+                    return
+        self._stuck.pop(key, None)
+        source.machine.transfer_done(transfer.number)
+        self.broker.mark(source)
+
+    async def _publish(self, source: QueuePartition, transfer: Transfer) -> None:
+        broker = self.broker
+        try:
+            target = broker.catalogue.get(transfer.target)
+        except NotFound:
+            # A dead-letter queue is declared by being named in its queue's settings; a job's target was checked when it began and must exist.
+            if transfer.reason in (Reason.MOVED, Reason.REDRIVEN):
+                raise
+            target = await broker.catalogue.declare(transfer.target, QueueSpec())
+        digest = blake2b(f"{source.pid}/{transfer.number}".encode(), digest_size=8).digest()
+        producer_id = int.from_bytes(digest, "big") >> 1
+        records: dict[int, list[Record]] = {}
+        for first, count, attempts in transfer.ranges:
+            at, end = first, first + count
+            while at < end:
+                entries = source.reading.near(at, end) or await source.store.read(source.pid, at, limits.READ_CHUNK_BYTES, end)
+                if not entries:
+                    break
+                for entry in entries:
+                    for offset, record, envelope in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end):
+                        number = partition_for(record.key, len(target.partitions)) if record.key is not None else offset % len(target.partitions)
+                        made = self._stamp(source, transfer, offset, attempts, record, stamped(envelope.flags))
+                        if made is not None:
+                            records.setdefault(number, []).append(made)
+                at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
+        for number, batch in sorted(records.items()):
+            await self._append(broker.partition(target, number), producer_id, batch)
+
+    async def _append(self, target: Partition, producer_id: int, records: list[Record]) -> None:
+        """Publishes ``records`` to one partition, in frames of bounded size, and waits until all are committed."""
+        loop = self.broker.loop
+        waits = []
+        at = 0
+        while at < len(records):
+            size, stop = 0, at
+            while stop < len(records) and stop - at < CHUNK and (stop == at or size < BATCH_BYTES_MAX):
+                size += len(records[stop].value or b"")
+                stop += 1
+            batch = encode_batch(
+                records[at:stop], base_timestamp_ms=records[at].timestamp_ms, producer_id=producer_id, producer_epoch=0, base_sequence=at
+            )
+            blob = encode_publish(batch, channel=0, correlation=0, flags=Level.QUEUE | PublishFlag.STAMPED)
+            done: asyncio.Future[int] = loop.create_future()
+
+            def answer(base: int, error: HeadraceError | None, done: asyncio.Future[int] = done) -> None:
+                if not done.done():
+                    if error is None:
+                        done.set_result(base)
+                    else:
+                        done.set_exception(error)
+
+            target.append_own(blob, answer)
+            waits.append(done)
+            at = stop
+        for result in await asyncio.gather(*waits, return_exceptions=True):
+            if isinstance(result, BaseException):
+                raise result
+
+    def _stamp(self, source: QueuePartition, transfer: Transfer, offset: int, attempts: int, record: Record, trusted: bool) -> Record | None:
+        """The record as it arrives at the target, with where it came from; None = it has been dead-lettered too often and ends here."""
+        old = {name: value for name, value in record.headers if trusted and name.startswith("headrace.")}
+        headers = [(name, value) for name, value in record.headers if not name.startswith("headrace.")]
+        if transfer.reason in (Reason.MOVED, Reason.REDRIVEN):
+            if transfer.reason == Reason.MOVED:
+                headers += list(old.items())
+            return Record(key=record.key, value=record.value, headers=tuple(headers), timestamp_ms=record.timestamp_ms, offset_delta=0)
+        depth = int(old.get(DEPTH, b"0")) + 1
+        if depth > limits.DEAD_LETTER_DEPTH_MAX:
+            _log.warning("a message of %r was dead-lettered %d times and is dropped", source.item.name, depth)
+            return None
+        now = str(transfer.wall_ms).encode()
+        stamps = {
+            ORIGIN: old.get(ORIGIN, source.item.name.encode()),
+            ORIGIN_PARTITION: old.get(ORIGIN_PARTITION, str(source.number).encode()),
+            ORIGIN_OFFSET: old.get(ORIGIN_OFFSET, str(offset).encode()),
+            REASON: transfer.reason.name.lower().replace("_", "-").encode(),
+            ATTEMPTS: str(int(old.get(ATTEMPTS, b"0")) + attempts).encode(),
+            FIRST_FAILURE: old.get(FIRST_FAILURE, now),
+            LAST_FAILURE: now,
+            DEPTH: str(depth).encode(),
+        }
+        return Record(key=record.key, value=record.value, headers=(*headers, *stamps.items()), timestamp_ms=record.timestamp_ms, offset_delta=0)
+
+    def attention(self) -> list[str]:
+        return list(self._stuck.values())[:20]
+
+    # ------------------------------------------------------------ jobs
+
+    def begin_job(self, item: Item, to: str, verb: str, asked: control.Filter | None, limit: int, rate: int) -> control.Progress:
+        """Starts a move or a redrive of what is ready now."""
+        if limit < 0 or rate < 0:
+            raise Invalid("limit and rate are not negative (0 = none)")
+        compiled = filters.compile(asked) if asked is not None else None
+        job = Job(self._next_job)
+        self._next_job += 1
+        self._jobs[job.id] = job
+        while len(self._jobs) > JOBS_KEPT:
+            finished = next((j.id for j in self._jobs.values() if j.state != "running"), None)
+            if finished is None:
+                raise QueueFull(f"{JOBS_KEPT} transfers are running already; wait for one or cancel it")
+            del self._jobs[finished]
+        partitions = [p for p in self.broker.all_partitions(item) if isinstance(p, QueuePartition)]
+        job.total = sum(p.machine.ready_count for p in partitions)
+        if limit:
+            job.total = min(job.total, limit)
+        task = self.broker.spawn(self._run(job, partitions, to, Reason.MOVED if verb == "moved" else Reason.REDRIVEN, compiled, rate))
+        self._tasks[job.id] = task
+        task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
+        return job.progress()
+
+    def progress(self, id: int, *, cancel: bool = False) -> control.Progress:
+        job = self._jobs.get(id)
+        if job is None:
+            raise NotFound(f"there is no transfer {id}", hint="transfers are known until the broker restarts; what was begun is finished anyway")
+        if cancel and job.state == "running":
+            job.state = "cancelled"
+        return job.progress()
+
+    async def _run(self, job: Job, partitions: list[QueuePartition], to: str, reason: Reason, compiled: filters.Compiled | None, rate: int) -> None:
+        loop = self.broker.loop
+        began, budget = loop.time(), job.total
+        try:
+            for partition in partitions:
+                partition.activate()
+                after, end = -1, partition.high_watermark
+                while budget > job.done and job.state == "running":
+                    chunk = min(CHUNK, budget - job.done, max(1, rate // 10) if rate else CHUNK)
+                    rows = [r for r in partition.machine.peek("ready", after, chunk) if r[0] < end]
+                    if not rows:
+                        break
+                    after = rows[-1][0]
+                    targets = await self._targets(partition, [r[0] for r in rows], to, compiled)
+                    if compiled is not None:
+                        job.total -= len(rows) - sum(len(o) for o in targets.values())
+                        budget = job.total
+                    for target, offsets in sorted(targets.items()):
+                        number = partition.machine.start_transfer(target, reason, _ranges(offsets), self.broker.wall_ms, {})
+                        self.broker.mark(partition)
+                        while number in partition.machine.pending_transfers():
+                            await asyncio.sleep(0.002)
+                        job.done += len(offsets)
+                    if rate:
+                        await asyncio.sleep(max(0.0, began + job.done / rate - loop.time()))
+            if job.state == "running":
+                job.state = "finished"
+                job.total = job.done
+        except HeadraceError as e:
+            job.state, job.why = "failed", f"{e}" + (f"; {e.hint}" if e.hint else "")
+
+    async def _targets(self, partition: QueuePartition, offsets: list[int], to: str, compiled: filters.Compiled | None) -> dict[str, list[int]]:
+        """Where each of those messages goes: to ``to``, or back to the queue named in its origin header."""
+        if to and compiled is None:
+            return {to: offsets}
+        wanted, found = set(offsets), dict[str, list[int]]()
+        at, end = offsets[0], offsets[-1] + 1
+        while at < end:
+            entries = partition.reading.near(at, end) or await partition.store.read(partition.pid, at, limits.READ_CHUNK_BYTES, end)
+            if not entries:
+                break
+            for entry in entries:
+                for offset, record, envelope in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end):
+                    if offset not in wanted or (compiled is not None and not compiled.match(record.key, record.headers)):
+                        continue
+                    origin = dict(record.headers).get(ORIGIN) if stamped(envelope.flags) else None
+                    target = to or (origin.decode() if origin is not None else "")
+                    if target and self.broker.catalogue.find(target) is not None:
+                        found.setdefault(target, []).append(offset)
+            at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
+        return found
+
+
+def _ranges(offsets: list[int]) -> list[tuple[int, int]]:
+    """Sorted offsets as (first, count)."""
+    found: list[tuple[int, int]] = []
+    for offset in offsets:
+        if found and found[-1][0] + found[-1][1] == offset:
+            found[-1] = (found[-1][0], found[-1][1] + 1)
+        else:
+            found.append((offset, 1))
+    return found

@@ -1,0 +1,467 @@
+"""What queue and stream partitions share: gathering publishes into one entry a tick, epochs, and confirms when entries are durable.
+
+Owns a partition's journal position (epoch, last index, next offset), what is gathered and what is in flight. Knows nothing of readiness or cursors: subclasses do.
+Invariants: offsets are given out in the order in which runs are gathered, which is the order of the journal; a confirm above ``accepted`` is sent only from ``flushed``;
+the epoch grows at each activation, before the first entry of this incarnation.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from headrace.broker.catalogue import Item
+from headrace.broker.sink import Sink
+from headrace.core.dedup import Duplicate, ProducerTable
+from headrace.model import limits
+from headrace.model.errors import DiskFull, Draining, HeadraceError, LevelUnavailable, Quarantined, TooLarge
+from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
+from headrace.wire import ingress
+from headrace.wire.entry import RUN, runs
+from headrace.wire.frames import BATCH, Level
+from headrace.wire.journal import RECORDS_HEAD, Kind
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+
+ENTRY_BYTES_MAX = 8 * 1024 * 1024
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class Publish:
+    """One gathered run on its way to a confirm."""
+
+    __slots__ = ("arrived_ms", "base_offset", "channel", "duplicate", "first", "frames", "level", "nbytes", "records", "sink")
+
+    def __init__(self, sink: Sink | None, channel: int, first: int, frames: int, records: int, level: int, base_offset: int, nbytes: int, arrived_ms: float) -> None:
+        self.sink = sink
+        self.channel = channel
+        self.first = first
+        self.frames = frames
+        self.records = records
+        self.level = level
+        self.base_offset = base_offset
+        self.nbytes = nbytes
+        self.arrived_ms = arrived_ms
+        self.duplicate = False
+
+
+class InFlight:
+    """An appended entry that is not committed yet, with what waits for it."""
+
+    __slots__ = ("answers", "base_offset", "index", "metas", "nbytes", "publishes", "record_count", "wall_ms")
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.base_offset = -1
+        self.record_count = 0
+        self.nbytes = 0
+        self.wall_ms = 0
+        self.publishes: list[Publish] = []
+        self.metas: list[tuple[int, int, int, int, int]] | None = None
+        """(record_count, nbytes, not_before_ms, expires_at_ms, priority) per run, None when no run has any of the last three."""
+        self.answers: list[Callable[[], None]] = []
+
+
+class Partition(ABC):
+    """One owned partition, loaded. Made by ``Broker.partition`` at first use."""
+
+    def __init__(self, broker: Broker, item: Item, number: int, pid: int) -> None:
+        self.broker = broker
+        self.store = broker.store
+        self.item = item
+        self.number = number
+        self.pid = pid
+        self.epoch = 0
+        self.last_index = 0
+        self.next_offset = 0
+        self.high_watermark = 0
+        self.active = False
+        self.dirty = False
+        self.quarantined = ""
+        self.barred: HeadraceError | None = None
+        """Why it takes nothing any more (deleted)."""
+        self.message_bytes_max = 0
+        self.producers = ProducerTable()
+        self.in_flight: deque[InFlight] = deque()
+        self.deadline_ms: int | None = None
+        self.used_ms = 0
+        self.publishers = 0
+        self.published = self.delivered = self.settled_count = 0
+        self._gathered: list[Publish] = []
+        self._blobs: list[bytes] = []
+        self._run_table = bytearray()
+        self._metas: list[tuple[int, int, int, int, int]] = []
+        self._plain = True
+        self._gather_base = 0
+        self._gather_records = 0
+        self._gather_frames = 0
+        self._gather_bytes = 0
+        self._answers: list[Callable[[], None]] = []
+
+    # ------------------------------------------------------------ start
+
+    def recover(self, log: PartitionLog, now_ms: int, wall_ms: int) -> None:
+        """Rebuilds the state from a checkpoint and the entries after it. Everything recovered is durable, so it is committed."""
+        self.epoch, self.last_index = log.last_epoch, log.last_index
+        state: dict[str, Any] = {}
+        if log.checkpoint is not None:
+            state = _decode(log.checkpoint.data)
+            self.next_offset = log.checkpoint.next_offset
+            self.producers.restore(1, state["producers"])
+        self.restore(state, now_ms, wall_ms)
+        for pending in state.get("pending", ()):
+            self._committed_again(*pending, now_ms=now_ms)
+        for entry in log.entries:
+            self._replay(entry, now_ms, wall_ms)
+        self.next_offset = max(self.next_offset, log.next_offset)
+        self.high_watermark = self.next_offset
+        self.recovered(now_ms, wall_ms)
+
+    def _replay(self, entry: StoredEntry, now_ms: int, wall_ms: int) -> None:
+        if entry.kind != Kind.RECORDS:
+            if entry.kind != Kind.EPOCH_START:
+                self.replay(Kind(entry.kind), bytes(entry.payload), now_ms, wall_ms)
+            return
+        table = runs(entry.payload)
+        offset = entry.base_offset
+        plain = True
+        metas = []
+        for run in table:
+            if run.producer_id >= 0:
+                self.producers.stored(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count, offset)
+            offset += run.record_count
+            plain = plain and not (run.not_before_ms or run.expires_at_ms or run.priority)
+            metas.append((run.record_count, run.nbytes, run.not_before_ms, run.expires_at_ms, run.priority))
+        wall = RECORDS_HEAD.unpack_from(entry.payload)[3]
+        self._committed_again(entry.base_offset, entry.record_count, len(entry.payload), wall, None if plain else metas, now_ms=now_ms)
+
+    def _committed_again(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Any, *, now_ms: int) -> None:
+        self.next_offset = base + count
+        self.high_watermark = self.next_offset
+        self.committed(base, count, nbytes, wall_ms, metas, now_ms)
+
+    def activate(self) -> None:
+        """Takes a new epoch before the first entry, lease or subscription of this incarnation."""
+        if self.active:
+            return
+        self.active = True
+        self.epoch += 1
+        body = _encode({"epoch": self.epoch, "broker": self.broker.id, "incarnation": self.broker.incarnation, "wall_ms": self.broker.wall_ms})
+        self._append(Kind.EPOCH_START, (body,), len(body))
+        self.broker.mark(self)
+
+    # ------------------------------------------------------------ publishing
+
+    @abstractmethod
+    def own_level(self) -> int:
+        """The confirm level that ``Level.QUEUE`` stands for."""
+
+    @abstractmethod
+    def admit(self, count: int, nbytes: int) -> HeadraceError | None:
+        """Limits, checked before anything is gathered."""
+
+    def level_for(self, asked: int) -> int:
+        """The level to confirm at, or -1 when it cannot be had."""
+        own = self.own_level()
+        if asked == Level.QUEUE:
+            return own
+        return asked if asked <= own and asked in (Level.NONE, Level.ACCEPTED, Level.LOCAL, Level.MAJORITY, Level.REPLICA) else -1
+
+    def refusal(self) -> HeadraceError | None:
+        """Why nothing may be published now, or None."""
+        if self.barred is not None:
+            return self.barred
+        if self.quarantined:
+            return Quarantined(f"partition {self.number} of {self.item.name!r} is quarantined: {self.quarantined}")
+        broker = self.broker
+        if broker.draining:
+            return Draining("this broker is going away and takes no publishes any more")
+        if broker.disk_nearly_full:
+            return DiskFull("the disk is nearly full, so publishes are refused while acks and reads go on")
+        return broker.store_error
+
+    def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> None:
+        """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``."""
+        error = self.refusal() if self.broker.refusing or self.quarantined or self.barred is not None else None
+        level = self.level_for(asked_level)
+        if error is None and level < 0:
+            error = LevelUnavailable(f"{self.item.name!r} confirms at most at level {Level(self.own_level()).name.lower()}, {asked_level} was asked for")
+        records, nbytes = run.record_count, run.next_pos
+        nbytes = len(blob)
+        if error is None and self.message_bytes_max and nbytes > self.message_bytes_max:
+            error = self._too_large(blob)
+        if error is not None:
+            self._refuse(sink, channel, run, asked_level, error)
+            return
+        producer = run.producer_id
+        if producer >= 0:
+            verdict = self.producers.check(producer, run.producer_epoch, run.first_sequence, records)
+            if verdict is not None:
+                self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
+                return
+        error = self.admit(records, nbytes)
+        if error is not None:
+            self._refuse(sink, channel, run, asked_level, error)
+            return
+        if run.not_before_ms or run.expires_at_ms:
+            blob = ingress.absolute(blob, self.broker.wall_ms)
+        self._gather(Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
+        sink.in_flight_bytes += nbytes
+
+    def append_own(self, blob: bytes, done: Callable[[int, HeadraceError | None], None]) -> None:
+        """Publishes frames made by the broker itself (transfers); ``done(base_offset, error)`` is called once they are committed or refused.
+
+        The same rules hold as for anybody's publish, but the STAMPED flag is allowed.
+        """
+        run = ingress.scan_run(blob, 0, len(blob), limits.FRAME_BYTES_MAX, True)
+        error = run.error or self.refusal() or (self.admit(run.record_count, len(blob)) if run.producer_id < 0 else None)
+        assert error is not None or run.next_pos == len(blob), "own frames form one run"
+        if error is None and run.producer_id >= 0:
+            verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
+            if isinstance(verdict, Duplicate):
+                base = verdict.base_offset
+                self.when_committed(lambda: done(base, None))
+                return
+            error = verdict if isinstance(verdict, HeadraceError) else self.admit(run.record_count, len(blob))
+        if error is not None:
+            done(-1, error)
+            return
+        if run.not_before_ms or run.expires_at_ms:
+            blob = ingress.absolute(blob, self.broker.wall_ms)
+        publish = Publish(None, 0, 0, run.frame_count, run.record_count, Level.NONE, self.next_offset, len(blob), self.broker.now_ms)
+        base = self.next_offset
+        self._gather(publish, run, blob)
+        self._answers.append(lambda: done(base, None))
+
+    def when_committed(self, answer: Callable[[], None]) -> None:
+        """Calls ``answer`` once everything gathered or appended up to now is committed."""
+        if self._gathered or self.dirty:
+            self._answers.append(answer)
+            self.broker.mark(self)
+        elif self.in_flight:
+            self.in_flight[-1].answers.append(answer)
+        else:
+            answer()
+
+    def _gather(self, publish: Publish, run: ingress.Run, blob: bytes) -> None:
+        if self._gather_bytes + len(blob) > ENTRY_BYTES_MAX and self._gathered:
+            self._append_gathered()
+        if not self.active:
+            self.activate()
+        if not self._gathered:
+            self._gather_base = self.next_offset
+        not_before = expires_at = 0
+        if run.not_before_ms or run.expires_at_ms or run.priority:
+            self._plain = False
+            wall = self.broker.wall_ms
+            not_before = wall + run.not_before_ms if run.not_before_ms else 0
+            expires_at = wall + run.expires_at_ms if run.expires_at_ms else 0
+        size, records = len(blob), run.record_count
+        producer = run.producer_id
+        if producer >= 0:
+            self.producers.stored(producer, run.producer_epoch, run.first_sequence, records, self.next_offset)
+        self._run_table += RUN.pack(
+            producer, run.producer_epoch, run.priority, run.compressed, run.first_sequence, records, run.frame_count, size, run.frame_bytes, not_before, expires_at, run.key_slot
+        )
+        self._metas.append((records, size, not_before, expires_at, run.priority))
+        self._gathered.append(publish)
+        self._blobs.append(blob)
+        self.next_offset += records
+        self._gather_records += records
+        self._gather_frames += run.frame_count
+        self._gather_bytes += size
+        if not self.dirty:
+            self.broker.mark(self)
+
+    def _append_gathered(self) -> None:
+        """Makes the one ``records`` entry of this tick."""
+        wall = self.broker.wall_ms
+        head = RECORDS_HEAD.pack(self._gather_base, self._gather_records, self._gather_frames, wall, len(self._gathered))
+        table = bytes(self._run_table)
+        nbytes = len(head) + len(table) + self._gather_bytes
+        index = self._append(Kind.RECORDS, (head, table, *self._blobs), nbytes, self._gather_base, self._gather_records)
+        entry = InFlight(index)
+        entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms = self._gather_base, self._gather_records, nbytes, wall
+        entry.publishes = self._gathered
+        entry.metas = None if self._plain else self._metas
+        self.in_flight.append(entry)
+        self.published += self._gather_records
+        if not self.broker.durable or self.own_level() < Level.LOCAL:
+            self._confirm(entry.publishes, Level.ACCEPTED)
+        else:
+            early = [p for p in entry.publishes if p.level == Level.ACCEPTED]
+            if early:
+                self._confirm(early, Level.ACCEPTED)
+        self._gathered, self._blobs, self._metas = [], [], []
+        self._run_table.clear()
+        self._plain = True
+        self._gather_records = self._gather_frames = self._gather_bytes = 0
+        self.appended(entry.base_offset, entry.record_count, nbytes, wall)
+
+    def _append(self, kind: Kind, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0) -> int:
+        self.last_index += 1
+        self.store.append(self.pid, self.epoch, self.last_index, kind, payload, nbytes, base_offset, record_count)
+        return self.last_index
+
+    # ------------------------------------------------------------ each tick
+
+    def step(self, now_ms: int, wall_ms: int) -> None:
+        """Appends what this tick gathered and journals what was decided, grants and sends."""
+        if self._gathered:
+            self._append_gathered()
+        self.serve(now_ms, wall_ms)
+        self.append_journal()
+
+    def append_journal(self) -> None:
+        """Appends the machine's decisions since the last call; settle confirmations wait for them."""
+        index = 0
+        for kind, payload in self.take_journal():
+            if not self.active:
+                self.activate()
+            index = self._append(kind, (payload,), len(payload))
+        if self._answers:
+            answers, self._answers = self._answers, []
+            if index:
+                entry = InFlight(index)
+                entry.answers = answers
+                self.in_flight.append(entry)
+            elif self.in_flight:
+                self.in_flight[-1].answers.extend(answers)
+            else:
+                for answer in answers:
+                    answer()
+
+    def flushed(self, index: int, now_ms: int) -> None:
+        """Everything up to ``index`` is durable, so (one copy) committed: confirm it and make it available."""
+        in_flight = self.in_flight
+        while in_flight and in_flight[0].index <= index:
+            entry = in_flight.popleft()
+            if entry.record_count:
+                self.high_watermark = entry.base_offset + entry.record_count
+                self.committed(entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms, entry.metas, now_ms)
+                self._confirm(entry.publishes, Level.LOCAL)
+                for publish in entry.publishes:
+                    if publish.sink is not None:
+                        publish.sink.in_flight_bytes -= publish.nbytes
+            for answer in entry.answers:
+                answer()
+        self.broker.mark(self)
+
+    def failed(self, error: HeadraceError) -> None:
+        """The log failed: everything that waits has an unknown outcome."""
+        for entry in [*self.in_flight]:
+            for publish in entry.publishes:
+                if publish.sink is not None and publish.level >= Level.LOCAL:
+                    publish.sink.refused(publish.channel, publish.first, publish.frames, error)
+                    self.broker.touch(publish.sink)
+        self.in_flight.clear()
+
+    def _confirm(self, publishes: list[Publish], level: int) -> None:
+        touch, latency, now = self.broker.touch, self.broker.confirm_latency, self.broker.clock_ms()
+        for p in publishes:
+            sink = p.sink
+            if sink is not None and (p.level == level or (p.level > level == Level.LOCAL)):
+                sink.confirmed(p.channel, p.first, p.frames, p.base_offset, p.level, p.duplicate)
+                latency(now - p.arrived_ms, p.records)
+                touch(sink)
+
+    # ------------------------------------------------------------ refusals and duplicates
+
+    def _refuse(self, sink: Sink, channel: int, run: ingress.Run, asked_level: int, error: HeadraceError) -> None:
+        self.broker.counters.refused += run.record_count
+        if asked_level != Level.NONE:
+            sink.refused(channel, run.first_correlation, run.frame_count, error)
+            self.broker.touch(sink)
+
+    def _not_new(self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float) -> None:
+        """A run that the producer table does not take as simply the next: stored before, fenced, or only partly new."""
+        if isinstance(verdict, HeadraceError):
+            self._refuse(sink, channel, run, asked, verdict)
+        elif isinstance(verdict, Duplicate):
+            base, first, count = verdict.base_offset, run.first_correlation, run.frame_count
+            self.broker.counters.duplicates += run.record_count
+            if level != Level.NONE:
+
+                def confirm() -> None:
+                    sink.confirmed(channel, first, count, base, level, True)
+                    self.broker.touch(sink)
+
+                self.when_committed(confirm)
+        else:
+            pos, single = 0, len(blob)
+            if run.frame_count == 1:
+                self._refuse(sink, channel, run, asked, verdict.error)
+                return
+            while pos < single:
+                stop = pos + 4 + int.from_bytes(blob[pos : pos + 4], "big")
+                part = ingress.scan_run(blob, pos, stop, limits.FRAME_BYTES_MAX)
+                self.publish(sink, channel, asked, part, blob[pos:stop], now_ms)
+                pos = stop
+
+    def _too_large(self, blob: bytes) -> HeadraceError | None:
+        for pos, length, count in ingress.walk(blob):
+            if (length - limits_overhead) // count > self.message_bytes_max:
+                return TooLarge(f"a message of {length} bytes is above the {self.message_bytes_max} bytes that {self.item.name!r} takes (at byte {pos} of the run)")
+        return None
+
+    # ------------------------------------------------------------ checkpoints
+
+    def checkpoint(self) -> Checkpoint:
+        """The state at the last appended index. It may be used only once that index is durable; publishes in flight are in it as pending."""
+        if self._gathered:
+            self._append_gathered()
+        self.append_journal()
+        pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]
+        data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending})
+        return Checkpoint(self.epoch, self.last_index, data, self.floor(), self.next_offset, self.wake_at_ms())
+
+    def idle(self) -> bool:
+        """Nothing in flight, nobody attached: it can be unloaded."""
+        return not (self.dirty or self.in_flight or self._gathered or self.publishers or self.attached())
+
+    # ------------------------------------------------------------ what a queue and a stream do differently
+
+    @abstractmethod
+    def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None: ...
+
+    @abstractmethod
+    def snapshot(self) -> dict[str, Any]: ...
+
+    @abstractmethod
+    def replay(self, kind: Kind, payload: bytes, now_ms: int, wall_ms: int) -> None: ...
+
+    @abstractmethod
+    def recovered(self, now_ms: int, wall_ms: int) -> None: ...
+
+    @abstractmethod
+    def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None: ...
+
+    @abstractmethod
+    def committed(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int) -> None: ...
+
+    @abstractmethod
+    def serve(self, now_ms: int, wall_ms: int) -> None: ...
+
+    @abstractmethod
+    def take_journal(self) -> Sequence[tuple[Kind, bytes]]: ...
+
+    @abstractmethod
+    def floor(self) -> int: ...
+
+    @abstractmethod
+    def wake_at_ms(self) -> int: ...
+
+    @abstractmethod
+    def attached(self) -> int: ...
+
+    @abstractmethod
+    def configure(self, item: Item) -> None: ...
+
+
+limits_overhead = 28 + BATCH.size

@@ -1,0 +1,270 @@
+"""One queue partition at work: the queue machine, its consumers, and the bytes they are sent.
+
+The machine decides who gets which offsets; this module finds their frames and hands them to sinks, in the order of the grants.
+Invariant: while a read from disk is under way, every later grant waits behind it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from headrace.broker.catalogue import Item
+from headrace.broker.partition import Partition
+from headrace.broker.reading import Reading, parcels
+from headrace.core.filters import Compiled
+from headrace.core.queue import Consumer, Grant, QueueMachine, Settled
+from headrace.model.errors import Damaged, HeadraceError
+from headrace.model.specs import QueueSpec
+from headrace.storage.api import StoredEntry
+from headrace.wire.batch import iter_records
+from headrace.wire.entry import blob_at
+from headrace.wire.frames import DeliverFlag, Level, PublishFlag
+from headrace.wire.journal import Kind
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+    from headrace.broker.subscription import QueueSubscription
+
+
+class QueuePartition(Partition):
+    """See the module's head."""
+
+    def __init__(self, broker: Broker, item: Item, number: int, pid: int) -> None:
+        super().__init__(broker, item, number, pid)
+        assert item.queue is not None
+        self.spec: QueueSpec = item.queue
+        self.machine = QueueMachine(item.queue)
+        self.machine.pause(item.paused)
+        self.message_bytes_max = item.queue.max_message_bytes
+        self.subscriptions: dict[int, QueueSubscription] = {}
+        self.reading = Reading(broker.store, pid)
+        self._waiting: deque[Grant] = deque()
+        self._reader: asyncio.Task[None] | None = None
+        self._opener: asyncio.Task[None] | None = None
+
+    def configure(self, item: Item) -> None:
+        assert item.queue is not None
+        self.item, self.spec = item, item.queue
+        self.message_bytes_max = item.queue.max_message_bytes
+        self.machine.configure(item.queue)
+        self.machine.pause(item.paused)
+        self.broker.mark(self)
+
+    # ------------------------------------------------------------ log
+
+    def own_level(self) -> int:
+        return Level.LOCAL if self.broker.durable else Level.ACCEPTED
+
+    def admit(self, count: int, nbytes: int) -> HeadraceError | None:
+        return self.machine.admit(count, nbytes, self.broker.wall_ms)
+
+    def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:
+        pass
+
+    def committed(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int) -> None:
+        if metas is None:
+            self.machine.enqueue(base, count, nbytes, wall_ms=wall_ms, now_ms=now_ms)
+            return
+        for records, size, not_before, expires_at, priority in metas:
+            self.machine.enqueue(base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, wall_ms=wall_ms, now_ms=now_ms)
+            base += records
+
+    def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None:
+        if "machine" in state:
+            self.machine.restore(1, state["machine"], now_ms=now_ms, wall_ms=wall_ms)
+
+    def snapshot(self) -> dict[str, Any]:
+        return {"machine": self.machine.snapshot()}
+
+    def replay(self, kind: Kind, payload: bytes, now_ms: int, wall_ms: int) -> None:
+        self.machine.replay(kind, payload, now_ms=now_ms, wall_ms=wall_ms)
+
+    def recovered(self, now_ms: int, wall_ms: int) -> None:
+        self.broker.mark(self)
+
+    def take_journal(self) -> Sequence[tuple[Kind, bytes]]:
+        return self.machine.take_journal()
+
+    def floor(self) -> int:
+        return self.machine.floor
+
+    def wake_at_ms(self) -> int:
+        due = self.machine.next_deadline_ms(self.broker.now_ms, self.broker.wall_ms)
+        if self.machine.pending_transfers():
+            return self.broker.wall_ms
+        return 0 if due is None else self.broker.wall_ms + max(0, due - self.broker.now_ms)
+
+    def attached(self) -> int:
+        return len(self.subscriptions)
+
+    # ------------------------------------------------------------ each tick
+
+    def serve(self, now_ms: int, wall_ms: int) -> None:
+        machine = self.machine
+        due = machine.next_deadline_ms(now_ms, wall_ms)
+        if due is not None and due <= now_ms:
+            machine.tick(now_ms, wall_ms)
+        if self.subscriptions and not self.quarantined:
+            wants = machine.wants()
+            if wants is not None and self._opener is None:
+                self._open(wants)
+            for grant in machine.grant(now_ms, wall_ms):
+                self._send(grant)
+        for transfer in machine.take_transfers():
+            self.broker.outbox.start(self, transfer)
+        self.store.set_floor(self.pid, machine.floor)
+        due = machine.next_deadline_ms(now_ms, wall_ms)
+        if due != self.deadline_ms:
+            self.deadline_ms = due
+            if due is not None:
+                self.broker.wake_at(due, self)
+
+    # ------------------------------------------------------------ consumers
+
+    def attach(self, subscription: QueueSubscription, *, lease_ms: int, auto_ack: bool, filter: Compiled | None, owner_token: int) -> None:
+        """Makes a subscription a consumer here."""
+        self.activate()
+        consumer = Consumer(
+            subscription.id, owner_token=owner_token, credit=subscription.credit, lease_ms=lease_ms, auto_ack=auto_ack, filter=filter, member=subscription.member
+        )
+        subscription.consumers[self.number] = consumer
+        subscription.partitions[self.number] = self
+        self.subscriptions[subscription.id] = subscription
+        self.machine.attach(consumer)
+        self.broker.mark(self)
+
+    def detach(self, subscription: QueueSubscription, now_ms: int, wall_ms: int) -> None:
+        """Returns what it leases and forgets it."""
+        self.subscriptions.pop(subscription.id, None)
+        subscription.consumers.pop(self.number, None)
+        self.machine.detach(subscription.id, now_ms, wall_ms)
+        self.broker.mark(self)
+
+    def settle(
+        self, subscription: QueueSubscription, action: int, ranges: Sequence[tuple[int, int]], *, up_to: bool, delay_ms: int | None, drop: bool, correlation: int, confirm: bool
+    ) -> None:
+        """Applies a settlement; stale ranges are answered at once, the rest once committed if asked."""
+        broker = self.broker
+        settled = self.machine.settle(
+            subscription.id, action, ranges, up_to=up_to, delay_ms=delay_ms, drop=drop, now_ms=broker.now_ms, wall_ms=broker.wall_ms
+        )
+        self.settled_count += settled.count
+        self._answer(subscription, settled, correlation, confirm)
+        if len(subscription.partitions) > 1:
+            subscription.wake()
+        else:
+            broker.mark(self)
+
+    def extend(self, subscription: QueueSubscription, ranges: Sequence[tuple[int, int]], lease_ms: int, correlation: int) -> None:
+        settled = self.machine.extend(subscription.id, ranges, lease_ms, self.broker.now_ms)
+        self._answer(subscription, settled, correlation, True)
+        self.broker.mark(self)
+
+    def _answer(self, subscription: QueueSubscription, settled: Settled, correlation: int, confirm: bool) -> None:
+        if confirm:
+
+            def answer() -> None:
+                sink = subscription.sink
+                if sink is not None:
+                    sink.settled(subscription.channel, correlation, settled.count, settled.stale)
+                    self.broker.touch(sink)
+
+            self.broker.mark(self)
+            self.when_committed(answer)
+        elif settled.stale and subscription.sink is not None:
+            subscription.sink.settled(subscription.channel, correlation, settled.count, settled.stale)
+            self.broker.touch(subscription.sink)
+
+    # ------------------------------------------------------------ sending
+
+    def _send(self, grant: Grant) -> None:
+        if not self._waiting:
+            first, end = grant.first, grant.first + grant.count
+            while first < end:
+                entries = self.reading.near(first, end)
+                if not entries:
+                    grant = Grant(grant.consumer_id, first, end - first, grant.attempt, grant.auto_ack)
+                    break
+                first = self._emit(grant, entries, first, end)
+            else:
+                return
+        self._waiting.append(grant)
+        if self._reader is None:
+            self._reader = self.broker.spawn(self._read())
+
+    async def _read(self) -> None:
+        """Sends what waits for the disk, grant after grant."""
+        try:
+            while self._waiting:
+                grant = self._waiting[0]
+                first, end = grant.first, grant.first + grant.count
+                while first < end:
+                    entries = self.reading.near(first, end) or await self.reading.far(first, end)
+                    if not entries:
+                        self.machine.drop_unreadable(first, end - first, self.broker.now_ms, self.broker.wall_ms)
+                        break
+                    first = self._emit(grant, entries, first, end)
+                self._waiting.popleft()
+                self.broker.mark(self)
+        except Damaged:
+            self._waiting.clear()
+        finally:
+            self._reader = None
+
+    def _emit(self, grant: Grant, entries: Sequence[StoredEntry], first: int, end: int) -> int:
+        """Delivers what ``entries`` hold of [first, end) and says where it stopped."""
+        subscription = self.subscriptions.get(grant.consumer_id)
+        sink = subscription.sink if subscription is not None else None
+        flags = DeliverFlag.AUTO_ACK if grant.auto_ack else 0
+        if grant.attempt > 1:
+            flags |= DeliverFlag.REDELIVERED
+        reached = first
+        for parcel in parcels(entries, first, end):
+            reached = parcel.first + parcel.count
+            if sink is not None and subscription is not None:
+                sink.deliver(
+                    subscription.channel, self.number, self.epoch, parcel.first, parcel.count, grant.attempt, parcel.base_offset, parcel.blobs, parcel.nbytes, flags
+                )
+                self.delivered += parcel.count
+                if subscription.fetches:
+                    subscription.delivered(parcel.count)
+        if sink is not None:
+            self.broker.touch(sink)
+        return reached
+
+    # ------------------------------------------------------------ opening records for filters and key order
+
+    def _open(self, wants: tuple[int, int]) -> None:
+        first, count = wants
+        entries = self.reading.near(first, first + count)
+        if entries:
+            self.machine.opened(_keys_and_headers(entries, first, first + count))
+            self.broker.mark(self)
+        else:
+            self._opener = self.broker.spawn(self._open_far(first, first + count))
+
+    async def _open_far(self, first: int, end: int) -> None:
+        try:
+            entries = await self.reading.far(first, end)
+            self.machine.opened(_keys_and_headers(entries, first, end))
+        except Damaged:
+            pass
+        finally:
+            self._opener = None
+            self.broker.mark(self)
+
+
+def _keys_and_headers(entries: Sequence[StoredEntry], first: int, end: int) -> list[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]]:
+    return [
+        (offset, record.key, record.headers)
+        for entry in entries
+        for offset, record, _ in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=first, end=end)
+    ]
+
+
+def stamped(flags: int) -> bool:
+    """Whether a stored frame's ``headrace.*`` headers are the broker's own."""
+    return bool(flags & PublishFlag.STAMPED)

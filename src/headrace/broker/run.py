@@ -1,0 +1,107 @@
+"""Starting and stopping a whole broker in the running loop: broker, native listener, admin interface."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import socket
+import sys
+from collections.abc import Awaitable, Callable
+from importlib import import_module
+
+from headrace.broker.broker import Broker
+from headrace.broker.verbs import Verbs
+from headrace.log import get_logger
+from headrace.model.config import Config, advertised
+
+__all__ = ["Listener", "RunningBroker", "start"]
+
+_log = get_logger("run")
+Stop = Callable[[], Awaitable[None]]
+Listener = Callable[[Broker, Verbs], Awaitable[tuple[dict[str, str], Stop]]]
+"""Opens one kind of listener: gives the URLs it serves by name, and how to stop it."""
+
+
+class RunningBroker:
+    """A broker that serves. ``url`` and ``admin_url`` hold the real addresses ("" = no such listener); ``stopped`` is set when it has ended for whatever reason."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.verbs = Verbs(broker, self._drain_soon)
+        self.url = ""
+        self.admin_url = ""
+        self.stopped = asyncio.Event()
+        self.draining = asyncio.Event()
+        self._stops: list[Stop] = []
+        self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """What a ready file holds."""
+        return {"url": self.url, "admin": self.admin_url}
+
+    def _drain_soon(self, grace_ms: int, message: str) -> None:
+        self.draining.set()
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(grace_ms, message))
+
+    async def stop(self, drain_grace_ms: int = 0, message: str = "") -> None:
+        """Drains for at most that long, then stops. Safe to call more than once."""
+        self._drain_soon(drain_grace_ms, message)
+        await self.stopped.wait()
+
+    async def _stop(self, grace_ms: int, message: str) -> None:
+        try:
+            if self.broker.store_error is None:
+                await self.broker.drain(grace_ms, message)
+            for stop in reversed(self._stops):
+                await stop()
+            await self.broker.stop()
+        finally:
+            self.stopped.set()
+
+    async def _on_failure(self) -> None:
+        await self.broker.failed.wait()
+        self._drain_soon(0, "storage failed")
+
+
+async def start(config: Config, listeners: tuple[Listener, ...] | None = None, *, tune: bool = True) -> RunningBroker:
+    """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector)."""
+    if tune:
+        sys.setswitchinterval(0.0001)
+        gc.set_threshold(50_000, 20, 100)
+    broker = Broker(config)
+    running = RunningBroker(broker)
+    await broker.start()
+    try:
+        for listener in listeners if listeners is not None else default_listeners(config):
+            urls, stop = await listener(broker, running.verbs)
+            running._stops.append(stop)
+            broker.listeners.update(urls)
+    except BaseException:
+        for stop in running._stops:
+            await stop()
+        await broker.stop()
+        raise
+    running.url = broker.listeners.get("url", "")
+    running.admin_url = broker.listeners.get("admin", "")
+    broker.spawn(running._on_failure())
+    if tune:
+        gc.collect()
+        gc.freeze()
+    _log.info("broker %s serves %s (data in %s, pid %d)", broker.id, running.url, config.broker.data_dir if broker.durable else "memory", os.getpid())
+    return running
+
+
+def native_url(config: Config, port: int) -> str:
+    """The address clients are told."""
+    return f"headrace://{advertised(config.listen.native, config.listen.native_advertise, port=port, hostname=socket.gethostname())}"
+
+
+def default_listeners(config: Config) -> tuple[Listener, ...]:
+    """Those that ``config`` names. Imported where used: the broker layer itself knows no gateway."""
+    names = ["headrace.gateways.native.listen"]
+    if config.listen.admin and config.listen.admin != "off":
+        names.append("headrace.admin.listen")
+    return tuple(import_module(name).listen for name in names)

@@ -1,0 +1,142 @@
+"""Subscriptions: one client's reading of one queue or stream over all its partitions here, with a credit window they share.
+
+A queue subscription is a ``Consumer`` in each partition's machine; a stream subscription a ``Reader``. Both keep the sink through which they deliver, None while away.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from headrace.broker.catalogue import Item
+from headrace.broker.session import Session
+from headrace.broker.sink import Sink
+from headrace.core.queue import Consumer, Credit
+from headrace.wire import control
+
+if TYPE_CHECKING:
+    from headrace.broker.queue_partition import QueuePartition
+    from headrace.broker.stream_partition import StreamPartition
+
+
+class Subscription(ABC):
+    """What both kinds share."""
+
+    def __init__(self, id: int, session: Session, sink: Sink, channel: int, item: Item) -> None:
+        self.id = id
+        self.session = session
+        self.sink: Sink | None = sink
+        self.channel = channel
+        self.item = item
+        self.token = 0
+        self.closed = False
+        self.group: str = ""
+        self.member: str = ""
+        self.unclaimed_ms = 0
+        """Since when its session is back without having subscribed again, 0 = it has."""
+
+    @abstractmethod
+    def leave(self, now_ms: int, wall_ms: int) -> None:
+        """Ends it: leased messages return at once."""
+
+    @abstractmethod
+    def suspend(self) -> None:
+        """The connection broke: grant nothing, keep everything."""
+
+    @abstractmethod
+    def wake(self) -> None:
+        """There may be something to send: let each partition look in this tick."""
+
+
+class Fetch:
+    """A pull request in progress."""
+
+    __slots__ = ("correlation", "deadline_ms", "delivered", "wanted")
+
+    def __init__(self, correlation: int, wanted: int, deadline_ms: int) -> None:
+        self.correlation = correlation
+        self.wanted = wanted
+        self.delivered = 0
+        self.deadline_ms = deadline_ms
+
+
+class QueueSubscription(Subscription):
+    """A consumer of a queue."""
+
+    def __init__(self, id: int, session: Session, sink: Sink, item: Item, asked: control.Subscribe) -> None:
+        super().__init__(id, session, sink, asked.channel, item)
+        self.token = asked.token
+        self.asked = asked
+        self.group = asked.cohort
+        self.credit = Credit(0 if asked.pull else asked.prefetch, asked.prefetch_bytes)
+        self.consumers: dict[int, Consumer] = {}
+        """By partition number."""
+        self.partitions: dict[int, QueuePartition] = {}
+        self.fetches: list[Fetch] = []
+
+    def leave(self, now_ms: int, wall_ms: int) -> None:
+        self.closed = True
+        self.sink = None
+        for partition in self.partitions.values():
+            partition.detach(self, now_ms, wall_ms)
+        self.partitions.clear()
+
+    def suspend(self) -> None:
+        self.sink = None
+        self.fetches.clear()
+        for partition in self.partitions.values():
+            partition.machine.suspend(self.id)
+
+    def wake(self) -> None:
+        for partition in self.partitions.values():
+            partition.broker.mark(partition)
+
+    def delivered(self, count: int) -> None:
+        """A pull counts what it was sent; a full one is answered."""
+        while count and self.fetches:
+            fetch = self.fetches[0]
+            taken = min(count, fetch.wanted - fetch.delivered)
+            fetch.delivered += taken
+            count -= taken
+            if fetch.delivered >= fetch.wanted:
+                self.end_fetch()
+            elif not taken:
+                break
+
+    def end_fetch(self, fetch: Fetch | None = None) -> None:
+        """Answers a pull request (the oldest) and takes its unused credit back."""
+        fetch = fetch or self.fetches[0]
+        self.fetches.remove(fetch)
+        self.credit.messages -= fetch.wanted - fetch.delivered
+        if self.sink is not None:
+            self.sink.fetch_end(self.channel, fetch.correlation, fetch.delivered)
+
+
+class StreamSubscription(Subscription):
+    """A reader of a stream."""
+
+    def __init__(self, id: int, session: Session, sink: Sink, item: Item, asked: control.SubscribeStream) -> None:
+        super().__init__(id, session, sink, asked.channel, item)
+        self.token = asked.token
+        self.asked = asked
+        self.group = asked.group
+        self.partitions: dict[int, StreamPartition] = {}
+        self.generation = 0
+
+    def leave(self, now_ms: int, wall_ms: int) -> None:
+        self.closed = True
+        self.sink = None
+        for partition in self.partitions.values():
+            partition.close_reader(self)
+        self.partitions.clear()
+
+    def suspend(self) -> None:
+        """A stream's reader knows its own position, so nothing is kept for it but its membership."""
+        self.sink = None
+        for partition in self.partitions.values():
+            partition.close_reader(self)
+        self.partitions.clear()
+
+    def wake(self) -> None:
+        for partition in self.partitions.values():
+            partition.broker.mark(partition)

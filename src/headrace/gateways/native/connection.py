@@ -1,0 +1,421 @@
+"""One native connection: frames in, verbs out; confirms, deliveries and events back, one write a tick.
+
+Owns its read buffer, channels and outgoing pieces. Publishes, settlements and credit are handled in place as runs; control requests go to a task of the connection.
+Bounds: nothing is buffered beyond one frame of the allowed size; a connection that delivered ``READ_BYTES_PER_TICK`` is not read again before the next tick, nor while
+the log is behind or too many of its bytes are in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from headrace.broker.attach import Attachments, Publisher
+from headrace.broker.subscription import Fetch, QueueSubscription, StreamSubscription
+from headrace.gateways.native.requests import Requests
+from headrace.model import limits
+from headrace.model.errors import HeadraceError, LimitExceeded, Malformed, NotFound, Refused, TooLarge, Unavailable, WrongProtocol
+from headrace.wire import control, egress
+from headrace.wire.frames import CONFIRM, DELIVER, FETCH_END, HEADER, PREAMBLE, Op, Settle, SettleFlag, frame
+from headrace.wire.ingress import scan_run
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+    from headrace.gateways.native.server import NativeServer
+
+_header = HEADER.unpack_from
+_confirm = CONFIRM.pack
+_deliver = DELIVER.pack
+JOIN_BYTES_MAX = 64 * 1024
+
+
+class NativeConnection(asyncio.Protocol):
+    """A ``Sink`` for the broker and a protocol for the loop."""
+
+    def __init__(self, server: NativeServer, id: int) -> None:
+        self.server = server
+        self.broker: Broker = server.broker
+        self.id = id
+        self.blocked = False
+        self.dirty = False
+        self.in_flight_bytes = 0
+        self.pushes: frozenset[str] = frozenset()
+        self.peer = ""
+        self.client = ""
+        self.name = ""
+        self.heartbeat_ms = limits.HEARTBEAT_MS
+        self.bytes_in = self.bytes_out = 0
+        self.since_ms = self.broker.wall_ms
+        self.heard_ms = self.broker.now_ms
+        self.sent_ms = self.broker.now_ms
+        self.attachments: Attachments | None = None
+        self.requests = Requests(self)
+        self.publishers: dict[int, Publisher] = {}
+        self._transport: asyncio.Transport | None = None
+        self._parts: list[bytes] = []
+        self._have = 0
+        self._need = len(PREAMBLE)
+        self._frame_bytes_max = limits.FRAME_BYTES_MAX_BEFORE_HELLO
+        self._message_bytes_max = server.config.limits.message_bytes_max
+        self._in_flight_bytes_max = server.config.limits.in_flight_bytes_max
+        self._preamble_seen = False
+        self._tick_bytes = 0
+        self._holding = False
+        self._closing = False
+        self._out: list[bytes | memoryview] = []
+        self._out_bytes = 0
+        self._ops: dict[int, Callable[[bytes, int, int, int, int, int], None]] = {
+            Op.SETTLE: self._on_settle,
+            Op.CREDIT: self._on_credit,
+            Op.EXTEND: self._on_extend,
+            Op.FETCH: self._on_fetch,
+            Op.PING: self._on_ping,
+            Op.PONG: self._on_pong,
+            Op.REQUEST: self._on_request,
+        }
+
+    # ------------------------------------------------------------ the loop's side
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+        peer = transport.get_extra_info("peername")
+        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
+        bounds = self.server.config.limits
+        transport.set_write_buffer_limits(high=bounds.write_buffer_bytes_high, low=bounds.write_buffer_bytes_low)
+        self.server.opened(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._closing = True
+        self._transport = None
+        self._parts.clear()
+        self._out.clear()
+        self.requests.cancel()
+        if self.attachments is not None:
+            self.attachments.connection_lost(self)
+        for publisher in self.publishers.values():
+            publisher.close()
+        self.publishers.clear()
+        self.server.closed(self)
+
+    def data_received(self, data: bytes) -> None:
+        size = len(data)
+        self.bytes_in += size
+        self._tick_bytes += size
+        broker = self.broker
+        broker.tick_bytes += size
+        self._have += size
+        if self._have < self._need:
+            self._parts.append(data)
+        else:
+            if self._parts:
+                self._parts.append(data)
+                data = b"".join(self._parts)
+                self._parts.clear()
+            broker.refresh()
+            self.heard_ms = broker.now_ms
+            try:
+                rest = self._parse(data)
+            except HeadraceError as e:
+                self.close(e)
+                return
+            self._have = len(data) - rest
+            if self._have:
+                self._parts.append(data[rest:] if rest else data)
+            else:
+                self._need = 12
+        if self._tick_bytes >= limits.READ_BYTES_PER_TICK or self.in_flight_bytes > self._in_flight_bytes_max or broker.overloaded():
+            self._hold()
+
+    def pause_writing(self) -> None:
+        self.blocked = True
+
+    def resume_writing(self) -> None:
+        self.blocked = False
+        if self.attachments is not None:
+            self.attachments.wake()
+
+    # ------------------------------------------------------------ back-pressure
+
+    def _hold(self) -> None:
+        if self._transport is not None and not self._closing:
+            if not self._holding:
+                self._holding = True
+                self._transport.pause_reading()
+            self.broker.hold(self)
+
+    def release(self) -> None:
+        """The log has caught up: read on, unless too much of this connection's own is still in flight."""
+        self._tick_bytes = 0
+        if self._transport is None or self._closing or not self._holding:
+            return
+        if self.in_flight_bytes > self._in_flight_bytes_max:
+            self.broker.loop.call_later(0.001, self._hold)
+            return
+        self._holding = False
+        self._transport.resume_reading()
+
+    # ------------------------------------------------------------ parsing
+
+    def _parse(self, data: bytes) -> int:
+        """Handles every whole frame of ``data`` and says where the first partial one begins; sets ``_need``."""
+        pos, end = 0, len(data)
+        if not self._preamble_seen:
+            if data[: len(PREAMBLE)] != PREAMBLE:
+                raise WrongProtocol(_recognise(data))
+            self._preamble_seen = True
+            pos = len(PREAMBLE)
+        while end - pos >= 12:
+            length, op, flags, channel, correlation = _header(data, pos)
+            stop = pos + 4 + length
+            if stop > end:
+                if length > self._frame_bytes_max:
+                    raise TooLarge(f"a frame of {length} bytes; at most {self._frame_bytes_max} are allowed here")
+                self._need = stop - pos
+                return pos
+            if op == 1 and self.attachments is not None:
+                run = scan_run(data, pos, end, self._message_bytes_max)
+                publisher = self.publishers.get(channel)
+                if run.error is not None:
+                    self.broker.counters.refused += 1
+                    self.refused(channel, run.first_correlation, run.frame_count, run.error)
+                    self.broker.touch(self)
+                elif publisher is None:
+                    self.refused(channel, run.first_correlation, run.frame_count, NotFound(f"no publisher is open on channel {channel}"))
+                    self.broker.touch(self)
+                else:
+                    publisher.publish(self, run, data[pos : run.next_pos])
+                pos = run.next_pos
+                continue
+            if length < 8 or length > self._frame_bytes_max:
+                raise (TooLarge if length > 8 else Malformed)(f"a frame's length is {length}; it lies in 8..{self._frame_bytes_max}")
+            handler = self._ops.get(op)
+            if handler is None or (self.attachments is None and op not in (Op.REQUEST, Op.PING, Op.PONG)):
+                raise Malformed(f"opcode {op:#04x} is not expected {'here' if handler is None else 'before hello'}")
+            handler(data, pos, stop, flags, channel, correlation)
+            pos = stop
+        self._need = 12
+        return pos
+
+    # ------------------------------------------------------------ frames from the client
+
+    def _on_settle(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        settle = egress.parse_settle(data, pos, stop)
+        subscription = self._subscription(channel)
+        confirm = bool(flags & SettleFlag.CONFIRM)
+        up_to = bool(flags & SettleFlag.UP_TO)
+        if isinstance(subscription, QueueSubscription):
+            partition = subscription.partitions.get(settle.partition)
+            if partition is not None and (settle.epoch == partition.epoch or not settle.epoch):
+                partition.settle(
+                    subscription,
+                    Settle(flags & SettleFlag.ACTION_MASK) if flags & SettleFlag.ACTION_MASK != 3 else Settle.ACK,
+                    settle.ranges,
+                    up_to=up_to,
+                    delay_ms=settle.delay_ms if flags & SettleFlag.DELAY else None,
+                    drop=bool(flags & SettleFlag.DROP),
+                    correlation=correlation,
+                    confirm=confirm,
+                )
+                return
+        elif isinstance(subscription, StreamSubscription):
+            reader = subscription.partitions.get(settle.partition)
+            if reader is not None and (settle.epoch == reader.epoch or not settle.epoch):
+                reader.ack(subscription, settle.ranges, up_to=up_to, correlation=correlation, confirm=confirm)
+                return
+        self.settled(channel, correlation, 0, settle.ranges)
+        self.broker.touch(self)
+
+    def _on_credit(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        credit = egress.parse_credit(data, pos, stop)
+        subscription = self._subscription(channel)
+        if isinstance(subscription, QueueSubscription):
+            subscription.credit.messages = min(subscription.credit.messages + credit.messages, limits.PREFETCH_MESSAGES_MAX)
+            subscription.credit.bytes += credit.nbytes
+            subscription.wake()
+        elif isinstance(subscription, StreamSubscription):
+            for partition in subscription.partitions.values():
+                partition.credit(subscription, credit.messages, credit.nbytes)
+
+    def _on_extend(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        extend = egress.parse_extend(data, pos, stop)
+        subscription = self._subscription(channel)
+        partition = subscription.partitions.get(extend.partition) if isinstance(subscription, QueueSubscription) else None
+        if partition is None or not isinstance(subscription, QueueSubscription) or extend.epoch not in (0, partition.epoch):
+            self.settled(channel, correlation, 0, extend.ranges)
+            self.broker.touch(self)
+            return
+        partition.extend(subscription, extend.ranges, min(max(extend.lease_ms, limits.LEASE_MS_MIN), limits.LEASE_MS_MAX), correlation)
+
+    def _on_fetch(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        fetch = egress.parse_fetch(data, pos, stop)
+        subscription = self._subscription(channel)
+        if not isinstance(subscription, QueueSubscription) or not subscription.asked.pull or len(subscription.fetches) >= 64:
+            self.fetch_end(channel, correlation, 0)
+            self.broker.touch(self)
+            return
+        wanted = min(fetch.messages, limits.PREFETCH_MESSAGES_MAX)
+        wait = min(fetch.wait_ms, limits.FETCH_WAIT_MS_MAX)
+        entry = Fetch(correlation, wanted, self.broker.now_ms + wait)
+        subscription.fetches.append(entry)
+        subscription.credit.messages += wanted
+        subscription.wake()
+
+        def expire() -> None:
+            if entry in subscription.fetches and subscription.sink is self:
+                subscription.end_fetch(entry)
+                self.broker.touch(self)
+
+        self.broker.loop.call_later(max(wait, 1) / 1000, expire)
+
+    def _on_ping(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        self._write(frame(Op.PONG, correlation=correlation))
+        self.broker.touch(self)
+
+    def _on_pong(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        pass
+
+    def _on_request(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
+        if stop - pos > limits.CONTROL_BYTES_MAX:
+            raise TooLarge(f"a control message of {stop - pos} bytes; at most {limits.CONTROL_BYTES_MAX} are allowed")
+        self.requests.take(correlation, data[pos + 12 : stop])
+
+    def _subscription(self, channel: int) -> Any:
+        assert self.attachments is not None
+        return self.attachments.session.channels.get(channel)
+
+    # ------------------------------------------------------------ the broker's side (Sink)
+
+    def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
+        self._write(_confirm(24, Op.CONFIRM, 0, channel, first, count, level, duplicate, 0, base_offset))
+
+    def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:
+        self._write(egress.publish_error(channel, first, count, error))
+
+    def deliver(
+        self,
+        channel: int,
+        partition: int,
+        epoch: int,
+        first_offset: int,
+        count: int,
+        attempt: int,
+        base_offset: int,
+        blobs: Sequence[bytes | memoryview],
+        nbytes: int,
+        flags: int,
+    ) -> None:
+        self._out.append(_deliver(36 + nbytes, Op.DELIVER, flags, channel, count, partition, epoch, attempt, 0, first_offset, base_offset))
+        self._out.extend(blobs)
+        self._out_bytes += 40 + nbytes
+
+    def settled(self, channel: int, correlation: int, count: int, stale: Sequence[tuple[int, int]]) -> None:
+        self._write(egress.settled(channel, correlation, count, stale))
+
+    def fetch_end(self, channel: int, correlation: int, count: int) -> None:
+        self._write(FETCH_END.pack(12, Op.FETCH_END, 0, channel, correlation, count))
+
+    def event(self, event: control.Event) -> None:
+        self._write(frame(Op.EVENT, control.encode(event)))
+
+    def reply(self, correlation: int, reply: control.Reply) -> None:
+        self._write(frame(Op.REPLY, control.encode(reply), correlation=correlation))
+        self.broker.touch(self)
+
+    def error(self, correlation: int, error: HeadraceError) -> None:
+        self._write(egress.failure(correlation, error))
+        self.broker.touch(self)
+
+    def _write(self, piece: bytes) -> None:
+        self._out.append(piece)
+        self._out_bytes += len(piece)
+
+    def flush(self) -> None:
+        out = self._out
+        if not out or self._transport is None:
+            return
+        self._out = []
+        size, self._out_bytes = self._out_bytes, 0
+        self.bytes_out += size
+        self.sent_ms = self.broker.now_ms
+        if len(out) == 1:
+            self._transport.write(out[0])
+        elif size <= JOIN_BYTES_MAX:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)
+
+    def close(self, error: HeadraceError | None) -> None:
+        if self._closing or self._transport is None:
+            return
+        self._closing = True
+        if error is not None:
+            self._write(egress.failure(0, error))
+        self.flush()
+        transport = self._transport
+        transport.close()
+        self.broker.loop.call_later(1.0, transport.abort)
+
+    # ------------------------------------------------------------ hello, heartbeat
+
+    def ready(self, attachments: Attachments, hello: control.Hello, heartbeat_ms: int) -> None:
+        """The handshake succeeded."""
+        self.attachments = attachments
+        self.client, self.name = hello.client, hello.name
+        self.pushes = frozenset(hello.push)
+        self.heartbeat_ms = heartbeat_ms
+        self._frame_bytes_max = self.server.config.limits.frame_bytes_max
+
+    def open_publisher(self, publisher: Publisher) -> None:
+        channel = publisher.channel
+        if not 1 <= channel <= 65_535:
+            raise Refused(f"a publish channel lies in 1..65535, this one is {channel}")
+        if channel not in self.publishers and len(self.publishers) >= self.server.config.limits.channels_max:
+            raise LimitExceeded(f"this connection has {len(self.publishers)} publishers open, the most that are allowed")
+        old = self.publishers.pop(channel, None)
+        if old is not None:
+            old.close()
+        self.publishers[channel] = publisher
+
+    def beat(self, now_ms: int) -> None:
+        """Called once a second: pings a silent peer, drops one that stays silent."""
+        if self.attachments is None:
+            if now_ms - self.heard_ms > self.server.config.connection.preamble_timeout_ms:
+                self.close(Unavailable("no hello came in time"))
+        elif self._holding:
+            self.heard_ms = now_ms
+        elif now_ms - self.heard_ms > 3 * self.heartbeat_ms:
+            self.close(Unavailable(f"nothing was heard for {now_ms - self.heard_ms} ms"))
+        if self._transport is not None and now_ms - self.sent_ms >= self.heartbeat_ms and not self.blocked:
+            self._write(frame(Op.PING))
+            self.flush()
+
+    def info(self) -> control.ConnectionInfo:
+        transport = self._transport
+        return control.ConnectionInfo(
+            id=self.id,
+            peer=self.peer,
+            client=self.client,
+            name=self.name,
+            protocol="native",
+            since_ms=self.since_ms,
+            publishers=len(self.publishers),
+            subscriptions=len(self.attachments.session.channels) if self.attachments is not None else 0,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            buffered_bytes=self._have + self._out_bytes + (transport.get_write_buffer_size() if transport is not None else 0),
+        )
+
+
+def _recognise(data: bytes) -> str:
+    """What the peer seems to speak, in a sentence."""
+    if data[:1] == b"\x16" and data[1:2] == b"\x03":
+        return "this is a plaintext port and the peer began a TLS handshake; connect without TLS, or to the TLS port"
+    if data[:4] in (b"GET ", b"POST", b"HEAD", b"PUT ", b"PRI "):
+        return "the peer speaks HTTP; the admin interface listens on another port (7581 by default)"
+    if data[:1] == b"\x10":
+        return "the peer speaks MQTT; this port is for the native protocol"
+    if data[:4] == b"AMQP":
+        return "the peer speaks AMQP, which is not served here"
+    return f"the peer did not begin with the preamble {PREAMBLE!r}; this port speaks the native protocol"

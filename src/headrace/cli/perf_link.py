@@ -29,7 +29,7 @@ class Link:
     A DELIVER larger than the buffer is handed out by its head once the whole of it was received; its body is dropped as it comes.
     """
 
-    def __init__(self, url: str, *, name: str = "headrace perf") -> None:
+    def __init__(self, url: str, *, name: str = "headrace perf", session: str = "") -> None:
         parts = urlsplit(url if "://" in url else f"headrace://{url}")
         host, port = parts.hostname or "127.0.0.1", parts.port or int(DefaultPort.NATIVE)
         try:
@@ -41,6 +41,8 @@ class Link:
         self.buffer = bytearray(BUFFER_BYTES)
         self.view = memoryview(self.buffer)
         self.start = self.end = 0
+        self.whole = False
+        """Keep every DELIVER whole (it must fit the buffer), for those who read what is in it."""
         self.skip = 0
         self.head = b""
         """Head of the frame whose body is being skipped, b"" = none."""
@@ -50,7 +52,12 @@ class Link:
         self.closed = ""
         self.socket.sendall(frames.PREAMBLE)
         hello = control.Hello(
-            client="headrace-perf", name=name, user=unquote(parts.username or ""), password=unquote(parts.password or ""), heartbeat_ms=60_000
+            client="headrace-perf",
+            name=name,
+            session=session,
+            user=unquote(parts.username or ""),
+            password=unquote(parts.password or ""),
+            heartbeat_ms=60_000,
         )
         self.welcome = self.call(hello, control.Welcome)
 
@@ -120,7 +127,7 @@ class Link:
                 return
             length, op, flags, channel, correlation = unpack(view, self.start)
             if left < length + 4:
-                if length > BIG_FRAME_BYTES and op == Op.DELIVER and left >= frames.DELIVER.size + frames.PUBLISH_MIN:
+                if length > BIG_FRAME_BYTES and op == Op.DELIVER and not self.whole and left >= frames.DELIVER.size + frames.PUBLISH_MIN:
                     self.head = bytes(view[self.start : self.start + frames.DELIVER.size + frames.PUBLISH_MIN])
                     self.start += len(self.head)
                     self.skip = length + 4 - len(self.head)

@@ -3,7 +3,7 @@
 Owns the record of every confirm, delivery and confirmed settlement. Does not know connections, processes or time.
 
 Checked: a confirmed message is there at the offset it was confirmed at (I1, I3); nothing is delivered that nobody published (I2); per producer and
-partition offsets follow sequences (I4); an idempotent publish is stored once (I11); a message is not delivered again after its settlement was confirmed.
+partition offsets follow sequences (I4); an idempotent publish is stored once (I11); nothing comes again after its settlement was confirmed.
 """
 
 import threading

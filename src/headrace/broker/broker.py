@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from headrace.broker.catalogue import Catalogue, Item
 from headrace.broker.groups import Groups
-from headrace.broker.metrics import Counters
+from headrace.broker.metrics import Counters, NameMetrics, Snapshot, bounded
 from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition
@@ -371,13 +371,16 @@ class Broker:
 
     async def _housekeep(self) -> None:
         """Once a second: retention, idle partitions, sessions whose grace is over."""
+        sampled_ms = self.now_ms
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
             self.refresh()
+            seconds, sampled_ms = max(0.001, (self.now_ms - sampled_ms) / 1000), self.now_ms
             self.counters.sample(self.now_ms)
             await self._expire_sessions()
             self.groups.tick(self.now_ms)
             for i, partition in enumerate(list(self.partitions.values())):
+                partition.sample(seconds)
                 if isinstance(partition, StreamPartition):
                     partition.housekeep(self.wall_ms)
                 if partition.idle() and self.now_ms - partition.used_ms >= self.config.storage.idle_unload_ms:
@@ -467,6 +470,45 @@ class Broker:
             if "catalogue" in connection.pushes:
                 connection.event(event)
                 self.touch(connection)
+
+    def metrics(self) -> Snapshot:
+        """Counters, gauges and the figures of the busiest names, for /metrics and the overview."""
+        by_item: dict[str, list[Partition]] = {}
+        for partition in self.partitions.values():
+            by_item.setdefault(partition.item.name, []).append(partition)
+        stats = self.store.stats()
+        gauges = {
+            "connections": float(len(self.sinks)),
+            "sessions": float(len(self.sessions)),
+            "queues": float(self.catalogue.queues),
+            "streams": float(self.catalogue.streams),
+            "loaded_partitions": float(len(self.partitions)),
+            "quarantined_partitions": float(len(self.store.damaged())),
+            **stats,
+        }
+        names = [self._name_metrics(partitions) for partitions in by_item.values()]
+        return Snapshot(counters=self.counters, gauges=gauges, names=bounded(names, self.config.metrics.names_max))
+
+    @staticmethod
+    def _name_metrics(partitions: list[Partition]) -> NameMetrics:
+        item = partitions[0].item
+        queues = [p.machine for p in partitions if isinstance(p, QueuePartition)]
+        streams = [p for p in partitions if isinstance(p, StreamPartition)]
+        return NameMetrics(
+            name=item.name,
+            kind=item.kind,
+            published=sum(p.published for p in partitions),
+            delivered=sum(p.delivered for p in partitions),
+            settled=sum(p.settled_count for p in partitions),
+            ready=sum(m.ready_count for m in queues),
+            leased=sum(m.leased_count for m in queues),
+            delayed=sum(m.delayed_count for m in queues),
+            records=sum(p.high_watermark - p.machine.start_offset for p in streams),
+            bytes=sum(m.bytes for m in queues),
+            consumers=max((p.attached() for p in partitions), default=0),
+            publishers=sum(p.publishers for p in partitions),
+            lag=max((p.high_watermark - c.next_offset for p in streams for c in p.machine.cursors.values()), default=0),
+        )
 
     def confirm_latency(self, ms: float, records: int) -> None:
         self.counters.confirmed(ms, records)

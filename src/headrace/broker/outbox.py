@@ -21,7 +21,7 @@ from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition, stamped
 from headrace.core import filters
 from headrace.core.partitioner import partition_for
-from headrace.core.queue import Transfer
+from headrace.core.queue import Taken, Transfer
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.errors import Damaged, HeadraceError, Invalid, NotFound, QueueFull
@@ -134,8 +134,8 @@ class Outbox:
         digest = blake2b(f"{source.pid}/{transfer.number}".encode(), digest_size=8).digest()
         producer_id = int.from_bytes(digest, "big") >> 1
         records: dict[int, list[Record]] = {}
-        for first, count, attempts in transfer.ranges:
-            at, end = first, first + count
+        for taken in transfer.ranges:
+            at, end = taken.first, taken.first + taken.count
             while at < end:
                 entries = source.reading.near(at, end) or await source.store.read(source.pid, at, limits.READ_CHUNK_BYTES, end)
                 if not entries:
@@ -143,7 +143,7 @@ class Outbox:
                 for entry in entries:
                     for offset, record, envelope in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end):
                         number = partition_for(record.key, len(target.partitions)) if record.key is not None else offset % len(target.partitions)
-                        made = self._stamp(source, transfer, offset, attempts, record, stamped(envelope.flags))
+                        made = self._stamp(source, transfer, offset, taken, record, stamped(envelope.flags))
                         if made is not None:
                             records.setdefault(number, []).append(made)
                 at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
@@ -180,7 +180,7 @@ class Outbox:
             if isinstance(result, BaseException):
                 raise result
 
-    def _stamp(self, source: QueuePartition, transfer: Transfer, offset: int, attempts: int, record: Record, trusted: bool) -> Record | None:
+    def _stamp(self, source: QueuePartition, transfer: Transfer, offset: int, taken: Taken, record: Record, trusted: bool) -> Record | None:
         """The record as it arrives at the target, with where it came from; None = it has been dead-lettered too often and ends here."""
         old = {name: value for name, value in record.headers if trusted and name.startswith("headrace.")}
         headers = [(name, value) for name, value in record.headers if not name.startswith("headrace.")]
@@ -198,8 +198,8 @@ class Outbox:
             ORIGIN_PARTITION: old.get(ORIGIN_PARTITION, str(source.number).encode()),
             ORIGIN_OFFSET: old.get(ORIGIN_OFFSET, str(offset).encode()),
             REASON: transfer.reason.name.lower().replace("_", "-").encode(),
-            ATTEMPTS: str(int(old.get(ATTEMPTS, b"0")) + attempts).encode(),
-            FIRST_FAILURE: old.get(FIRST_FAILURE, now),
+            ATTEMPTS: str(int(old.get(ATTEMPTS, b"0")) + taken.attempts).encode(),
+            FIRST_FAILURE: old.get(FIRST_FAILURE, str(taken.first_failed_ms or transfer.wall_ms).encode()),
             LAST_FAILURE: now,
             DEPTH: str(depth).encode(),
         }

@@ -93,6 +93,9 @@ class Partition(ABC):
         self.used_ms = 0
         self.publishers = 0
         self.published = self.delivered = self.settled_count = 0
+        self.rates = (0.0, 0.0, 0.0)
+        """Published, delivered and settled a second, as of the last sample."""
+        self._sampled = (0, 0, 0)
         self._gathered: list[Publish] = []
         self._blobs: list[bytes] = []
         self._run_table = bytearray()
@@ -292,6 +295,9 @@ class Partition(ABC):
         entry.metas = None if self._plain else self._metas
         self.in_flight.append(entry)
         self.published += self._gather_records
+        counters = self.broker.counters
+        counters.published += self._gather_records
+        counters.published_bytes += self._gather_bytes
         if not self.broker.durable or self.own_level() < Level.LOCAL:
             self._confirm(entry.publishes, Level.ACCEPTED)
         else:
@@ -313,6 +319,8 @@ class Partition(ABC):
 
     def step(self, now_ms: int, wall_ms: int) -> None:
         """Appends what this tick gathered and journals what was decided, grants and sends."""
+        if self.barred is not None:
+            return
         if self._gathered:
             self._append_gathered()
         self.serve(now_ms, wall_ms)
@@ -420,6 +428,12 @@ class Partition(ABC):
         pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]
         data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending})
         return Checkpoint(self.epoch, self.last_index, data, self.floor(), self.next_offset, self.wake_at_ms())
+
+    def sample(self, seconds: float) -> None:
+        """Measures the rates since the last call."""
+        now = (self.published, self.delivered, self.settled_count)
+        before, self._sampled = self._sampled, now
+        self.rates = ((now[0] - before[0]) / seconds, (now[1] - before[1]) / seconds, (now[2] - before[2]) / seconds)
 
     def idle(self) -> bool:
         """Nothing in flight, nobody attached: it can be unloaded."""

@@ -128,8 +128,9 @@ class QueuePartition(Partition):
         """Makes a subscription a consumer here."""
         self.activate()
         consumer = Consumer(
-            subscription.id, owner_token=owner_token, credit=subscription.credit, lease_ms=lease_ms, auto_ack=auto_ack, filter=filter, member=subscription.member
-        )
+            subscription.id, owner_token=owner_token, credit=subscription.credit, lease_ms=lease_ms, auto_ack=auto_ack, filter=filter, member=subscription.member,
+            replenish=not subscription.asked.pull,
+        )  # fmt: skip
         subscription.consumers[self.number] = consumer
         subscription.partitions[self.number] = self
         self.subscriptions[subscription.id] = subscription

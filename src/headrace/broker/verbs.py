@@ -152,7 +152,7 @@ class Verbs:
                 totals["bytes"] += row.bytes
             rows.append(row)
         totals["consumers"] = len(consumers)
-        rates = broker.counters.rates(item.name)
+        rates = [sum(p.rates[i] for p in broker.loaded(item)) for i in range(3)]
         return control.Info(
             name=item.name, kind=item.kind, id=item.id, spec=msgspec.structs.asdict(item.spec), routing_version=item.routing_version, paused=item.paused,
             publish_rate=rates[0], deliver_rate=rates[1], settle_rate=rates[2], partitions=tuple(rows) if partitions or load else (),
@@ -288,7 +288,7 @@ class Verbs:
         """The broker's state and figures now."""
         broker = self.broker
         stats = broker.store.stats()
-        rates = broker.counters.rates()
+        rate = broker.counters.rate
         return control.BrokerStatus(
             broker=broker.config.broker.name or broker.id,
             incarnation=broker.incarnation,
@@ -304,11 +304,11 @@ class Verbs:
             queues=broker.catalogue.queues,
             streams=broker.catalogue.streams,
             loaded_partitions=len(broker.partitions),
-            publish_rate=rates[0],
-            deliver_rate=rates[1],
-            settle_rate=rates[2],
-            bytes_in_rate=rates[3],
-            bytes_out_rate=rates[4],
+            publish_rate=rate("published"),
+            deliver_rate=rate("delivered"),
+            settle_rate=rate("settled"),
+            bytes_in_rate=rate("bytes_in"),
+            bytes_out_rate=rate("bytes_out"),
             wal_bytes=int(stats.get("wal_bytes", 0)),
             disk_free_bytes=int(stats.get("disk_free_bytes", 0)),
             memory_bytes=resident_bytes(),

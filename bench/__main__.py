@@ -23,6 +23,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a smoke run: proves that everything runs, measures nothing")
     parser.add_argument("--dry", action="store_true", help="print the table, leave docs/performance.md alone")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help="where every run's figures are kept")
     parser.add_argument("--table", metavar="FILE", help="only the table of an earlier run's results")
     options = parser.parse_args()
     if options.table:
@@ -42,8 +43,8 @@ def main() -> int:
         f"{time.strftime('%Y-%m-%d')}, {machine.description()}; a lone synced write on this disk: p50 {p50:.2f} ms, p99 {p99:.2f} ms;"
         f" medians of {options.rounds} interleaved rounds; `{command}`"
     )
-    RESULTS.mkdir(exist_ok=True)
-    kept_in = RESULTS / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
+    options.results.mkdir(exist_ok=True)
+    kept_in = options.results / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"
     kept_in.write_text("".join(json.dumps(r) + "\n" for r in [{"head": head}, *results]))
     text = table.render(results, head)
     print(f"\n{text}")

@@ -17,6 +17,8 @@ from headrace.wire.frames import Level, Op, Settle, SettleFlag
 
 SEND_BYTES = 256 * 1024
 SETTLE_RANGES = 1024
+CONFIRM_BYTE = bytes([Op.CONFIRM])
+LENGTH_BYTE = bytes([frames.CONFIRM.size - 4])
 
 
 class Publisher:
@@ -37,6 +39,8 @@ class Publisher:
         self.marks: deque[tuple[int, int]] = deque()
         """(frames queued up to here, when or when due); one channel."""
         self.times: list[int] = [0] * ring.count if channels > 1 else []
+        self.answered: dict[int, int] = {}
+        """Frames that the confirms at hand answer, by when they were queued or due."""
         self.next_offset: dict[int, int] = {}
         self.born: deque[tuple[int, int]] | None = None
         self.latency = Histogram()
@@ -88,36 +92,52 @@ class Publisher:
         """When the next paced frame is due."""
         return self.began_ns + int(self.queued / self.frames_a_ns)
 
-    def on_confirm(self, channel: int, first: int, at: int, now_ns: int) -> None:
-        """Matches one CONFIRM against what is out."""
-        _l, _o, _f, _c, _i, count, _level, duplicate, _r, base = frames.CONFIRM.unpack_from(self.link.view, at - 12)
-        if count > self.waiting:
-            self.dup += count - self.waiting
+    def take_confirms(self, now_ns: int) -> None:
+        """Matches the CONFIRMs at the head of what was read, as long as nothing else comes: with many channels there is one a message."""
+        link, size = self.link, frames.CONFIRM.size
+        n = (link.end - link.start) // size
+        if not n:
+            return
+        part = link.view[link.start : link.start + n * size]
+        same = bytes(part[4::size]).lstrip(CONFIRM_BYTE), bytes(part[3::size]).lstrip(LENGTH_BYTE)
+        n -= max(map(len, same))
+        link.start += n * size
+        for _l, _o, _f, channel, first, count, _level, duplicate, _r, base in frames.CONFIRM.iter_unpack(part[: n * size]):
+            self.on_confirm(channel, first, count, duplicate, base)
+        for then, count in self.answered.items():
+            self.latency.add(now_ns - then, count)
+        self.answered.clear()
+
+    def on_confirm(self, channel: int, first: int, count: int, duplicate: int, base: int) -> None:
+        """Matches one CONFIRM against what is out; ``answered`` says how many frames of which time it answers."""
+        if count > self.queued - self.confirmed - self.refused:
+            self.dup += count
             return
         if duplicate:
             self.dup += count
-        expected = self.next_offset.get(channel)
-        if expected is not None and base != expected:
+        expected = self.next_offset.get(channel, base)
+        if base != expected:
             if base < expected:
                 self.dup += 1
             elif self.alone:
                 self.gaps += 1
         self.next_offset[channel] = base + count * self.ring.messages
+        answered = self.answered
         if self.times:
-            times, index = self.times, first * self.channels + channel - 1
-            for i in range(count):
-                k = (index + i * self.channels) % self.ring.count
-                if times[k]:
-                    self.latency.add(now_ns - times[k])
+            times, k = self.times, first * self.channels + channel - 1
+            for _ in range(count):
+                if then := times[k]:
+                    answered[then] = answered.get(then, 0) + 1
                     times[k] = 0
                 else:
                     self.misorder += 1
+                k = (k + self.channels) % self.ring.count
             self.confirmed += count
             return
         if first != (self.confirmed + self.refused) % self.ring.count:
             self.misorder += 1
         self.confirmed += count
-        self._answered(now_ns, latency=True)
+        self._pass_marks(latency=True)
 
     def on_refused(self, channel: int, first: int, at: int, end: int) -> None:
         """Counts one PUBLISH_ERROR and keeps the first reason."""
@@ -129,15 +149,15 @@ class Publisher:
             for i in range(count):
                 self.times[(first * self.channels + channel - 1 + i * self.channels) % self.ring.count] = 0
         else:
-            self._answered(0, latency=False)
+            self._pass_marks(latency=False)
 
-    def _answered(self, now_ns: int, *, latency: bool) -> None:
-        done, marks = self.confirmed + self.refused, self.marks
+    def _pass_marks(self, *, latency: bool) -> None:
+        done, marks, answered = self.confirmed + self.refused, self.marks, self.answered
         while marks and self.accounted < done:
             upto, then = marks[0]
             reach = min(upto, done)
             if latency:
-                self.latency.add(now_ns - then, reach - self.accounted)
+                answered[then] = answered.get(then, 0) + reach - self.accounted
             self.accounted = reach
             if reach == upto:
                 marks.popleft()

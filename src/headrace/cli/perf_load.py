@@ -173,9 +173,11 @@ class Run:
         if not link.receive():
             link.closed = link.closed or "the broker closed a connection"
             return
+        publisher.take_confirms(now)
         for op, _flags, channel, correlation, at, end in link.frames():
             if op == Op.CONFIRM:
-                publisher.on_confirm(channel, correlation, at, now)
+                link.start = at - 12
+                publisher.take_confirms(now)
             elif op == Op.PUBLISH_ERROR:
                 publisher.on_refused(channel, correlation, at, end)
             else:

@@ -1,0 +1,27 @@
+"""Every row of the benchmark still runs and loses nothing; how fast does not matter here."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_tiny_run_of_every_row(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench", "--only", "headrace", "--rounds", "1", "--tiny", "--results", str(tmp_path)]
+    environment = os.environ | {"BENCH_ROOT": str(tmp_path / "data")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (results,) = tmp_path.glob("*.jsonl")
+    _head, *rows = [json.loads(line) for line in results.read_text().splitlines()]
+    assert {row["row"] for row in rows} >= {"publish-100", "both", "queues", "backlog", "paced", "flood", "append", "replay"}
+    for row in rows:
+        assert "error" not in row, row
+        assert row["rate"] > 0, row
+        assert (row["lost"], row["dup"], row["misorder"], row["refused"]) == (0, 0, 0, 0), row

@@ -39,7 +39,7 @@ class Compiled:
         self.reads_headers = reads_headers
 
 
-def compile(source: Filter) -> Compiled:  # noqa: A001 (as in ``re.compile``; used qualified)
+def compile(source: Filter) -> Compiled:
     """The compiled form of ``source``, or ``Invalid`` naming everything that is wrong with it."""
     wrong: list[str] = []
     leaves: list[Filter] = []
@@ -122,10 +122,7 @@ def _on_key(value_test: _ValueTest | None) -> Test:
 
 def _on_header(name: str, value_test: _ValueTest | None) -> Test:
     def test(key: bytes | None, headers: Headers) -> bool:
-        for header, value in headers:
-            if header == name and (value_test is None or value_test(value or b"")):
-                return True
-        return False
+        return any(header == name and (value_test is None or value_test(value or b"")) for header, value in headers)
 
     return test
 
@@ -201,7 +198,7 @@ _SIGNS: Final = {"eq": "=", "prefix": "^=", "glob": "~"}
 
 
 def parse(text: str) -> Filter:
-    """The filter that ``text`` describes (see the module's head), or ``Invalid`` saying where it cannot be read. The result is checked as by ``compile``."""
+    """The filter that ``text`` describes (see the module's head), checked as by ``compile``, or ``Invalid`` saying where it cannot be read."""
     if len(text) > limits.FILTER_TEXT_CHARACTERS_MAX:
         raise Invalid(f"filter: the text is longer than {limits.FILTER_TEXT_CHARACTERS_MAX} characters")
     found = _Parser(text).whole()
@@ -209,7 +206,7 @@ def parse(text: str) -> Filter:
     return found
 
 
-def format(source: Filter) -> str:  # noqa: A001 (the counterpart of ``parse``; used qualified)
+def format(source: Filter) -> str:
     """The text form of a valid filter: ``parse(format(f))`` matches what ``f`` matches, and equals it but for joins of a single term."""
     return _text(source, 0)
 

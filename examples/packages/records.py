@@ -1,5 +1,6 @@
 """The work of the demo: every record of this machine's Debian package index, or made-up ones where there is no apt."""
 
+import hashlib
 import random
 import shutil
 import subprocess
@@ -82,3 +83,8 @@ def sample(count: int) -> Iterator[bytes]:
             f"Package: sample-{number}\nVersion: 1.{chance.randrange(100)}-1\nArchitecture: all\nInstalled-Size: {chance.randrange(10, 50_000)}\n"
             f"Section: {chance.choice(sections)}\nDepends: {depends}\nDescription: {text}\n"
         ).encode()
+
+
+def fingerprint(names: Iterable[str]) -> str:
+    """Equal for equal sets of ids, whatever their order."""
+    return f"{sum(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], 'big') for name in names) % 2**64:016x}"

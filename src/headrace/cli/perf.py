@@ -157,12 +157,8 @@ def stream(
 
 def carry_out(title: str, plan: Plan, *, as_json: bool, keep: bool, fill: bool = False, apart: bool = False, flood: int = 0) -> None:
     """Runs a plan (after filling, in two processes, or beside a flood), prints its figures; exit 1 when something was lost or doubled."""
-    try:
-        with _Progress(title, shown=not as_json and sys.stderr.isatty()) as progress:
-            figures = _measure(plan, progress, keep=keep, fill=fill, apart=apart, flood=flood)
-    except HeadraceError as error:
-        typer.echo(f"headrace perf: {error}" + (f"\n  {error.hint}" if error.hint else ""), err=True)
-        raise typer.Exit(type(error).exit) from error
+    with _Progress(title, shown=not as_json and sys.stderr.isatty()) as progress:
+        figures = _measure(plan, progress, keep=keep, fill=fill, apart=apart, flood=flood)
     figures = {"work": title, "size": plan.size, "batch": plan.batch, "window": plan.window} | figures
     if as_json:
         typer.echo(json.dumps(figures))

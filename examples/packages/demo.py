@@ -1,7 +1,7 @@
 """Real work through a queue while the broker is killed: `make demo`, or python demo.py [--count N] [--kills N].
 
-A broker, a publisher, three workers and a reader run as processes of their own. In the middle the broker is killed with -9 and started again on the same
-data; nobody is told. At the end the reader must have counted exactly the published ids, each once.
+A broker, a publisher, three workers and a reader run as processes of their own. In the middle the broker is killed with -9 and started again on the
+same data; nobody is told. At the end the reader must have counted exactly the published ids, each once.
 """
 
 import argparse
@@ -118,7 +118,9 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
     began = time.monotonic()
     processes: list[asyncio.subprocess.Process] = []
     tasks: list[asyncio.Task[None]] = []
-    show, sent, counted = Show(console), {}, {}  # type: Show, dict[str, Any], dict[str, Any]
+    show = Show(console)
+    sent: dict[str, Any] = {}
+    counted: dict[str, Any] = {}
     await broker.start()
     try:
         async with await headrace.connect(broker.url) as client:
@@ -139,9 +141,8 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
             for kill in range(kills):
                 await show.until("published", (kill + 1) / (kills + 1))
                 await broker.kill()
-                console.print(
-                    f"broker killed with -9 after {time.monotonic() - began:.1f} s, at {show.sum('published'):,} published, {show.sum('counted'):,} counted"
-                )
+                state = f"{show.sum('published'):,} published, {show.sum('counted'):,} counted"
+                console.print(f"broker killed with -9 after {time.monotonic() - began:.1f} s: {state}")
                 again = time.monotonic()
                 await broker.start()
                 console.print(f"broker back after {time.monotonic() - again:.1f} s")

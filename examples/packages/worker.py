@@ -1,4 +1,4 @@
-"""Takes package records, publishes figures about each to a stream, then acks: python worker.py URL. Runs until it is terminated; several share the work."""
+"""Takes package records, publishes figures about each to a stream, then acks: python worker.py URL. Several share it."""
 
 import asyncio
 import json

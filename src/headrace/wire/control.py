@@ -176,6 +176,8 @@ class Subscribed(Message, tag="subscribed"):
 
 class Unsubscribe(Message, tag="unsubscribe"):
     channel: int
+    undelivered: tuple[Held, ...] = ()
+    """What the client was sent and never handed to its application: returned without counting as an attempt."""
 
 
 # ---------------------------------------------------------------- catalogue

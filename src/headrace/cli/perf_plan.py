@@ -83,7 +83,7 @@ class Ring:
         filler = os.urandom(plan.size)
         data = bytearray()
         for i in range(self.count):
-            value = (i.to_bytes(8, "big") + filler)[: plan.size]
+            value = (i.to_bytes(8, "big") + filler)[: plan.size] if plan.codec == "none" else filler  # equal frames compress to equal sizes
             data += encode(plan, value, i % channels + 1, i // channels)
         if len(data) != self.count * self.frame_bytes:
             raise Invalid("compressed frames differ in size; the generator needs equal ones")

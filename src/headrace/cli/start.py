@@ -1,0 +1,161 @@
+"""``headrace start``: one broker in this process, until SIGTERM or Ctrl-C.
+
+Owns the process: flags, signals, the ready file, the banner and the exit code. What a broker is stands in ``headrace.broker``, imported once the
+configuration is known to be good. Invariants: the ready file exists only while the broker serves, and is never seen half written; the first signal
+drains, the second ends the process at once (what was confirmed is durable by then).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from headrace.cli.configuration import File, Set, set_flags
+from headrace.cli.options import DEFAULT_URL
+from headrace.model.errors import HeadraceError, Invalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from headrace.broker.run import RunningBroker
+    from headrace.model.config import Config
+
+SIGNALLED_AGAIN: Final = 130
+
+def start(
+    data_dir: Annotated[str | None, typer.Option("--data-dir", "-d", help="Directory that holds everything durable (headrace-data).")] = None,
+    config: File = None,
+    listen: Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Native protocol (127.0.0.1:7580); port 0: any.")] = None,
+    advertise: Annotated[str | None, typer.Option("--advertise", metavar="HOST:PORT", help="Address that clients are told.")] = None,
+    admin: Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT", help="Admin HTTP (127.0.0.1:7581); off = none.")] = None,
+    admin_advertise: Annotated[str | None, typer.Option("--admin-advertise", metavar="HOST:PORT", help="Address of the admin HTTP to tell.")] = None,
+    storage: Annotated[str | None, typer.Option("--storage", metavar="disk|memory", help="memory: nothing is written, nothing survives.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status.")] = None,
+    log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
+    set_: Set = None,
+    ready_file: Annotated[Path | None, typer.Option("--ready-file", help="Written once the broker serves: JSON with its real url and admin.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No banner.")] = False,
+) -> None:  # fmt: skip
+    """Start a broker here. Ctrl-C or SIGTERM stops it: clients are told and may finish first."""
+    from headrace.config import load
+    from headrace.log import configure
+
+    named = {
+        "broker.data_dir": ("--data-dir", data_dir), "broker.storage": ("--storage", storage), "broker.name": ("--name", name),
+        "listen.native": ("--listen", listen), "listen.native_advertise": ("--advertise", advertise), "listen.admin": ("--admin", admin),
+        "listen.admin_advertise": ("--admin-advertise", admin_advertise), "log.level": ("--log-level", log_level),
+        "log.format": ("--log-format", log_format),
+    }  # fmt: skip
+    flags = set_flags(set_) | {setting: (flag, value) for setting, (flag, value) in named.items() if value is not None}
+    settings = load(config, os.environ, flags).config
+    configure(settings.log.level, settings.log.format)
+    raise typer.Exit(_run(settings, ready_file, banner=not quiet and settings.log.format == "text"))
+
+
+def _run(config: Config, ready_file: Path | None, *, banner: bool) -> int:
+    import asyncio
+
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):  # no wheel for this platform: slower, the same
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    if ready_file is not None:
+        if not ready_file.parent.is_dir():
+            raise Invalid(f"--ready-file: there is no directory {ready_file.parent}", hint="make it first")
+        ready_file.unlink(missing_ok=True)
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_serve(config, ready_file, banner=banner))
+
+
+async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> int:
+    import asyncio
+    import signal
+
+    from headrace.broker.run import start
+
+    loop = asyncio.get_running_loop()
+    wanted = asyncio.Event()
+
+    def signalled() -> None:
+        if wanted.is_set():
+            print("headrace: again: stopping at once; what was confirmed is safe", file=sys.stderr, flush=True)
+            os._exit(SIGNALLED_AGAIN)
+        wanted.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, signalled)
+
+    starting = asyncio.ensure_future(start(config))
+    stop = asyncio.ensure_future(wanted.wait())
+    await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
+    if not starting.done():
+        starting.cancel()
+        await asyncio.wait((starting,))
+    if starting.cancelled():
+        return 0
+    running = starting.result()
+    try:
+        _announce(ready_file, running)
+        _notify("READY=1")
+        if banner:
+            print(_banner(config, running), flush=True)
+        ended = asyncio.ensure_future(running.stopped.wait())
+        await asyncio.wait((stop, ended), return_when=asyncio.FIRST_COMPLETED)
+        _notify("STOPPING=1")
+    finally:
+        _announce(ready_file, None)
+        stop.cancel()
+        await running.stop(config.broker.drain_grace_ms, "the broker is being stopped")
+    error: HeadraceError | None = running.broker.store_error
+    return 0 if error is None else error.exit
+
+
+def _announce(path: Path | None, running: RunningBroker | None) -> None:
+    """Writes the ready file, whole or not at all; takes it away when nothing runs any more."""
+    if path is None:
+        return
+    if running is None:
+        path.unlink(missing_ok=True)
+        return
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial.write_text(json.dumps({"url": running.url, "admin": running.admin_url}) + "\n")
+    partial.replace(path)
+
+
+def _banner(config: Config, running: RunningBroker) -> str:
+    from headrace import __version__
+
+    where = os.path.abspath(config.broker.data_dir) if config.broker.storage == "disk" else "memory only: nothing survives a stop"
+    lines = [f"Headrace {__version__} is ready.", f"  data     {where}", f"  clients  {running.url}"]
+    if running.admin_url:
+        lines.append(f"  admin    {running.admin_url}  (overview, API, metrics)")
+    lines.append("  try      in another terminal:")
+    if running.url != DEFAULT_URL:
+        lines.append(f"             export HEADRACE_URL={running.url}")
+    lines += [
+        "             headrace queue declare hello",
+        "             headrace publish hello 'first light'",
+        "             headrace consume hello --count 1",
+        "  stop     Ctrl-C: clients are told and may finish; again: at once",
+    ]
+    return "\n".join(lines)
+
+
+def _notify(state: str) -> None:
+    """Tells systemd (``Type=notify``) where we are, if it asked."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    import socket
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        with contextlib.suppress(OSError):  # systemd then decides by its own timeout
+            channel.sendto(state.encode(), "\0" + address[1:] if address.startswith("@") else address)

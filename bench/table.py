@@ -10,33 +10,52 @@ BEGIN, END = "<!-- bench: begin (written by `make bench`) -->", "<!-- bench: end
 
 
 def render(results: list[dict[str, Any]], head: str) -> str:
-    """The table of results, each row's best target in bold."""
+    """A short table (rates, or latencies where a row is judged by them), then one with everything."""
+    return f"{head}\n\n{short(results)}\n<details><summary>Latencies, memory, CPU of every run</summary>\n\n{long(results)}\n</details>\n"
+
+
+def short(results: list[dict[str, Any]]) -> str:
+    """One line a row, one column a target, the best of each row in bold."""
+    names = [t for t in dict.fromkeys(t for row in ROWS for t in row.targets) if any(r["target"] == t for r in results)]
+    lines = ["| messages/s; where paced: p50 / p99 of confirms in ms | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+    for row in ROWS:
+        good = {t: [r for r in results if r["row"] == row.key and r["target"] == t and "error" not in r] for t in names}
+        if not any(good.values()):
+            continue
+        rates = {t: median(runs, "rate") or 0.0 for t, runs in good.items()}
+        best = max(rates.values())
+        cells = []
+        for t, runs in good.items():
+            if not runs:
+                cells.append("")
+            elif row.latency:
+                cells.append(f"{latency(runs, 'p50_us')} / {latency(runs, 'p99_us')}")
+            else:
+                cells.append(f"**{rates[t]:,.0f}**" if rates[t] == best and sum(map(bool, good.values())) > 1 else f"{rates[t]:,.0f}")
+        lines.append(f"| {row.title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def long(results: list[dict[str, Any]]) -> str:
+    """Everything that was measured, as medians."""
     lines = [
-        head,
-        "",
         "| work | target | messages/s | p50 ms | p99 ms | server cores | peak MiB | generator core | notes |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     top = max((r["speed"] for r in results if "speed" in r), default=1)
     for row in ROWS:
-        mine = {t: [r for r in results if r["row"] == row.key and r["target"] == t] for t in row.targets}
-        rates = {t: median(rs, "rate") for t, rs in mine.items()}
-        best = max((v for v in rates.values() if v), default=0.0)
         title = row.title
-        for target, runs in mine.items():
+        for target in row.targets:
+            runs = [r for r in results if r["row"] == row.key and r["target"] == target]
+            good = [r for r in runs if "error" not in r]
             if not runs:
                 continue
-            good = [r for r in runs if "error" not in r]
-            if not good:
+            if good:
+                times = f"{latency(good, 'p50_us')} | {latency(good, 'p99_us')}"
+                use = f"{median(good, 'server_cores') or 0:.2f} | {median(good, 'peak_mib') or 0:,.0f} | {generator(good):.2f}"
+                lines.append(f"| {title} | {target} | {median(good, 'rate') or 0:,.0f} | {times} | {use} | {notes(good, len(runs), top)} |")
+            else:
                 lines.append(f"| {title} | {target} | failed |  |  |  |  |  | {runs[0]['error'][:100].replace('|', ' ')} |")
-                title = ""
-                continue
-            rate = rates[target] or 0.0
-            shown = f"{rate:,.0f}"
-            shown = f"**{shown}**" if rate == best and len(rates) > 1 and not row.latency else shown
-            use = f"{median(good, 'server_cores') or 0:.2f} | {median(good, 'peak_mib') or 0:,.0f} | {generator(good):.2f}"
-            times = f"{latency(good, 'p50_us')} | {latency(good, 'p99_us')}"
-            lines.append(f"| {title} | {target} | {shown} | {times} | {use} | {notes(good, len(runs), top)} |")
             title = ""
     return "\n".join(lines) + "\n"
 

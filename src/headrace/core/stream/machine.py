@@ -17,7 +17,6 @@ refuses with. Restoring and replaying damaged bytes raises ``Damaged`` or ``Malf
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from headrace.core.stream.cursor import Cursor
 from headrace.core.stream.ledger import Ledger
 from headrace.core.stream.reader import CREDIT_BYTES_MAX, CREDIT_MAX, Moved, Opened, Read, Reader, RetentionWish, Retraction
 from headrace.core.stream.start import resolve

@@ -22,7 +22,7 @@ def parse_start(text: str) -> tuple[str, int]:
 
 
 def resolve(start: str, *, first: int, end: int, cursor_offset: int | None, lookup: Callable[[int], int] | None) -> int:
-    """The offset in [first, end] that ``start`` means in a partition of these bounds; raises ``Invalid``. ``cursor_offset``: None = no cursor named."""
+    """The offset in [first, end] that ``start`` means in such a partition (``cursor_offset`` None: no cursor named); raises ``Invalid``."""
     kind, value = parse_start(start)
     if kind == "cursor":
         if cursor_offset is None:

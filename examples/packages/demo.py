@@ -123,7 +123,7 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
     counted: dict[str, Any] = {}
     await broker.start()
     try:
-        async with await headrace.connect(broker.url) as client:
+        async with headrace.connect(broker.url) as client:
             await client.declare_queue("packages")
             await client.declare_stream("package-figures")
         with show.bars:

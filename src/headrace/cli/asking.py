@@ -30,9 +30,13 @@ class Asker:
         self._timeout_s = timeout_s
         self._correlation = 0
         self._socket = self._connect(target.addresses)
-        self._socket.sendall(frames.PREAMBLE)
+        self._unsent = frames.PREAMBLE
         hello = control.Hello(client="headrace-cli", name=target.name or f"headrace-cli-{os.getpid()}", user=target.user, password=target.password)
-        self.welcome = self.ask(hello, control.Welcome)
+        try:
+            self.welcome = self.ask(hello, control.Welcome)
+        except BaseException:
+            self._socket.close()
+            raise
 
     def _connect(self, addresses: tuple[tuple[str, int], ...]) -> socket.socket:
         tried: list[str] = []
@@ -58,7 +62,8 @@ class Asker:
         """The broker's answer, or the error that it is."""
         self._correlation += 1
         try:
-            self._socket.sendall(frames.frame(Op.REQUEST, control.encode(request), correlation=self._correlation))
+            self._socket.sendall(self._unsent + frames.frame(Op.REQUEST, control.encode(request), correlation=self._correlation))
+            self._unsent = b""
             while True:
                 op, correlation, body = self._frame()
                 if op == Op.REPLY and correlation == self._correlation:

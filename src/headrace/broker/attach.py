@@ -16,7 +16,7 @@ from headrace.broker.stream_partition import StreamPartition
 from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
 from headrace.core import filters
 from headrace.model import limits
-from headrace.model.errors import Conflict, Invalid, NotFound, Quarantined, Refused
+from headrace.model.errors import Conflict, HeadraceError, Invalid, NotFound, Quarantined, Refused
 from headrace.wire import control
 from headrace.wire.frames import PublishFlag
 from headrace.wire.ingress import Run
@@ -97,6 +97,7 @@ class Attachments:
         assert item.queue is not None
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
         partitions = [p for p in broker.all_partitions(item) if isinstance(p, QueuePartition)]
+        broker.groups.check_alone(item.id, asked.cohort)
         self._take_channel(asked.channel)
         old = self.session.subscriptions.get(asked.token) if asked.token else None
         if isinstance(old, QueueSubscription) and asked.resume and old.item.id == item.id:
@@ -120,7 +121,11 @@ class Attachments:
                 if asked.resume:
                     partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
         if asked.cohort:
-            broker.groups.join_cohort(subscription, broker.now_ms)
+            try:
+                broker.groups.join_cohort(subscription, broker.now_ms)
+            except HeadraceError:
+                broker.end_subscription(subscription)
+                raise
         assigned, generation = broker.groups.assignment(subscription)
         return control.Subscribed(
             partitions=len(item.partitions),
@@ -171,7 +176,11 @@ class Attachments:
             self._keep(subscription)
         starts: dict[int, int] = {}
         if asked.group:
-            broker.groups.join_readers(subscription, broker.now_ms)
+            try:
+                broker.groups.join_readers(subscription, broker.now_ms)
+            except HeadraceError:
+                broker.end_subscription(subscription)
+                raise
             assigned, subscription.generation = broker.groups.assignment(subscription)
             starts = {n: p.machine.position(subscription.id) for n, p in subscription.partitions.items()}
         else:
@@ -179,7 +188,7 @@ class Attachments:
             try:
                 for number in assigned:
                     starts[number] = self.read(subscription, number)
-            except Invalid:
+            except HeadraceError:
                 broker.end_subscription(subscription)
                 raise
         return control.Subscribed(
@@ -261,6 +270,7 @@ def start_reading(broker: Broker, subscription: StreamSubscription, number: int)
         nbytes=asked.prefetch_bytes,
         filter=filters.compile(asked.filter) if asked.filter is not None else None,
         generation=subscription.generation,
+        resume=wanted is not None,
     )
     return position
 

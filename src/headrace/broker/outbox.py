@@ -260,7 +260,7 @@ class Outbox:
                     for target, offsets in sorted(targets.items()):
                         number = partition.machine.start_transfer(target, reason, _ranges(offsets), self.broker.wall_ms, {})
                         self.broker.mark(partition)
-                        while number in partition.machine.pending_transfers():
+                        while number and partition.barred is None and any(t.number == number for t in partition.machine.pending_transfers()):
                             await asyncio.sleep(0.002)
                         job.done += len(offsets)
                     if rate:

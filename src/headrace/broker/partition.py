@@ -142,7 +142,7 @@ class Partition(ABC):
             plain = plain and not (run.not_before_ms or run.expires_at_ms or run.priority)
             metas.append((run.record_count, run.nbytes, run.not_before_ms, run.expires_at_ms, run.priority))
         wall = RECORDS_HEAD.unpack_from(entry.payload)[3]
-        self._committed_again(entry.base_offset, entry.record_count, len(entry.payload), wall, None if plain else metas, now_ms=now_ms)
+        self._committed_again(entry.base_offset, entry.record_count, sum(m[1] for m in metas), wall, None if plain else metas, now_ms=now_ms)
 
     def _committed_again(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Any, *, now_ms: int) -> None:
         self.next_offset = base + count
@@ -290,7 +290,7 @@ class Partition(ABC):
         nbytes = len(head) + len(table) + self._gather_bytes
         index = self._append(Kind.RECORDS, (head, table, *self._blobs), nbytes, self._gather_base, self._gather_records)
         entry = InFlight(index)
-        entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms = self._gather_base, self._gather_records, nbytes, wall
+        entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms = self._gather_base, self._gather_records, self._gather_bytes, wall
         entry.publishes = self._gathered
         entry.metas = None if self._plain else self._metas
         self.in_flight.append(entry)
@@ -308,7 +308,7 @@ class Partition(ABC):
         self._run_table.clear()
         self._plain = True
         self._gather_records = self._gather_frames = self._gather_bytes = 0
-        self.appended(entry.base_offset, entry.record_count, nbytes, wall)
+        self.appended(entry.base_offset, entry.record_count, entry.nbytes, wall)
 
     def _append(self, kind: Kind, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0) -> int:
         self.last_index += 1

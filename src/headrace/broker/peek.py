@@ -31,7 +31,7 @@ async def inspect(partitions: Sequence[QueuePartition], asked: control.Inspect) 
     for partition in partitions:
         after, looked_at = asked.after, 0
         while len(found) <= limit and looked_at < LOOKED_AT_MAX:
-            states = {row[0]: row for row in partition.machine.peek(asked.state, after, limit + 1)}
+            states = {row[0]: row for row in partition.machine.peek(asked.state, after, limit + 1, now_ms=partition.broker.now_ms, wall_ms=partition.broker.wall_ms)}
             if not states:
                 break
             looked_at += len(states)
@@ -48,13 +48,12 @@ async def inspect(partitions: Sequence[QueuePartition], asked: control.Inspect) 
                         if row is None or (compiled is not None and not compiled.match(record.key, record.headers)):
                             continue
                         value = record.value or b""
-                        wall, now = partition.broker.wall_ms, partition.broker.now_ms
                         found.append(
                             control.Peeked(
                                 partition=partition.number, offset=offset, state=row[1], attempts=row[2], key=record.key,
                                 value=value[: max(0, asked.payload_bytes_max)], size=len(value), headers=record.headers, timestamp_ms=record.timestamp_ms,
                                 priority=envelope.priority, not_before_ms=row[4] or envelope.not_before_ms, expires_at_ms=envelope.expires_at_ms,
-                                lease_until_ms=wall + row[3] - now if row[3] else 0,
+                                lease_until_ms=row[3],
                             )  # fmt: skip
                         )
                 last = entries[-1]

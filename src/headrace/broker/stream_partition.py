@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
-from headrace.broker.reading import Reading, parcels
+from headrace.broker.reading import Parcel, Reading, parcels
 from headrace.core.filters import Compiled
 from headrace.core.stream import Read, StreamMachine
 from headrace.model import limits
@@ -80,7 +80,7 @@ class StreamPartition(Partition):
     def recovered(self, now_ms: int, wall_ms: int) -> None:
         first = self.store.first_offset(self.pid)
         if first > self.machine.start_offset:
-            self.machine.trim(first)
+            self.machine.trim(first, journal=False)
 
     def take_journal(self) -> Sequence[tuple[Kind, bytes]]:
         return self.machine.take_journal(self.broker.wall_ms)
@@ -97,12 +97,13 @@ class StreamPartition(Partition):
     # ------------------------------------------------------------ readers
 
     def open_reader(
-        self, subscription: StreamSubscription, *, position: int, cursor: str, auto_commit: bool, messages: int, nbytes: int, filter: Compiled | None, generation: int
+        self, subscription: StreamSubscription, *, position: int, cursor: str, auto_commit: bool, messages: int, nbytes: int, filter: Compiled | None, generation: int, resume: bool
     ) -> None:
-        """Starts to read at ``position``."""
+        """Starts to read at ``position``; ``resume``: the client still holds what lies between its cursor and there."""
         self.activate()
         self.machine.open_reader(
-            subscription.id, position=position, messages=messages, nbytes=nbytes, cursor=cursor, auto_commit=auto_commit, filter=filter is not None, generation=generation
+            subscription.id, position=position, messages=messages, nbytes=nbytes, cursor=cursor, auto_commit=auto_commit, filter=filter is not None, generation=generation,
+            resume=resume,
         )
         self.subscriptions[subscription.id] = subscription
         subscription.partitions[self.number] = self
@@ -119,9 +120,10 @@ class StreamPartition(Partition):
         self._filters.pop(id, None)
         self.broker.mark(self)
 
-    def ack(self, subscription: StreamSubscription, ranges: Sequence[tuple[int, int]], *, up_to: bool, correlation: int, confirm: bool) -> None:
-        stale = self.machine.ack(subscription.id, ranges, up_to)
-        count = sum(c for _, c in ranges) - sum(c for _, c in stale)
+    def ack(self, subscription: StreamSubscription, ranges: Sequence[tuple[int, int]], *, up_to: bool, epoch: int, correlation: int, confirm: bool) -> None:
+        """Moves the reader's cursor over what is contiguously acked; stale ranges are answered at once, the rest once committed if asked."""
+        stale = self.machine.ack(subscription.id, ranges, up_to, epoch=epoch or None, wall_ms=self.broker.wall_ms)
+        count = max(0, sum(c for _, c in ranges) - sum(c for _, c in stale))
         self.settled_count += count
         self.broker.mark(self)
         if confirm or stale:
@@ -190,7 +192,7 @@ class StreamPartition(Partition):
             if reading is None:
                 return
             entries = await reading.far(read.from_offset, read.end)
-            if id in self.subscriptions:
+            if id in self.subscriptions and self.machine.valid(read):
                 if entries:
                     self._emit(subscription, read, entries)
                 else:
@@ -209,7 +211,9 @@ class StreamPartition(Partition):
         compiled = self._filters.get(subscription.id)
         reached, messages, size = first, 0, 0
         high_watermark = self.high_watermark
-        found = parcels(entries, first, end, min(limits.READ_CHUNK_BYTES, max(1, read.max_bytes))) if compiled is None else self._matching(entries, first, end, compiled)
+        bytes_max = min(limits.READ_CHUNK_BYTES, max(1, read.max_bytes))
+        found = parcels(entries, first, end, bytes_max) if compiled is None else self._matching(entries, first, end, compiled, read.max_messages)
+        selected: list[tuple[int, int]] | None = None if compiled is None else []
         for parcel in found:
             if size and size + parcel.nbytes > read.max_bytes:
                 break
@@ -218,23 +222,32 @@ class StreamPartition(Partition):
             sink.deliver(subscription.channel, self.number, self.epoch, parcel.first, parcel.count, 0, parcel.base_offset, parcel.blobs, parcel.nbytes, flags)
             messages += parcel.count
             size += parcel.nbytes
+            if selected is not None:
+                selected.append((parcel.first, parcel.count))
         else:
-            last = entries[-1]
-            reached = max(reached, min(end, last.base_offset + last.record_count))
+            if messages < read.max_messages or compiled is None:
+                last = entries[-1]
+                reached = max(reached, min(end, last.base_offset + last.record_count))
         self.delivered += messages
-        self.machine.sent(subscription.id, reached, messages, size)
+        self.broker.counters.delivered += messages
+        self.broker.counters.delivered_bytes += size
+        self.machine.sent(subscription.id, reached, messages, size, selected)
         self.broker.touch(sink)
         self.broker.mark(self)
 
     @staticmethod
-    def _matching(entries: Sequence[StoredEntry], first: int, end: int, compiled: Compiled) -> list[Any]:
-        """Parcels of only those records that the filter lets through, contiguous ones together."""
-        found = []
+    def _matching(entries: Sequence[StoredEntry], first: int, end: int, compiled: Compiled, count_max: int) -> list[Parcel]:
+        """Parcels of only those records that the filter lets through, contiguous ones together, at most ``count_max`` records."""
+        found: list[Parcel] = []
+        count = 0
         for entry in entries:
             low = high = -1
             for offset, record, _ in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=first, end=end):
                 if not compiled.match(record.key, record.headers):
                     continue
+                if count == count_max:
+                    break
+                count += 1
                 if offset == high:
                     high += 1
                     continue

@@ -221,8 +221,8 @@ class NativeConnection(asyncio.Protocol):
                 return
         elif isinstance(subscription, StreamSubscription):
             reader = subscription.partitions.get(settle.partition)
-            if reader is not None and (settle.epoch == reader.epoch or not settle.epoch):
-                reader.ack(subscription, settle.ranges, up_to=up_to, correlation=correlation, confirm=confirm)
+            if reader is not None:
+                reader.ack(subscription, settle.ranges, up_to=up_to, epoch=settle.epoch, correlation=correlation, confirm=confirm)
                 return
         self.settled(channel, correlation, 0, settle.ranges)
         self.broker.touch(self)

@@ -10,7 +10,7 @@ export VENV
 
 .PHONY: help
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 # Editable installs stay pure Python: a compiled module beside its source would hide later edits of it.
 .PHONY: dev
@@ -65,6 +65,11 @@ perf: ## headrace perf queue against a broker of its own
 bench: ## the rows of docs/performance.md, beside the peers that are installed
 	@VENV=$(RUN_VENV) scripts/venv
 	@$(RUN_VENV)/bin/python -m bench $(ARGS)
+
+.PHONY: bench-capacity
+bench-capacity: ## idle queues, idle connections, starts with much data (ARGS="--gib 10")
+	@VENV=$(RUN_VENV) scripts/venv
+	@$(RUN_VENV)/bin/python -m bench.capacity $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: ## install the peers that bench compares with (Debian packages, as root)

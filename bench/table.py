@@ -101,9 +101,8 @@ def notes(runs: list[dict[str, Any]], rounds: int, top: int) -> str:
     return ", ".join(found)
 
 
-def insert(document: Path, text: str) -> None:
-    """Puts the table between its marks in a document."""
-    whole = document.read_text()
-    before, _, rest = whole.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n{text}{END}{after}")
+def insert(document: Path, text: str, begin: str = BEGIN, end: str = END) -> None:
+    """Puts a table between its marks in a document."""
+    before, _, rest = document.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    document.write_text(f"{before}{begin}\n{text}{end}{after}")

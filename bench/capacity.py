@@ -41,7 +41,8 @@ def main() -> int:
         broker.stop()
         broker.remove()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    text = f"{time.strftime('%Y-%m-%d')}, {machine.description()}; `python -m bench.capacity {' '.join(sys.argv[1:])}`\n\n| what | measured |\n|---|--:|\n"
+    command = f"python -m bench.capacity {' '.join(sys.argv[1:])}".strip()
+    text = f"{time.strftime('%Y-%m-%d')}, {machine.description()}; `{command}`\n\n| what | measured |\n|---|--:|\n"
     text += "".join(f"| {what} | {value} |\n" for what, value in rows)
     print(text)
     if not options.dry:

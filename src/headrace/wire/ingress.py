@@ -1,42 +1,60 @@
-"""Parsing published frames in bulk: the longest run of consecutive PUBLISH frames with equal envelopes, checked batch by batch.
+"""Publishes as they arrive: from a read's bytes to runs of frames, the hot loop of the broker.
 
-The hottest loop of the broker, written so that mypyc can compile it; pure Python is the fallback. It reads a batch's header and checksum, never its records.
+Owns: what makes a PUBLISH frame valid, and which neighbours may be treated as one (a *run*: one slice, one entry, one confirm). It opens no record, copies no
+payload and knows neither channels nor partitions. Invariants: every frame of a run was checked whole (structure, bounds, CRC-32C); a run is contiguous in
+the bytes given; a bad frame is never part of a run that holds good ones. Nothing here raises on hostile bytes.
 
-Invariants: a run holds only whole frames whose CRC-32C is right; within a run correlation ids grow by one, sequences by the record count; hostile bytes give an error, never an exception.
+Speed: equal-sized frames, the usual case, are compared by chained C iterators: what arrives (one struct per frame) against what the first frame says must
+arrive. The interpreter runs no instruction per frame. Other frames take a plain loop. The module is written so that mypyc can compile it.
 """
 
 from collections.abc import Iterator
+from itertools import compress, count, repeat, starmap
+from operator import ne
 from struct import Struct
 from typing import Final
 
 from crc32c import crc32c
 
-from headrace.model.errors import HeadraceError, Malformed, TooLarge
-from headrace.model.limits import BATCH_RECORDS_MAX, DELAY_MS_MAX
-from headrace.wire.frames import ENVELOPE, Op
+from headrace.model.errors import HeadraceError, Invalid, Malformed, TooLarge
+from headrace.model.limits import BATCH_RECORDS_MAX, DELAY_MS_MAX, PRIORITY_MAX
 
-_LAYOUT: Final = ">IBBHIqqBBH8xi4xbIhi16xqhii"
-_PREFIX: Final = 93
-_FRAME: Final = Struct(_LAYOUT)
-_CRC_FROM: Final = 53
+Buffer = bytes | bytearray | memoryview
+
+_OP_PUBLISH: Final = 0x01
 _STAMPED: Final = 0x80
-_PUBLISH: Final = int(Op.PUBLISH)
-_SAME_SIZE: dict[int, Struct] = {}
-_SAME_SIZE_MAX: Final = 4096
-_LENGTHS: Final = Struct(">I")
-_COUNT: Final = Struct(">i")
+_LEVEL_MASK: Final = 0x07
+_LEVELS: Final = 0b10011111  # bit n: level n exists
+_ENVELOPE_SIZE: Final = 32
+_MIN: Final = 93  # envelope and batch header
+_CRC_FROM: Final = 53  # what the batch's checksum covers, up to the frame's end
+_RECORD_MIN: Final = 7  # bytes of the smallest record
+_CODEC_MAX: Final = 4
+_U32: Final = 0xFFFFFFFF
+_SEQUENCE_MASK: Final = 0x7FFFFFFF
+_SHAPES_MAX: Final = 1024
+
+# length, op, flags, channel, correlation, not_before, expires_at, priority, reserved, key slot | batch length, magic, crc, attributes, last delta,
+# producer id, producer epoch, sequence, records
+_FIRST: Final = Struct(">IBBHIqqBBH8xi4xbIhi16xqhii")
+# length, op+flags+channel, correlation, times+priority+reserved+slot | batch length, magic, crc, attributes, last delta, producer id+epoch, sequence, records
+_NEXT: Final = Struct(">III20s8xi4xbIhi16x10sii")
+_SPAN: Final = Struct(">I51xi30x")  # length, last offset delta; as long as _MIN
 _TIMES: Final = Struct(">qq")
-_COUNT_AT: Final = _PREFIX - 4
-_LAST_DELTA_AT: Final = 32 + 23
-assert _FRAME.size == _PREFIX
+assert _FIRST.size == _NEXT.size == _SPAN.size + 4 == _MIN
+
+_first = _FIRST.unpack_from
+_next = _NEXT.unpack_from
+_span = _SPAN.unpack_from
+_shapes: dict[int, tuple[Struct, Struct]] = {}
 
 
 class Run:
-    """What ``scan_run`` found. ``next_pos`` is where the run ends; with ``error`` it is one bad frame that is to be refused."""
+    """Consecutive PUBLISH frames that are one for all that follows. With ``error`` set it is one bad frame, of which only ``channel`` and ``first_correlation`` may be used."""
 
     __slots__ = (
-        "channel", "compressed", "error", "expires_at_ms", "first_correlation", "first_sequence", "flags", "frame_bytes", "frame_count", "key_slot",
-        "nbytes", "next_pos", "not_before_ms", "priority", "producer_epoch", "producer_id", "record_count",
+        "channel", "compressed", "error", "expires_at_ms", "first_correlation", "first_sequence", "flags", "frame_bytes", "frame_count", "key_slot", "nbytes",
+        "next_pos", "not_before_ms", "priority", "producer_epoch", "producer_id", "record_count",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,175 +62,235 @@ class Run:
         self.channel: int = 0
         self.flags: int = 0
         self.first_correlation: int = 0
-        self.frame_count: int = 0
+        self.frame_count: int = 1
         self.record_count: int = 0
         self.producer_id: int = -1
         self.producer_epoch: int = -1
         self.first_sequence: int = -1
+        """-1 without a producer."""
         self.not_before_ms: int = 0
+        """Relative, as are ``expires_at_ms``; 0 = none."""
         self.expires_at_ms: int = 0
         self.priority: int = 0
         self.key_slot: int = 0
-        self.compressed: int = 0
+        self.compressed: bool = False
+        """Whether any batch of it is compressed."""
         self.frame_bytes: int = 0
+        """Size of each frame if all are of one size, else 0."""
         self.nbytes: int = 0
         self.error: HeadraceError | None = None
 
 
-def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: bool = False) -> Run:
-    """The longest run of good frames from ``pos`` on, which holds a whole PUBLISH frame header of a whole frame.
+def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int) -> Run:
+    """The longest run of valid PUBLISH frames that begins at ``pos``, where a whole one stands (its length field was checked by the framing).
 
-    ``message_bytes_max`` bounds a batch (its 61 bytes of header beside); ``stamped`` allows the flag that only the broker sets.
+    Shared by a run's frames: opcode, flags, channel, times, priority, key slot, producer id and epoch; correlation ids grow by one (mod 2^32), sequences by the
+    record count (mod 2^31). A bad frame ends the run before it; if it is the first, ``error`` says why and ``next_pos`` is behind it. Cost: one
+    checksum a frame, O(bytes).
     """
     run = Run()
-    length = int.from_bytes(data[pos : pos + 4], "big")
-    size = length + 4
-    run.next_pos = min(pos + size, end)
-    run.frame_count = 1
-    if size < _PREFIX:
-        run.channel = int.from_bytes(data[pos + 6 : pos + 8], "big")
-        run.first_correlation = int.from_bytes(data[pos + 8 : pos + 12], "big")
-        run.error = Malformed(f"a publish frame of {size} bytes is shorter than its envelope and batch header")
-        return run
-    (_, _, flags, channel, correlation, not_before, expires_at, priority, reserved, key_slot, batch_length, magic, crc, attributes, last_delta, producer, epoch, sequence, count) = (
-        _FRAME.unpack_from(data, pos)
-    )
-    run.channel, run.flags, run.first_correlation = channel, flags, correlation
-    run.record_count = max(count, 1)
-    run.error = _wrong(
-        size, flags, not_before, expires_at, priority, reserved, batch_length, magic, attributes, last_delta, producer, sequence, count, message_bytes_max, stamped
-    )
-    if run.error is not None:
-        return run
-    if crc32c(data[pos + _CRC_FROM : pos + size]) != crc:
-        run.error = Malformed("a batch does not match its CRC-32C")
-        return run
-    run.producer_id, run.producer_epoch, run.first_sequence = producer, epoch, sequence
-    run.not_before_ms, run.expires_at_ms, run.priority, run.key_slot = not_before, expires_at, priority, key_slot
-    run.compressed = attributes & 7
-    records = count
-    frames = 1
-    at = pos + size
-    frame_bytes = size
-    times = (not_before, expires_at)
-    while end - at >= _PREFIX:
-        next_size = int.from_bytes(data[at : at + 4], "big") + 4
-        if next_size < _PREFIX or at + next_size > end:
-            break
-        same = _SAME_SIZE.get(next_size)
-        if same is None:
-            if len(_SAME_SIZE) >= _SAME_SIZE_MAX:
-                _SAME_SIZE.clear()
-            same = _SAME_SIZE[next_size] = Struct(f"{_LAYOUT}{next_size - _PREFIX}x")
-        began = at
-        stop = at + (end - at) // next_size * next_size
-        expected_length = next_size - 4
-        expected_batch = next_size - 44
-        for (
-            f_length, f_op, f_flags, f_channel, f_correlation, f_not_before, f_expires, f_priority, f_reserved, f_slot, f_batch, f_magic, f_crc, f_attributes,
-            f_last, f_producer, f_epoch, f_sequence, f_count,
-        ) in same.iter_unpack(memoryview(data)[at:stop]):  # fmt: skip
+    if end - pos < _MIN:
+        return _bad(run, data, pos, end, Malformed(f"a PUBLISH frame has at least {_MIN} bytes, this one has {end - pos}"))
+    (
+        length, op, flags, channel, correlation, not_before_ms, expires_at_ms, priority, reserved, key_slot,
+        batch_length, magic, crc, attributes, last_delta, producer_id, producer_epoch, sequence, records,
+    ) = _first(data, pos)  # fmt: skip
+    size: int = length + 4
+    at: int = pos + size
+    idempotent: bool = producer_id >= 0
+    view = memoryview(data)
+    if (
+        size < _MIN or at > end or batch_length != size - 44 or batch_length > message_bytes_max + 49
+        or op != _OP_PUBLISH or flags & 0x78 or flags & _STAMPED or not _LEVELS >> (flags & _LEVEL_MASK) & 1
+        or priority > PRIORITY_MAX or reserved
+        or not 0 <= not_before_ms <= DELAY_MS_MAX or not 0 <= expires_at_ms <= DELAY_MS_MAX
+        or magic != 2 or not 0 <= attributes <= _CODEC_MAX
+        or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes == 0 and records * _RECORD_MIN > size - _MIN)
+        or producer_id < -1 or (idempotent and (producer_epoch < 0 or sequence < 0))
+        or crc32c(view[pos + _CRC_FROM : at]) != crc
+    ):  # fmt: skip
+        return _bad(run, data, pos, end, _why(data, pos, end, message_bytes_max))
+    run.channel = channel
+    run.flags = flags
+    run.first_correlation = correlation
+    run.not_before_ms = not_before_ms
+    run.expires_at_ms = expires_at_ms
+    run.priority = priority
+    run.key_slot = key_slot
+    if idempotent:
+        run.producer_id = producer_id
+        run.producer_epoch = producer_epoch
+        run.first_sequence = sequence
+    frames: int = 1
+    total: int = records
+    compressed: bool = attributes != 0
+    frame_bytes: int = size
+
+    if at + size <= end and data[at : at + 8] == data[pos : pos + 8]:
+        frames = _equal_frames(view, pos, end, size, correlation, sequence if idempotent else -1, records)
+        total = frames * records
+        at = pos + frames * size
+    if at + _MIN <= end:
+        same_head: int = (op << 24) | (flags << 16) | channel
+        same_rest: bytes = data[pos + 12 : pos + 32]
+        same_producer: bytes = data[pos + 75 : pos + 85]
+        batch_length_max: int = message_bytes_max + 49
+        due_correlation: int = (correlation + frames) & _U32
+        due_sequence: int = (sequence + total) & _SEQUENCE_MASK
+        while at + _MIN <= end:
+            length, head, correlation, rest, batch_length, magic, crc, attributes, last_delta, producer, sequence, records = _next(data, at)
+            size = length + 4
+            following: int = at + size
             if (
-                f_length != expected_length
-                or f_op != _PUBLISH
-                or f_flags != flags
-                or f_channel != channel
-                or f_correlation != (correlation + frames) & 0xFFFFFFFF
-                or f_priority != priority
-                or f_slot != key_slot
-                or f_batch != expected_batch
-                or f_magic != 2
-                or f_attributes & ~8 != attributes & ~8
-                or f_producer != producer
-                or f_count < 1
-                or f_count > BATCH_RECORDS_MAX
-                or f_last != f_count - 1
-                or f_reserved
-                or (f_not_before, f_expires) != times
-            ):
+                head != same_head or correlation != due_correlation or rest != same_rest or producer != same_producer
+                or (idempotent and sequence != due_sequence)
+                or following > end or size < _MIN or batch_length != size - 44 or batch_length > batch_length_max
+                or magic != 2 or not 0 <= attributes <= _CODEC_MAX
+                or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes == 0 and records * _RECORD_MIN > size - _MIN)
+                or total + records > _U32
+                or crc32c(view[at + _CRC_FROM : following]) != crc
+            ):  # fmt: skip
                 break
-            if producer >= 0 and (f_epoch != epoch or f_sequence != (sequence + records) & 0x7FFFFFFF):
-                break
-            if crc32c(data[at + _CRC_FROM : at + next_size]) != f_crc:
-                break
-            at += next_size
             frames += 1
-            records += f_count
-        if at == began:
-            break
-        if next_size != frame_bytes:
-            frame_bytes = 0
-    run.next_pos = at
+            total += records
+            due_correlation = (due_correlation + 1) & _U32
+            due_sequence = (due_sequence + records) & _SEQUENCE_MASK
+            if attributes:
+                compressed = True
+            if size != frame_bytes:
+                frame_bytes = 0
+            at = following
     run.frame_count = frames
-    run.record_count = records
+    run.record_count = total
+    run.compressed = compressed
     run.frame_bytes = frame_bytes
     run.nbytes = at - pos
+    run.next_pos = at
     return run
 
 
-def _wrong(
-    size: int,
-    flags: int,
-    not_before: int,
-    expires_at: int,
-    priority: int,
-    reserved: int,
-    batch_length: int,
-    magic: int,
-    attributes: int,
-    last_delta: int,
-    producer: int,
-    sequence: int,
-    count: int,
-    message_bytes_max: int,
-    stamped: bool,
-) -> HeadraceError | None:
-    """Why a frame whose fields these are is refused, or None."""
-    if size - ENVELOPE.size - 61 > message_bytes_max:
-        return TooLarge(f"a batch of {size - ENVELOPE.size} bytes; at most {message_bytes_max} are allowed")
-    if magic != 2:
-        return Malformed(f"a batch of format {magic}; only RecordBatch version 2 is understood")
-    if batch_length != size - 44:
-        return Malformed(f"a batch says it has {batch_length} bytes after its length field, the frame holds {size - 44}")
-    if not 1 <= count <= BATCH_RECORDS_MAX or last_delta != count - 1:
-        return Malformed(f"a batch of {count} records with last offset delta {last_delta}")
-    if attributes & ~0x0F or attributes & 7 > 4:
-        return Malformed(f"batch attributes {attributes:#x}: only a codec (0-4) and the timestamp type are allowed")
-    if producer < -1 or (producer >= 0 and sequence < 0):
-        return Malformed(f"producer {producer} with sequence {sequence}")
-    if priority > 9 or reserved:
-        return Malformed(f"priority {priority} (0-9) and reserved byte {reserved} (0)")
-    if not 0 <= not_before <= DELAY_MS_MAX or not 0 <= expires_at <= DELAY_MS_MAX:
-        return Malformed(f"delay {not_before} ms and time to live {expires_at} ms lie in 0..{DELAY_MS_MAX}")
-    if flags & 0x78 or (flags & _STAMPED and not stamped):
-        return Malformed(f"publish flags {flags:#04x} are not for clients")
-    return None
+def absolute(run_bytes: bytes, wall_ms: int) -> bytes:
+    """A run with its relative times made wall-clock times (0 stays 0). Costs nothing if it has none."""
+    not_before_ms, expires_at_ms = _TIMES.unpack_from(run_bytes, 12)
+    if not (not_before_ms or expires_at_ms):
+        return run_bytes
+    times = _TIMES.pack(not_before_ms and wall_ms + not_before_ms, expires_at_ms and wall_ms + expires_at_ms)
+    out = bytearray(run_bytes)
+    pos = 0
+    end = len(run_bytes)
+    while pos < end:
+        out[pos + 12 : pos + 28] = times
+        pos += 4 + int.from_bytes(run_bytes[pos : pos + 4], "big")
+    return bytes(out)
 
 
-def walk(blob: bytes | memoryview, pos: int = 0) -> Iterator[tuple[int, int, int]]:
-    """(position, bytes, offsets spanned) of each stored frame from ``pos`` on."""
+def walk(blob: Buffer, pos: int = 0) -> Iterator[tuple[int, int, int]]:
+    """(position, bytes of the whole frame, offsets it spans) of each stored PUBLISH frame from ``pos`` on. A frame spans its last offset delta + 1 offsets:
+    its record count, unless compaction took some. Raises ``Malformed`` where the frames do not add up."""
     end = len(blob)
     while pos < end:
-        size = _LENGTHS.unpack_from(blob, pos)[0] + 4
-        yield pos, size, _COUNT.unpack_from(blob, pos + _LAST_DELTA_AT)[0] + 1
+        if end - pos < _MIN:
+            raise Malformed(f"stored frames end in {end - pos} bytes that are no frame")
+        length, last_delta = _span(blob, pos)
+        size: int = length + 4
+        if size < _MIN or pos + size > end or last_delta < 0:
+            raise Malformed(f"stored frame at byte {pos} has an impossible length or count ({size} bytes, last offset delta {last_delta})")
+        yield pos, size, last_delta + 1
         pos += size
 
 
-def split(blob: bytes | memoryview, record: int) -> tuple[int, int]:
-    """(position of the frame that holds record number ``record``, number of that frame's first record)."""
+def split(blob: Buffer, record_index: int) -> tuple[int, int]:
+    """(byte position of the frame that holds record number ``record_index``, number of that frame's first record). O(frames before it); raises ``Malformed``
+    if the blob has fewer records."""
     first = 0
-    for pos, _, count in walk(blob):
-        if first <= record < first + count:
+    for pos, _, span in walk(blob):
+        if record_index < first + span:
             return pos, first
-        first += count
-    raise Malformed(f"these frames hold {first} records, number {record} was looked for")
+        first += span
+    raise Malformed(f"record {record_index} was asked of frames that hold {first}")
 
 
-def absolute(blob: bytes, wall_ms: int) -> bytes:
-    """A run whose relative times (not_before, expires_at; 0 = none) are made wall-clock ones."""
-    made = bytearray(blob)
-    not_before, expires_at = _TIMES.unpack_from(blob, 12)
-    times = _TIMES.pack(wall_ms + not_before if not_before else 0, wall_ms + expires_at if expires_at else 0)
-    for pos, _, _ in walk(blob):
-        made[pos + 12 : pos + 28] = times
-    return bytes(made)
+def _equal_frames(view: memoryview, pos: int, end: int, size: int, correlation: int, sequence: int, records: int) -> int:
+    """How many frames from ``pos`` on are valid and differ from the valid first one only in what grows (ids, sequences), times and records; at least 1.
+
+    Two iterators are compared: the frames' fields as they are, and as they must be. The first difference ends it.
+    """
+    shape = _shapes.get(size)
+    if shape is None:
+        if len(_shapes) >= _SHAPES_MAX:
+            _shapes.clear()
+        # length+op+flags+channel, correlation, all up to the magic, crc, attributes+last delta, producer id+epoch, sequence+records
+        shape = _shapes[size] = (Struct(f">QI37sI6s16x10sQ{size - _MIN}x"), Struct(f">{_CRC_FROM}x{size - _CRC_FROM}s"))
+    fields, covered = shape
+    frames_max = min((end - pos) // size, _U32 - correlation + 1, _U32 // records)
+    step = 0
+    if sequence >= 0:
+        frames_max = min(frames_max, (_SEQUENCE_MASK - sequence) // records + 1)
+        step = records << 32
+    part = view[pos : pos + frames_max * size]
+    head, _, rest, _, shape_of_batch, producer, numbers = fields.unpack_from(part)
+    as_they_must_be = zip(
+        repeat(head),
+        count(correlation),
+        repeat(rest),
+        starmap(crc32c, covered.iter_unpack(part)),
+        repeat(shape_of_batch),
+        repeat(producer),
+        count(numbers, step),
+        strict=False,
+    )
+    differs = map(ne, fields.iter_unpack(part), as_they_must_be)
+    return next(compress(count(), differs), frames_max)
+
+
+def _bad(run: Run, data: bytes, pos: int, end: int, error: HeadraceError) -> Run:
+    run.error = error
+    if end - pos >= 12:
+        run.flags = data[pos + 5]
+        run.channel = (data[pos + 6] << 8) | data[pos + 7]
+        run.first_correlation = int.from_bytes(data[pos + 8 : pos + 12], "big")
+        run.next_pos = min(pos + 4 + int.from_bytes(data[pos : pos + 4], "big"), end)
+    else:
+        run.next_pos = end
+    run.nbytes = run.next_pos - pos
+    return run
+
+
+def _why(data: bytes, pos: int, end: int, message_bytes_max: int) -> HeadraceError:
+    """What is wrong with a frame that ``scan_run`` refused, in the order of its bytes."""
+    (
+        length, op, flags, _, _, not_before_ms, expires_at_ms, priority, reserved, _,
+        batch_length, magic, _, attributes, last_delta, producer_id, producer_epoch, sequence, records,
+    ) = _first(data, pos)  # fmt: skip
+    size: int = length + 4
+    if size < _MIN:
+        return Malformed(f"a PUBLISH frame has at least {_MIN} bytes, this one has {size}")
+    if pos + size > end:
+        return Malformed(f"the frame says {size} bytes, {end - pos} are there")
+    if op != _OP_PUBLISH:
+        return Malformed(f"opcode {op:#04x} is not PUBLISH")
+    if flags & _STAMPED:
+        return Malformed("flag STAMPED is the broker's own")
+    if flags & 0x78 or not _LEVELS >> (flags & _LEVEL_MASK) & 1:
+        return Malformed(f"flags {flags:#04x} hold an unknown level or flag")
+    if not (0 <= not_before_ms <= DELAY_MS_MAX and 0 <= expires_at_ms <= DELAY_MS_MAX):
+        return Invalid(f"not_before and expires_at are relative and lie in 0..{DELAY_MS_MAX} ms; these are {not_before_ms} and {expires_at_ms}")
+    if priority > PRIORITY_MAX:
+        return Invalid(f"priority lies in 0..{PRIORITY_MAX}, is {priority}")
+    if reserved:
+        return Malformed("the reserved byte of the envelope is not 0")
+    if magic != 2:
+        return Malformed(f"the batch has magic {magic}; only RecordBatch v2 is spoken")
+    if batch_length != size - 44:
+        return Malformed(f"the batch says {batch_length + 12} bytes, its frame holds {size - _ENVELOPE_SIZE}")
+    if batch_length > message_bytes_max + 49:
+        return TooLarge(f"the batch has {batch_length - 49} bytes of records, the limit is {message_bytes_max}")
+    if not 0 <= attributes <= _CODEC_MAX:
+        return Malformed(f"batch attributes {attributes:#x}: only a compression codec (0-4) may be set")
+    if not 1 <= records <= BATCH_RECORDS_MAX:
+        return Malformed(f"a batch has 1..{BATCH_RECORDS_MAX} records, this one says {records}")
+    if last_delta != records - 1 or (attributes == 0 and records * _RECORD_MIN > size - _MIN):
+        return Malformed(f"a batch of {records} records with last offset delta {last_delta} cannot have {size - _MIN} bytes of records")
+    if producer_id < -1 or (producer_id >= 0 and (producer_epoch < 0 or sequence < 0)):
+        return Malformed(f"producer id {producer_id}, epoch {producer_epoch} and sequence {sequence} do not go together")
+    return Malformed("the batch does not match its CRC-32C: it was damaged on its way")

@@ -1,0 +1,241 @@
+"""One publisher's way into one partition: gathers messages into batches, numbers them, keeps what is unconfirmed and says what to send again.
+
+Pure: bytes and times come in, bytes go out; a *waiter* is anything that can be told a receipt or an error (asyncio futures in the shells).
+
+Invariants: I1 correlation ids and producer sequences are given out in the order of ``add``, the ids growing by one a frame, the sequences by the
+records in it. I2 a frame that is sent again after a broken connection has the bytes it had before, so the broker stores it once. I3 a frame leaves
+``sent`` exactly once: by confirm, refusal, or giving up. I4 at most ``PIPELINE`` frames are unconfirmed while the last batch still has room: what
+comes meanwhile joins it, so batches grow with the round trip and a lone message waits for nothing. I5 ``count`` and ``nbytes`` are those of all
+messages not yet answered.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Final, Literal, Protocol
+
+import msgspec
+
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError
+from headrace.model.ids import NO_PRODUCER, SEQUENCE_MODULUS
+from headrace.wire.batch import Record, encode_batch, encode_publish
+from headrace.wire.frames import Level
+
+PIPELINE: Final = 4
+BATCH_RECORDS_MAX: Final = 2048
+BATCH_BYTES_MAX: Final = 256 * 1024
+_CORRELATIONS: Final = 1 << 32
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """Where a message is stored and what that promises. ``offset`` is -1 where no confirm was asked for; ``duplicate``: it had been stored by an
+    earlier attempt."""
+
+    partition: int
+    offset: int
+    level: Level
+    duplicate: bool = False
+
+
+class Waiter(Protocol):
+    """Who is told what became of one message."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: BaseException, /) -> None: ...
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """What all records of one frame share."""
+
+    level: int = int(Level.QUEUE)
+    not_before_ms: int = 0
+    expires_at_ms: int = 0
+    priority: int = 0
+    key_slot: int = 0
+    codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
+
+
+class Frame:
+    """Messages on their way: gathered while ``data`` is empty, sent from then on."""
+
+    __slots__ = ("again", "correlation", "count", "data", "deadline_ms", "envelope", "nbytes", "records", "waiters")
+
+    def __init__(self, envelope: Envelope, deadline_ms: int) -> None:
+        self.envelope = envelope
+        self.deadline_ms = deadline_ms
+        self.records: list[Record] = []
+        self.waiters: list[Waiter | None] = []
+        self.count = 0
+        self.nbytes = 0
+        self.data = b""
+        self.correlation = 0
+        self.again = False
+        """Refused because the broker is going away: to be sent on the next connection."""
+
+
+class Lane:
+    """See the module's head. ``settled(frame, error)`` is called once for every frame that is answered, after its waiters."""
+
+    __slots__ = ("_correlation", "_on_done", "_sequence", "channel", "count", "gathered", "keeps", "nbytes", "partition", "producer_id", "sent")
+
+    def __init__(self, partition: int, producer_id: int, on_done: Callable[[Frame, HeadraceError | None], None], *, keeps: bool = True) -> None:
+        self.partition = partition
+        self.producer_id = producer_id
+        self.keeps = keeps
+        """False: nothing is confirmed (level none), so nothing is kept."""
+        self.channel = 0
+        self.gathered: deque[Frame] = deque()
+        self.sent: dict[int, Frame] = {}
+        self.count = 0
+        self.nbytes = 0
+        self._correlation = 0
+        self._sequence = 0
+        self._on_done = on_done
+
+    # ------------------------------------------------------------ in
+
+    def add(self, envelope: Envelope, record: Record, nbytes: int, waiter: Waiter | None, deadline_ms: int) -> None:
+        """Gathers one message of about ``nbytes`` bytes on the wire."""
+        gathered = self.gathered
+        frame = gathered[-1] if gathered else None
+        if (
+            frame is None
+            or (frame.envelope is not envelope and frame.envelope != envelope)
+            or len(frame.records) >= BATCH_RECORDS_MAX
+            or frame.nbytes + nbytes > BATCH_BYTES_MAX
+        ):
+            frame = Frame(envelope, deadline_ms)
+            gathered.append(frame)
+        frame.records.append(record)
+        frame.waiters.append(waiter)
+        frame.nbytes += nbytes
+        self.count += 1
+        self.nbytes += nbytes
+
+    # ------------------------------------------------------------ out
+
+    def take(self, out: list[bytes], bytes_max: int) -> int:
+        """Appends to ``out`` the frames that may be sent now, about ``bytes_max`` bytes at most, and says how many bytes that was."""
+        gathered, sent, keeps = self.gathered, self.sent, self.keeps
+        size = 0
+        while gathered and size < bytes_max:
+            if len(gathered) == 1 and len(sent) >= PIPELINE:
+                break
+            frame = gathered.popleft()
+            data = self._encode(frame)
+            out.append(data)
+            size += len(data)
+            if keeps:
+                frame.data = data
+                sent[frame.correlation] = frame
+            else:
+                self._finish(frame, -1, Level.NONE, False, None)
+        return size
+
+    def again(self, out: list[bytes]) -> None:
+        """Appends every unconfirmed frame in order: the connection is new."""
+        for frame in self.sent.values():
+            frame.again = False
+            out.append(frame.data)
+
+    def _encode(self, frame: Frame) -> bytes:
+        envelope, records = frame.envelope, frame.records
+        count = len(records)
+        idempotent = self.producer_id != NO_PRODUCER
+        batch = encode_batch(
+            records,
+            base_timestamp_ms=records[0].timestamp_ms,
+            producer_id=self.producer_id,
+            producer_epoch=0 if idempotent else -1,
+            base_sequence=self._sequence if idempotent else -1,
+            codec=envelope.codec,
+        )
+        frame.correlation = self._correlation
+        frame.count = count
+        frame.records = []
+        self._correlation = (self._correlation + 1) % _CORRELATIONS
+        self._sequence = (self._sequence + count) % SEQUENCE_MODULUS
+        return encode_publish(
+            batch,
+            channel=self.channel,
+            correlation=frame.correlation,
+            flags=envelope.level,
+            not_before_ms=envelope.not_before_ms,
+            expires_at_ms=envelope.expires_at_ms,
+            priority=envelope.priority,
+            key_slot=envelope.key_slot,
+        )
+
+    # ------------------------------------------------------------ answers
+
+    def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
+        """``count`` frames from ``first`` on are stored densely from ``base_offset`` on."""
+        sent, given = self.sent, Level(level)
+        for i in range(first, first + count):
+            frame = sent.pop(i % _CORRELATIONS, None)
+            if frame is None:
+                continue
+            self._finish(frame, base_offset, given, duplicate, None)
+            base_offset += frame.count
+
+    def refused(self, first: int, count: int, error: HeadraceError) -> None:
+        """``count`` frames from ``first`` on were not stored. A broker that is going away is not an answer: they are sent to its successor."""
+        for i in range(first, first + count):
+            i %= _CORRELATIONS
+            frame = self.sent.get(i)
+            if frame is None:
+                continue
+            if isinstance(error, Draining):
+                frame.again = True
+            else:
+                del self.sent[i]
+                self._finish(frame, -1, Level.NONE, False, error)
+
+    def expire(self, now_ms: int) -> int:
+        """Gives up what has waited for too long and says when to look again (0 = nothing waits)."""
+        sent, gathered = self.sent, self.gathered
+        while sent:
+            correlation = next(iter(sent))
+            frame = sent[correlation]
+            if frame.deadline_ms > now_ms:
+                break
+            del sent[correlation]
+            error = ConfirmTimeout(
+                f"no confirm for {frame.count} message(s) to partition {self.partition} came in time: whether they are stored is not known",
+                hint="publish again if a duplicate does no harm, raise confirm_timeout, or see whether the broker is overloaded",
+            )
+            self._finish(frame, -1, Level.NONE, False, error)
+        while gathered and gathered[0].deadline_ms <= now_ms:
+            frame = gathered.popleft()
+            unsent = ConfirmTimeout(
+                f"{len(frame.records)} message(s) could not be sent in time: there was no connection, or the broker took nothing",
+                hint="they were not stored; publish again when the broker is back, or raise confirm_timeout",
+            )
+            self._finish(frame, -1, Level.NONE, False, unsent)
+        heads = [f.deadline_ms for f in (next(iter(sent.values()), None), gathered[0] if gathered else None) if f is not None]
+        return min(heads) if heads else 0
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answers everything with ``error``."""
+        frames = [*self.sent.values(), *self.gathered]
+        self.sent.clear()
+        self.gathered.clear()
+        for frame in frames:
+            self._finish(frame, -1, Level.NONE, False, error)
+
+    def _finish(self, frame: Frame, offset: int, level: Level, duplicate: bool, error: HeadraceError | None) -> None:
+        self.count -= len(frame.waiters)
+        self.nbytes -= frame.nbytes
+        assert self.count >= 0 and self.nbytes >= 0
+        if error is not None:
+            for waiter in frame.waiters:
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(type(error)(str(error), hint=error.hint))
+        else:
+            partition = self.partition
+            step = 1 if offset >= 0 else 0
+            for waiter in frame.waiters:
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(Receipt(partition, offset, level, duplicate))
+                offset += step
+        self._on_done(frame, error)

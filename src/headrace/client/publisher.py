@@ -1,0 +1,519 @@
+"""Publishing to one queue or stream: values to records, partitions by key, natural batches, receipts and back-pressure.
+
+Owns a producer id and one lane per partition in use; the lanes own what is unconfirmed. Every publish is idempotent but those of level none: what
+is sent again after a broken connection is stored once. Invariants: I1 at most ``max_in_flight`` messages and ``max_in_flight_bytes`` bytes are
+unanswered: the awaiting calls wait for room, ``post`` refuses. I2 messages of one publisher reach a partition in the order in which they were
+posted.
+"""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+from headrace.client.connection import Connection
+from headrace.client.lane import BATCH_BYTES_MAX, Envelope, Frame, Lane, Receipt
+from headrace.client.payload import Duration, Headers, encode_headers, encode_key, encode_value, milliseconds
+from headrace.core.partitioner import key_slot, partition_for
+from headrace.model import limits
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge, Unavailable
+from headrace.model.ids import NO_PRODUCER
+from headrace.wire import control
+from headrace.wire.batch import Record
+from headrace.wire.frames import Level
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Confirm = Literal["queue", "none", "accepted", "local", "majority", "replica"]
+Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+_LEVELS: Final = {
+    "queue": int(Level.QUEUE),
+    "none": int(Level.NONE),
+    "accepted": int(Level.ACCEPTED),
+    "local": int(Level.LOCAL),
+    "majority": int(Level.MAJORITY),
+    "replica": int(Level.REPLICA),
+}
+_CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
+_RECORD_OVERHEAD: Final = 24
+_FLUSH_BYTES: Final = 1024 * 1024
+
+MAX_IN_FLIGHT: Final = 100_000
+MAX_IN_FLIGHT_BYTES: Final = 64 * 1024 * 1024
+
+
+class Outgoing:
+    """One message for ``send_many`` with settings of its own; a plain value does where it needs none."""
+
+    __slots__ = ("delay", "headers", "key", "priority", "timestamp_ms", "ttl", "value")
+
+    def __init__(
+        self,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        delay: Duration | None = None,
+        ttl: Duration | None = None,
+        priority: int | None = None,
+        timestamp_ms: int | None = None,
+    ) -> None:
+        self.value = value
+        self.key = key
+        self.headers = headers
+        self.delay = delay
+        self.ttl = ttl
+        self.priority = priority
+        self.timestamp_ms = timestamp_ms
+
+
+class _LaneUser:
+    """A lane's channel on the connection."""
+
+    __slots__ = ("_open", "_publisher", "channel", "lane", "marked")
+
+    def __init__(self, publisher: "Publisher", lane: Lane) -> None:
+        self._publisher = publisher
+        self.lane = lane
+        self.channel = 0
+        self.marked = False
+        self._open = False
+
+    def opening(self, *, resumed: bool) -> control.Message:
+        self._open = False
+        lane = self.lane
+        lane.channel = self.channel
+        return control.OpenPublisher(channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id)
+
+    def opened(self, reply: Any) -> None:
+        self._open = True
+        self._publisher._learned(reply)
+        if self.lane.sent or self.lane.gathered:
+            again: list[bytes] = []
+            self.lane.again(again)
+            if again:
+                self._publisher._connection.send(again)
+            self._publisher._connection.mark(self)
+
+    def open_failed(self, error: HeadraceError) -> bool:
+        if isinstance(error, Unavailable) and error.retriable:
+            return True
+        self.channel = 0
+        self._publisher._refused_whole(self, error)
+        return False
+
+    def lost(self) -> None:
+        self._open = False
+
+    def closed_by_broker(self, error: HeadraceError | None) -> None:
+        self._open = False
+        if error is not None:
+            self._publisher._connection.forget(self)
+            self._publisher._refused_whole(self, error)
+
+    def event(self, event: control.Event) -> None:
+        pass
+
+    def flush(self, out: list[bytes], writable: bool) -> None:
+        if self._open and writable and self.lane.take(out, _FLUSH_BYTES) >= _FLUSH_BYTES:
+            self._publisher._connection.mark(self)
+
+    def tick(self, now_ms: int) -> None:
+        if self.lane.count:
+            self.lane.expire(now_ms)
+            if self.lane.gathered:
+                self._publisher._connection.mark(self)
+        self._publisher._expire_unrouted(now_ms)
+
+    def idle(self) -> bool:
+        return not self.lane.count and not self._publisher._unrouted
+
+    def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
+        self.lane.confirmed(first, count, base_offset, level, duplicate)
+        if self.lane.gathered:
+            self._publisher._connection.mark(self)
+
+    def refused(self, first: int, count: int, error: HeadraceError) -> None:
+        self.lane.refused(first, count, error)
+        if isinstance(error, Draining):
+            self._publisher._connection.loop.call_later(0.2, self._once_more, self._publisher._connection.connects)
+        elif self.lane.gathered:
+            self._publisher._connection.mark(self)
+
+    def _once_more(self, connects: int) -> None:
+        """The broker said it was going away but the connection lives on: offer again what it refused."""
+        connection = self._publisher._connection
+        if connection.connects == connects and connection.up and self._open:
+            out = [f.data for f in self.lane.sent.values() if f.again]
+            if out:
+                connection.send(out)
+
+    def delivered(self, partition: int, epoch: int, attempt: int, first_offset: int, count: int, base_offset: int, blob: bytes, flags: int) -> None:
+        pass
+
+    def settled(self, correlation: int, count: int, stale: list[tuple[int, int]]) -> None:
+        pass
+
+    def fetch_ended(self, correlation: int, count: int) -> None:
+        pass
+
+
+class Publisher:
+    """Publishes to one name. Made by ``client.publisher``; use it as a context manager to be sure that everything posted is confirmed on leaving."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        confirm: Confirm = "queue",
+        compression: Compression = "none",
+        confirm_timeout: float = limits.CONFIRM_TIMEOUT_MS / 1000,
+        max_in_flight: int = MAX_IN_FLIGHT,
+        max_in_flight_bytes: int = MAX_IN_FLIGHT_BYTES,
+        headers: Mapping[str, str | bytes] | None = None,
+        idempotent: bool = True,
+    ) -> None:
+        if compression not in _CODECS:
+            raise Invalid(f"compression {compression!r} is unknown; it is one of {', '.join(_CODECS)}")
+        if max_in_flight < 1 or max_in_flight_bytes < 1 or confirm_timeout <= 0:
+            raise Invalid("max_in_flight, max_in_flight_bytes and confirm_timeout must be above 0")
+        self.name = name
+        self.kind = ""
+        self.partitions = 0
+        """0 until the first publish learned it from the broker."""
+        self._connection = connection
+        self._level = _level(confirm)
+        self._codec = compression
+        self._plain = Envelope(level=self._level, codec=compression)
+        self._headers: Headers = encode_headers(headers) if headers else ()
+        self._timeout_ms = int(confirm_timeout * 1000)
+        self._max_in_flight = max_in_flight
+        self._max_in_flight_bytes = max_in_flight_bytes
+        self._producer_id = secrets.randbits(62) if idempotent else NO_PRODUCER
+        self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
+        self._lanes: dict[tuple[int, bool], _LaneUser] = {}
+        self._unrouted: list[tuple[Envelope, Record, int, asyncio.Future[Receipt] | None, int]] = []
+        self._sticky = secrets.randbelow(1 << 16)
+        self._in_flight = 0
+        self._in_flight_bytes = 0
+        self._room: list[asyncio.Future[None]] = []
+        self._idle: list[asyncio.Future[None]] = []
+        self._first_error: HeadraceError | None = None
+        self.closed = False
+
+    async def __aenter__(self) -> "Self":
+        return self
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        await self.close()
+
+    # ------------------------------------------------------------ publishing
+
+    async def send(
+        self,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        delay: Duration | None = None,
+        ttl: Duration | None = None,
+        priority: int | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        confirm: Confirm | None = None,
+    ) -> Receipt:
+        """Publishes one message and waits for its confirm. Raises what the broker refused it for, or ``ConfirmTimeout`` (outcome unknown)."""
+        while self.full:
+            await self.room()
+        return await self.post(
+            value, key=key, headers=headers, delay=delay, ttl=ttl, priority=priority, partition=partition, timestamp_ms=timestamp_ms, confirm=confirm
+        )
+
+    @overload
+    def post(
+        self,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        delay: Duration | None = None,
+        ttl: Duration | None = None,
+        priority: int | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        confirm: Confirm | None = None,
+        receipt: Literal[True] = True,
+    ) -> "asyncio.Future[Receipt]": ...
+
+    @overload
+    def post(
+        self,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        delay: Duration | None = None,
+        ttl: Duration | None = None,
+        priority: int | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        confirm: Confirm | None = None,
+        receipt: Literal[False],
+    ) -> None: ...
+
+    def post(
+        self,
+        value: Any,
+        *,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        delay: Duration | None = None,
+        ttl: Duration | None = None,
+        priority: int | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        confirm: Confirm | None = None,
+        receipt: bool = True,
+    ) -> "asyncio.Future[Receipt] | None":
+        """Publishes one message without waiting; the future gives its receipt. With ``receipt=False`` there is none: ``flush`` raises the first
+        error.
+
+        Raises ``LimitExceeded`` when ``max_in_flight`` is reached (``await publisher.room()`` before, or use ``send``).
+        """
+        if self._in_flight >= self._max_in_flight or self._in_flight_bytes >= self._max_in_flight_bytes:
+            raise LimitExceeded(
+                f"{self._in_flight} messages ({self._in_flight_bytes} bytes) to {self.name!r} wait for their confirm",
+                hint="`await publisher.room()` before post(), use `await publisher.send()`, or raise max_in_flight",
+            )
+        if self.closed or self._connection.closed:
+            raise NotConnected(f"the publisher to {self.name!r} is closed", hint="open another with client.publisher()")
+        raw, kind = encode_value(value)
+        head = kind
+        if headers is not None:
+            own = encode_headers(headers)
+            head = own if not kind or any(name == kind[0][0] for name, _ in own) else kind + own
+        if self._headers:
+            head = head + self._headers
+        raw_key = encode_key(key)
+        wall_ms = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
+        record = Record(key=raw_key, value=raw, headers=head, timestamp_ms=wall_ms, offset_delta=0)
+        nbytes = _RECORD_OVERHEAD
+        if raw is not None:
+            nbytes += len(raw)
+        if raw_key is not None:
+            nbytes += len(raw_key)
+        for name, text in head:
+            nbytes += len(name) + len(text) + 4
+        if nbytes > self._message_bytes_max:
+            raise TooLarge(
+                f"a message of {nbytes} bytes; the broker takes at most {self._message_bytes_max}",
+                hint="split it, or publish a reference to where it is kept",
+            )
+        if delay is None and ttl is None and priority is None and confirm is None:
+            envelope = self._plain
+        else:
+            envelope = self._envelope(delay, ttl, priority, confirm)
+        loop = self._connection.loop
+        waiter: asyncio.Future[Receipt] | None = loop.create_future() if receipt else None
+        deadline_ms = int(loop.time() * 1000) + self._timeout_ms
+        self._in_flight += 1
+        self._in_flight_bytes += nbytes
+        if partition is not None:
+            if not 0 <= partition < limits.PARTITIONS_MAX:
+                self._in_flight -= 1
+                self._in_flight_bytes -= nbytes
+                raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
+            self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
+        elif self.partitions:
+            self._route(envelope, record, nbytes, waiter, deadline_ms)
+        else:
+            self._unrouted.append((envelope, record, nbytes, waiter, deadline_ms))
+            if len(self._unrouted) == 1:
+                self._lane(0, envelope.level != Level.NONE)
+        return waiter
+
+    async def send_many(self, values: Iterable[Any], *, confirm: Confirm | None = None) -> list[Receipt]:
+        """Publishes many values (or ``Outgoing`` messages) in order and waits for all confirms; raises the first error after all were answered."""
+        waiting: list[asyncio.Future[Receipt]] = []
+        for value in values:
+            if self.full:
+                await self.room()
+            if isinstance(value, Outgoing):
+                waiting.append(
+                    self.post(
+                        value.value,
+                        key=value.key,
+                        headers=value.headers,
+                        delay=value.delay,
+                        ttl=value.ttl,
+                        priority=value.priority,
+                        timestamp_ms=value.timestamp_ms,
+                        confirm=confirm,
+                    )
+                )
+            else:
+                waiting.append(self.post(value, confirm=confirm))
+        receipts: list[Receipt] = []
+        error: BaseException | None = None
+        for future in waiting:
+            try:
+                receipts.append(await future)
+            except HeadraceError as e:
+                error = error or e
+        if error is not None:
+            raise error
+        return receipts
+
+    async def flush(self) -> None:
+        """Waits until everything posted is answered; raises the first error of messages that were posted without receipt."""
+        while self._in_flight:
+            idle = self._connection.loop.create_future()
+            self._idle.append(idle)
+            await idle
+        error, self._first_error = self._first_error, None
+        if error is not None:
+            raise error
+
+    async def room(self) -> None:
+        """Returns when ``post`` may be called again."""
+        while self.full and not self._connection.closed:
+            room = self._connection.loop.create_future()
+            self._room.append(room)
+            await room
+
+    async def close(self) -> None:
+        """Flushes and gives its channels back."""
+        if self.closed:
+            return
+        try:
+            await self.flush()
+        finally:
+            self.closed = True
+            for user in self._lanes.values():
+                self._connection.detach(user)
+            self._lanes.clear()
+
+    @property
+    def in_flight(self) -> int:
+        """Messages that are not answered yet."""
+        return self._in_flight
+
+    @property
+    def full(self) -> bool:
+        """Whether ``post`` would refuse now."""
+        return self._in_flight >= self._max_in_flight or self._in_flight_bytes >= self._max_in_flight_bytes
+
+    # ------------------------------------------------------------ routing
+
+    def _envelope(self, delay: Duration | None, ttl: Duration | None, priority: int | None, confirm: Confirm | None) -> Envelope:
+        if priority is not None and not 0 <= priority <= limits.PRIORITY_MAX:
+            raise Invalid(f"priority is {priority}; it lies in 0..{limits.PRIORITY_MAX}")
+        return Envelope(
+            level=self._level if confirm is None else _level(confirm),
+            not_before_ms=milliseconds(delay, what="delay"),
+            expires_at_ms=milliseconds(ttl, what="ttl"),
+            priority=priority or 0,
+            codec=self._codec,
+        )
+
+    def _route(self, envelope: Envelope, record: Record, nbytes: int, waiter: "asyncio.Future[Receipt] | None", deadline_ms: int) -> None:
+        """To the key's partition, or to the current sticky one."""
+        key, partitions = record.key, self.partitions
+        if key is not None:
+            partition = partition_for(key, partitions) if partitions > 1 else 0
+            if self.kind == "queue":
+                # the slot is what a repartition holds back; frames are homogeneous in it
+                envelope = Envelope(envelope.level, envelope.not_before_ms, envelope.expires_at_ms, envelope.priority, key_slot(key), envelope.codec)
+        else:
+            partition = self._sticky % partitions
+        self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
+
+    def _add(
+        self, partition: int, envelope: Envelope, record: Record, nbytes: int, waiter: "asyncio.Future[Receipt] | None", deadline_ms: int
+    ) -> None:
+        user = self._lane(partition, envelope.level != Level.NONE)
+        user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
+        if not user.marked:
+            self._connection.mark(user)
+
+    def _lane(self, partition: int, confirmed: bool) -> _LaneUser:
+        user = self._lanes.get((partition, confirmed))
+        if user is None:
+            lane = Lane(partition, self._producer_id if confirmed else NO_PRODUCER, self._done, keeps=confirmed)
+            user = self._lanes[(partition, confirmed)] = _LaneUser(self, lane)
+        if not user.channel:
+            self._connection.attach(user)
+        return user
+
+    def _learned(self, reply: control.PublisherOpened) -> None:
+        self.kind, self.partitions = reply.kind, reply.partitions
+        if reply.message_bytes_max:
+            self._message_bytes_max = reply.message_bytes_max
+        waiting, self._unrouted = self._unrouted, []
+        for envelope, record, nbytes, waiter, deadline_ms in waiting:
+            self._route(envelope, record, nbytes, waiter, deadline_ms)
+
+    # ------------------------------------------------------------ answers
+
+    def _done(self, frame: Frame, error: HeadraceError | None) -> None:
+        self._in_flight -= len(frame.waiters)
+        self._in_flight_bytes -= frame.nbytes
+        self._sticky += 1
+        if error is not None and self._first_error is None and None in frame.waiters:
+            self._first_error = error
+        if self._room and not self.full:
+            _wake(self._room)
+        if self._idle and not self._in_flight:
+            _wake(self._idle)
+
+    def _refused_whole(self, user: _LaneUser, error: HeadraceError) -> None:
+        """The channel could not be opened, or was closed: everything on it fails, and so does what waited to learn the partitions."""
+        self._fail_unrouted(error)
+        user.lane.fail(error)
+        self.partitions = 0
+
+    def _fail_unrouted(self, error: HeadraceError) -> None:
+        waiting, self._unrouted = self._unrouted, []
+        if waiting:
+            frame = Frame(self._plain, 0)
+            for _, _, nbytes, waiter, _ in waiting:
+                frame.waiters.append(waiter)
+                frame.nbytes += nbytes
+                if waiter is not None and not waiter.done():
+                    waiter.set_exception(type(error)(str(error), hint=error.hint))
+            self._done(frame, error)
+
+    def _expire_unrouted(self, now_ms: int) -> None:
+        if self._unrouted and self._unrouted[0][4] <= now_ms:
+            self._fail_unrouted(
+                ConfirmTimeout(
+                    f"messages to {self.name!r} could not be sent in time: the broker did not open the publisher",
+                    hint="they were not stored; publish again when the broker is back, or raise confirm_timeout",
+                )
+            )
+
+    def fail(self, error: HeadraceError) -> None:
+        """Answers everything that waits with ``error``: the client is closing."""
+        self.closed = True
+        for user in self._lanes.values():
+            self._refused_whole(user, error)
+
+
+def _wake(waiting: list["asyncio.Future[None]"]) -> None:
+    for future in waiting:
+        if not future.done():
+            future.set_result(None)
+    waiting.clear()
+
+
+def _level(confirm: str) -> int:
+    level = _LEVELS.get(confirm)
+    if level is None:
+        raise Invalid(f"confirm {confirm!r} is unknown; it is one of {', '.join(_LEVELS)}")
+    return level
+
+
+assert BATCH_BYTES_MAX < limits.MESSAGE_BYTES_MAX

@@ -1,4 +1,5 @@
-"""The broker's log: one place that configures it, INFO for changes of role and state with their reason, ERROR only where an operator must act. Never payloads or secrets, nothing per message."""
+"""The broker's log: one place that configures it, INFO for changes of role and state with their reason, ERROR only where an operator must act.
+Never payloads or secrets, nothing per message."""
 
 import json
 import logging

@@ -1,12 +1,14 @@
 """The broker: one event loop, one store, the partitions that are in use, and the tick that drives them.
 
-A tick appends what every partition gathered, grants, journals, starts a flush and writes to each connection once. It runs when something was marked, never by a timer of its own.
+A tick appends what every partition gathered, grants, journals, starts a flush and writes to each connection once. It runs when something was marked,
+never by a timer of its own.
 Invariants: work per tick, not per message; a partition is loaded at first use and only here; after a failed sync nothing is confirmed any more.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import secrets
 import time
@@ -65,6 +67,8 @@ class Broker:
         self.sessions: dict[str, Session] = {}
         self.sinks: dict[int, Any] = {}
         """Open connections by id, kept by the gateways."""
+        self.all_gone = asyncio.Event()
+        """Set by the gateways when the last connection ends."""
         self.counters = Counters()
         self.draining = False
         self.disk_nearly_full = False
@@ -128,9 +132,10 @@ class Broker:
         for connection in list(self.sinks.values()):
             connection.event(control.GoingAway(grace_ms=grace_ms, message=message))
             connection.flush()
-        deadline = self.loop.time() + grace_ms / 1000
-        while self.sinks and self.loop.time() < deadline:
-            await asyncio.sleep(0.01)
+        if self.sinks:
+            self.all_gone.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.all_gone.wait(), grace_ms / 1000)
         self.draining = True
         self._update_refusing()
 
@@ -291,7 +296,10 @@ class Broker:
 
     def disk(self, nearly_full: bool) -> None:
         if nearly_full != self.disk_nearly_full:
-            _log.log(40 if nearly_full else 20, "the disk is nearly full: publishes are refused" if nearly_full else "the disk has room again: publishes are taken")
+            _log.log(
+                40 if nearly_full else 20,
+                "the disk is nearly full: publishes are refused" if nearly_full else "the disk has room again: publishes are taken",
+            )
         self.disk_nearly_full = nearly_full
         self._update_refusing()
 

@@ -48,7 +48,8 @@ _decode = msgspec.msgpack.Decoder(Item).decode
 
 
 class Catalogue:
-    """Owns the items and their cache. ``changed`` is called on the loop after each committed change with (item, "declared" | "altered" | "deleted")."""
+    """Owns the items and their cache. ``changed`` is called on the loop after each committed change with (item, "declared" | "altered" |
+    "deleted")."""
 
     def __init__(
         self,
@@ -239,7 +240,9 @@ class Catalogue:
         seen, at = [name], spec.dead_letter
         while at:
             if at in seen:
-                raise Invalid(f"dead letters would go round in a circle: {' -> '.join([*seen, at])}", hint="let the last queue of the chain have no dead_letter")
+                raise Invalid(
+                    f"dead letters would go round in a circle: {' -> '.join([*seen, at])}", hint="let the last queue of the chain have no dead_letter"
+                )
             seen.append(at)
             item = self.find(at)
             if item is not None and item.kind != "queue":

@@ -52,7 +52,11 @@ class Groups:
         group = self._groups.get(key)
         if group is None:
             others = [
-                s for p in self.broker.loaded(item) if isinstance(p, QueuePartition) for s in p.subscriptions.values() if s.group != subscription.group
+                s
+                for p in self.broker.loaded(item)
+                if isinstance(p, QueuePartition)
+                for s in p.subscriptions.values()
+                if s.group != subscription.group
             ]
             if others:
                 raise Conflict("this queue has consumers that are in no cohort", hint="let all consumers of a queue join the cohort")

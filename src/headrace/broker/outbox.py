@@ -1,7 +1,9 @@
 """Moving messages between queues so that each arrives once: dead letters, move, redrive.
 
-The source partition journals a transfer (number, ranges, reason, target); the outbox publishes its messages to the target under a producer id derived from
-(source partition, transfer number) with sequences from 0, and journals completion once the target has committed. A crash at any point repeats the publish, which the
+The source partition journals a transfer (number, ranges, reason, target); the outbox publishes its messages to the target under a producer id derived
+from
+(source partition, transfer number) with sequences from 0, and journals completion once the target has committed. A crash at any point repeats the
+publish, which the
 target's producer table recognises. The messages stay readable in the source until then.
 
 Jobs (move, redrive) are made of transfers of at most ``CHUNK`` messages, at a rate, with progress.
@@ -30,6 +32,7 @@ from headrace.wire import control
 from headrace.wire.batch import Record, encode_batch, encode_publish, iter_records
 from headrace.wire.entry import blob_at
 from headrace.wire.frames import Level, PublishFlag
+from headrace.wire.ingress import Run
 from headrace.wire.journal import Reason
 
 if TYPE_CHECKING:
@@ -74,6 +77,8 @@ class Outbox:
         self._next_job = 1
         self._stuck: dict[tuple[int, int], str] = {}
         self._queued: dict[int, deque[Transfer]] = {}
+        self._done: dict[tuple[int, int], asyncio.Event] = {}
+        """Set when the transfer (source partition, number) has ended, for the job that waits for it."""
 
     # ------------------------------------------------------------ transfers
 
@@ -98,14 +103,21 @@ class Outbox:
 
     async def _carry(self, source: QueuePartition, transfer: Transfer) -> None:
         """Repeats until the target has it; what the target refuses for good stays here and is said in ``attention``."""
+        key = (source.pid, transfer.number)
+        try:
+            await self._insist(source, transfer)
+        finally:
+            waiting = self._done.pop(key, None)
+            if waiting is not None:
+                waiting.set()
+
+    async def _insist(self, source: QueuePartition, transfer: Transfer) -> None:
         attempt = 0
         key = (source.pid, transfer.number)
         while True:
             try:
                 if source.in_flight or source.dirty:
-                    journalled = self.broker.loop.create_future()
-                    source.when_committed(lambda: journalled.done() or journalled.set_result(None))
-                    await journalled
+                    await source.settled_down()
                 await self._publish(source, transfer)
                 break
             except Damaged:
@@ -141,7 +153,9 @@ class Outbox:
                 if not entries:
                     break
                 for entry in entries:
-                    for offset, record, envelope in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end):
+                    for offset, record, envelope in iter_records(
+                        memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end
+                    ):
                         number = partition_for(record.key, len(target.partitions)) if record.key is not None else offset % len(target.partitions)
                         made = self._stamp(source, transfer, offset, taken, record, stamped(envelope.flags))
                         if made is not None:
@@ -173,7 +187,10 @@ class Outbox:
                     else:
                         done.set_exception(error)
 
-            target.append_own(blob, answer)
+            run = Run()
+            run.producer_id, run.producer_epoch, run.first_sequence = producer_id, 0, at
+            run.record_count, run.frame_bytes, run.nbytes = stop - at, len(blob), len(blob)
+            target.append_own(run, blob, answer)
             waits.append(done)
             at = stop
         for result in await asyncio.gather(*waits, return_exceptions=True):
@@ -260,8 +277,9 @@ class Outbox:
                     for target, offsets in sorted(targets.items()):
                         number = partition.machine.start_transfer(target, reason, _ranges(offsets), self.broker.wall_ms, {})
                         self.broker.mark(partition)
-                        while number and partition.barred is None and any(t.number == number for t in partition.machine.pending_transfers()):
-                            await asyncio.sleep(0.002)
+                        if number:
+                            done = self._done[partition.pid, number] = asyncio.Event()
+                            await done.wait()
                         job.done += len(offsets)
                     if rate:
                         await asyncio.sleep(max(0.0, began + job.done / rate - loop.time()))
@@ -282,7 +300,9 @@ class Outbox:
             if not entries:
                 break
             for entry in entries:
-                for offset, record, envelope in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end):
+                for offset, record, envelope in iter_records(
+                    memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end
+                ):
                     if offset not in wanted or (compiled is not None and not compiled.match(record.key, record.headers)):
                         continue
                     origin = dict(record.headers).get(ORIGIN) if stamped(envelope.flags) else None

@@ -1,15 +1,18 @@
 """What queue and stream partitions share: gathering publishes into one entry a tick, epochs, and confirms when entries are durable.
 
-Owns a partition's journal position (epoch, last index, next offset), what is gathered and what is in flight. Knows nothing of readiness or cursors: subclasses do.
-Invariants: offsets are given out in the order in which runs are gathered, which is the order of the journal; a confirm above ``accepted`` is sent only from ``flushed``;
+Owns a partition's journal position (epoch, last index, next offset), what is gathered and what is in flight. Knows nothing of readiness or cursors:
+subclasses do.
+Invariants: offsets are given out in the order in which runs are gathered, which is the order of the journal; a confirm above ``accepted`` is sent
+only from ``flushed``;
 the epoch grows at each activation, before the first entry of this incarnation.
 """
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -22,13 +25,14 @@ from headrace.model.errors import DiskFull, Draining, HeadraceError, LevelUnavai
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
 from headrace.wire import ingress
 from headrace.wire.entry import RUN, runs
-from headrace.wire.frames import BATCH, Level
+from headrace.wire.frames import BATCH, ENVELOPE, Level
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 ENTRY_BYTES_MAX = 8 * 1024 * 1024
+OVERHEAD_BYTES = ENVELOPE.size + BATCH.size
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -38,7 +42,9 @@ class Publish:
 
     __slots__ = ("arrived_ms", "base_offset", "channel", "duplicate", "first", "frames", "level", "nbytes", "records", "sink")
 
-    def __init__(self, sink: Sink | None, channel: int, first: int, frames: int, records: int, level: int, base_offset: int, nbytes: int, arrived_ms: float) -> None:
+    def __init__(
+        self, sink: Sink | None, channel: int, first: int, frames: int, records: int, level: int, base_offset: int, nbytes: int, arrived_ms: float
+    ) -> None:
         self.sink = sink
         self.channel = channel
         self.first = first
@@ -194,7 +200,9 @@ class Partition(ABC):
         error = self.refusal() if self.broker.refusing or self.quarantined or self.barred is not None else None
         level = self.level_for(asked_level)
         if error is None and level < 0:
-            error = LevelUnavailable(f"{self.item.name!r} confirms at most at level {Level(self.own_level()).name.lower()}, {asked_level} was asked for")
+            error = LevelUnavailable(
+                f"{self.item.name!r} confirms at most at level {Level(self.own_level()).name.lower()}, {asked_level} was asked for"
+            )
         records, nbytes = run.record_count, run.next_pos
         nbytes = len(blob)
         if error is None and self.message_bytes_max and nbytes > self.message_bytes_max:
@@ -217,14 +225,12 @@ class Partition(ABC):
         self._gather(Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
         sink.in_flight_bytes += nbytes
 
-    def append_own(self, blob: bytes, done: Callable[[int, HeadraceError | None], None]) -> None:
-        """Publishes frames made by the broker itself (transfers); ``done(base_offset, error)`` is called once they are committed or refused.
-
-        The same rules hold as for anybody's publish, but the STAMPED flag is allowed.
-        """
-        run = ingress.scan_run(blob, 0, len(blob), limits.FRAME_BYTES_MAX, True)
-        error = run.error or self.refusal() or (self.admit(run.record_count, len(blob)) if run.producer_id < 0 else None)
-        assert error is not None or run.next_pos == len(blob), "own frames form one run"
+    def append_own(self, run: ingress.Run, blob: bytes, done: Callable[[int, HeadraceError | None], None]) -> None:
+        """Publishes frames made by the broker itself (transfers), which ``run`` describes; ``done(base_offset, error)`` is called once they are
+        committed or refused."""
+        error = self.refusal()
+        if error is None and run.producer_id < 0:
+            error = self.admit(run.record_count, len(blob))
         if error is None and run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
             if isinstance(verdict, Duplicate):
@@ -252,6 +258,13 @@ class Partition(ABC):
         else:
             answer()
 
+    async def settled_down(self) -> None:
+        """Returns once everything gathered or appended up to now is committed."""
+        done = asyncio.Event()
+        self.broker.mark(self)
+        self.when_committed(done.set)
+        await done.wait()
+
     def _gather(self, publish: Publish, run: ingress.Run, blob: bytes) -> None:
         if self._gather_bytes + len(blob) > ENTRY_BYTES_MAX and self._gathered:
             self._append_gathered()
@@ -270,7 +283,18 @@ class Partition(ABC):
         if producer >= 0:
             self.producers.stored(producer, run.producer_epoch, run.first_sequence, records, self.next_offset)
         self._run_table += RUN.pack(
-            producer, run.producer_epoch, run.priority, run.compressed, run.first_sequence, records, run.frame_count, size, run.frame_bytes, not_before, expires_at, run.key_slot
+            producer,
+            run.producer_epoch,
+            run.priority,
+            run.compressed,
+            run.first_sequence,
+            records,
+            run.frame_count,
+            size,
+            run.frame_bytes,
+            not_before,
+            expires_at,
+            run.key_slot,
         )
         self._metas.append((records, size, not_before, expires_at, run.priority))
         self._gathered.append(publish)
@@ -414,8 +438,9 @@ class Partition(ABC):
 
     def _too_large(self, blob: bytes) -> HeadraceError | None:
         for pos, length, count in ingress.walk(blob):
-            if (length - limits_overhead) // count > self.message_bytes_max:
-                return TooLarge(f"a message of {length} bytes is above the {self.message_bytes_max} bytes that {self.item.name!r} takes (at byte {pos} of the run)")
+            if (length - OVERHEAD_BYTES) // count > self.message_bytes_max:
+                most = f"{self.message_bytes_max} bytes that {self.item.name!r} takes"
+                return TooLarge(f"a message of {length} bytes is above the {most} (at byte {pos} of the run)")
         return None
 
     # ------------------------------------------------------------ checkpoints
@@ -457,7 +482,9 @@ class Partition(ABC):
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None: ...
 
     @abstractmethod
-    def committed(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int) -> None: ...
+    def committed(
+        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
+    ) -> None: ...
 
     @abstractmethod
     def serve(self, now_ms: int, wall_ms: int) -> None: ...
@@ -472,10 +499,11 @@ class Partition(ABC):
     def wake_at_ms(self) -> int: ...
 
     @abstractmethod
-    def attached(self) -> int: ...
+    def attached(self) -> int:
+        """How many subscriptions it has."""
+
+    @abstractmethod
+    def subscription_ids(self) -> Iterable[int]: ...
 
     @abstractmethod
     def configure(self, item: Item) -> None: ...
-
-
-limits_overhead = 28 + BATCH.size

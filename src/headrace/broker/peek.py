@@ -31,7 +31,10 @@ async def inspect(partitions: Sequence[QueuePartition], asked: control.Inspect) 
     for partition in partitions:
         after, looked_at = asked.after, 0
         while len(found) <= limit and looked_at < LOOKED_AT_MAX:
-            states = {row[0]: row for row in partition.machine.peek(asked.state, after, limit + 1, now_ms=partition.broker.now_ms, wall_ms=partition.broker.wall_ms)}
+            states = {
+                row[0]: row
+                for row in partition.machine.peek(asked.state, after, limit + 1, now_ms=partition.broker.now_ms, wall_ms=partition.broker.wall_ms)
+            }
             if not states:
                 break
             looked_at += len(states)
@@ -43,18 +46,29 @@ async def inspect(partitions: Sequence[QueuePartition], asked: control.Inspect) 
                 if not entries:
                     break
                 for entry in entries:
-                    for offset, record, envelope in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end):
+                    for offset, record, envelope in iter_records(
+                        memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end
+                    ):
                         row = states.get(offset)
                         if row is None or (compiled is not None and not compiled.match(record.key, record.headers)):
                             continue
                         value = record.value or b""
                         found.append(
                             control.Peeked(
-                                partition=partition.number, offset=offset, state=row[1], attempts=row[2], key=record.key,
-                                value=value[: max(0, asked.payload_bytes_max)], size=len(value), headers=record.headers, timestamp_ms=record.timestamp_ms,
-                                priority=envelope.priority, not_before_ms=row[4] or envelope.not_before_ms, expires_at_ms=envelope.expires_at_ms,
+                                partition=partition.number,
+                                offset=offset,
+                                state=row[1],
+                                attempts=row[2],
+                                key=record.key,
+                                value=value[: max(0, asked.payload_bytes_max)],
+                                size=len(value),
+                                headers=record.headers,
+                                timestamp_ms=record.timestamp_ms,
+                                priority=envelope.priority,
+                                not_before_ms=row[4] or envelope.not_before_ms,
+                                expires_at_ms=envelope.expires_at_ms,
                                 lease_until_ms=row[3],
-                            )  # fmt: skip
+                            )
                         )
                 last = entries[-1]
                 at = last.base_offset + last.record_count

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headrace.broker.catalogue import Item
@@ -64,12 +64,16 @@ class QueuePartition(Partition):
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:
         pass
 
-    def committed(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int) -> None:
+    def committed(
+        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
+    ) -> None:
         if metas is None:
             self.machine.enqueue(base, count, nbytes, wall_ms=wall_ms, now_ms=now_ms)
             return
         for records, size, not_before, expires_at, priority in metas:
-            self.machine.enqueue(base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, wall_ms=wall_ms, now_ms=now_ms)
+            self.machine.enqueue(
+                base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, wall_ms=wall_ms, now_ms=now_ms
+            )
             base += records
 
     def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None:
@@ -100,6 +104,9 @@ class QueuePartition(Partition):
     def attached(self) -> int:
         return len(self.subscriptions)
 
+    def subscription_ids(self) -> Iterable[int]:
+        return self.subscriptions
+
     # ------------------------------------------------------------ each tick
 
     def serve(self, now_ms: int, wall_ms: int) -> None:
@@ -128,7 +135,8 @@ class QueuePartition(Partition):
         """Makes a subscription a consumer here."""
         self.activate()
         consumer = Consumer(
-            subscription.id, owner_token=owner_token, credit=subscription.credit, lease_ms=lease_ms, auto_ack=auto_ack, filter=filter, member=subscription.member,
+            subscription.id, owner_token=owner_token, credit=subscription.credit, lease_ms=lease_ms, auto_ack=auto_ack, filter=filter,
+            member=subscription.member,
             replenish=not subscription.asked.pull,
         )  # fmt: skip
         subscription.consumers[self.number] = consumer
@@ -145,7 +153,16 @@ class QueuePartition(Partition):
         self.broker.mark(self)
 
     def settle(
-        self, subscription: QueueSubscription, action: int, ranges: Sequence[tuple[int, int]], *, up_to: bool, delay_ms: int | None, drop: bool, correlation: int, confirm: bool
+        self,
+        subscription: QueueSubscription,
+        action: int,
+        ranges: Sequence[tuple[int, int]],
+        *,
+        up_to: bool,
+        delay_ms: int | None,
+        drop: bool,
+        correlation: int,
+        confirm: bool,
     ) -> None:
         """Applies a settlement; stale ranges are answered at once, the rest once committed if asked."""
         broker = self.broker
@@ -227,7 +244,16 @@ class QueuePartition(Partition):
             reached = parcel.first + parcel.count
             if sink is not None and subscription is not None:
                 sink.deliver(
-                    subscription.channel, self.number, self.epoch, parcel.first, parcel.count, grant.attempt, parcel.base_offset, parcel.blobs, parcel.nbytes, flags
+                    subscription.channel,
+                    self.number,
+                    self.epoch,
+                    parcel.first,
+                    parcel.count,
+                    grant.attempt,
+                    parcel.base_offset,
+                    parcel.blobs,
+                    parcel.nbytes,
+                    flags,
                 )
                 self.delivered += parcel.count
                 if subscription.fetches:

@@ -65,7 +65,12 @@ def parcels(entries: Sequence[StoredEntry], first: int, end: int, bytes_max: int
         if low >= high:
             continue
         piece = cut(entry.payload, base, count, low, high)
-        if last is not None and expected == base == piece.base_offset and last.nbytes + len(piece.blob) <= bytes_max and last.first + last.count == low:
+        if (
+            last is not None
+            and expected == base == piece.base_offset
+            and last.nbytes + len(piece.blob) <= bytes_max
+            and last.first + last.count == low
+        ):
             last.blobs.append(piece.blob)
             last.nbytes += len(piece.blob)
             last.count += high - low

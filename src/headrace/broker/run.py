@@ -24,7 +24,8 @@ Listener = Callable[[Broker, Verbs], Awaitable[tuple[dict[str, str], Stop]]]
 
 
 class RunningBroker:
-    """A broker that serves. ``url`` and ``admin_url`` hold the real addresses ("" = no such listener); ``stopped`` is set when it has ended for whatever reason."""
+    """A broker that serves. ``url`` and ``admin_url`` hold the real addresses ("" = no such listener); ``stopped`` is set when it has ended for
+    whatever reason."""
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker

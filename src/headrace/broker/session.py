@@ -1,6 +1,7 @@
 """Sessions: a client's subscriptions, kept over a broken connection for ``reconnect_grace``.
 
-Owns which subscriptions belong to which client and which sink they now have. A session without a sink is away: its consumers are suspended and keep their leases.
+Owns which subscriptions belong to which client and which sink they now have. A session without a sink is away: its consumers are suspended and keep
+their leases.
 """
 
 from __future__ import annotations

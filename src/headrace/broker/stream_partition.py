@@ -1,13 +1,14 @@
 """One stream partition at work: the stream machine, its readers, and the bytes they are sent.
 
-The machine says which reader may have what from where; this module reads and sends it. A reader at the tail is served from memory in the tick that committed the
+The machine says which reader may have what from where; this module reads and sends it. A reader at the tail is served from memory in the tick that
+committed the
 records; one behind reads ahead from disk in a task of its own, so it never holds up the others.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headrace.broker.catalogue import Item
@@ -64,7 +65,9 @@ class StreamPartition(Partition):
         if self.spec.tier != "durable":
             self.machine.appended(base + count)
 
-    def committed(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int) -> None:
+    def committed(
+        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
+    ) -> None:
         self.machine.committed(base + count, nbytes, wall_ms)
 
     def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None:
@@ -94,15 +97,35 @@ class StreamPartition(Partition):
     def attached(self) -> int:
         return len(self.subscriptions)
 
+    def subscription_ids(self) -> Iterable[int]:
+        return self.subscriptions
+
     # ------------------------------------------------------------ readers
 
     def open_reader(
-        self, subscription: StreamSubscription, *, position: int, cursor: str, auto_commit: bool, messages: int, nbytes: int, filter: Compiled | None, generation: int, resume: bool
+        self,
+        subscription: StreamSubscription,
+        *,
+        position: int,
+        cursor: str,
+        auto_commit: bool,
+        messages: int,
+        nbytes: int,
+        filter: Compiled | None,
+        generation: int,
+        resume: bool,
     ) -> None:
         """Starts to read at ``position``; ``resume``: the client still holds what lies between its cursor and there."""
         self.activate()
         self.machine.open_reader(
-            subscription.id, position=position, messages=messages, nbytes=nbytes, cursor=cursor, auto_commit=auto_commit, filter=filter is not None, generation=generation,
+            subscription.id,
+            position=position,
+            messages=messages,
+            nbytes=nbytes,
+            cursor=cursor,
+            auto_commit=auto_commit,
+            filter=filter is not None,
+            generation=generation,
             resume=resume,
         )
         self.subscriptions[subscription.id] = subscription
@@ -120,7 +143,9 @@ class StreamPartition(Partition):
         self._filters.pop(id, None)
         self.broker.mark(self)
 
-    def ack(self, subscription: StreamSubscription, ranges: Sequence[tuple[int, int]], *, up_to: bool, epoch: int, correlation: int, confirm: bool) -> None:
+    def ack(
+        self, subscription: StreamSubscription, ranges: Sequence[tuple[int, int]], *, up_to: bool, epoch: int, correlation: int, confirm: bool
+    ) -> None:
         """Moves the reader's cursor over what is contiguously acked; stale ranges are answered at once, the rest once committed if asked."""
         stale = self.machine.ack(subscription.id, ranges, up_to, epoch=epoch or None, wall_ms=self.broker.wall_ms)
         count = max(0, sum(c for _, c in ranges) - sum(c for _, c in stale))
@@ -163,7 +188,9 @@ class StreamPartition(Partition):
         spec = self.spec
         if not (spec.retention_ms or spec.retention_bytes or spec.retention_records):
             return
-        start = self.store.retain(self.pid, wall_ms=wall_ms, age_ms=spec.retention_ms, bytes_max=spec.retention_bytes, records_max=spec.retention_records)
+        start = self.store.retain(
+            self.pid, wall_ms=wall_ms, age_ms=spec.retention_ms, bytes_max=spec.retention_bytes, records_max=spec.retention_records
+        )
         if start > self.machine.start_offset:
             self.moved_start(min(start, self.high_watermark))
 
@@ -219,7 +246,9 @@ class StreamPartition(Partition):
                 break
             reached = parcel.first + parcel.count
             flags = DeliverFlag.SPECULATIVE if reached > high_watermark else 0
-            sink.deliver(subscription.channel, self.number, self.epoch, parcel.first, parcel.count, 0, parcel.base_offset, parcel.blobs, parcel.nbytes, flags)
+            sink.deliver(
+                subscription.channel, self.number, self.epoch, parcel.first, parcel.count, 0, parcel.base_offset, parcel.blobs, parcel.nbytes, flags
+            )
             messages += parcel.count
             size += parcel.nbytes
             if selected is not None:

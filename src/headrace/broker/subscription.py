@@ -1,6 +1,7 @@
 """Subscriptions: one client's reading of one queue or stream over all its partitions here, with a credit window they share.
 
-A queue subscription is a ``Consumer`` in each partition's machine; a stream subscription a ``Reader``. Both keep the sink through which they deliver, None while away.
+A queue subscription is a ``Consumer`` in each partition's machine; a stream subscription a ``Reader``. Both keep the sink through which they deliver,
+None while away.
 """
 
 from __future__ import annotations

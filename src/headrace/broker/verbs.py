@@ -18,8 +18,7 @@ from headrace.broker.stream_partition import StreamPartition
 from headrace.core.dedup import Duplicate
 from headrace.model import limits
 from headrace.model.errors import Conflict, Damaged, HeadraceError, Invalid, NotFound, Refused
-from headrace.wire import control
-from headrace.wire import ingress
+from headrace.wire import control, ingress
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -130,14 +129,24 @@ class Verbs:
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle"))
                 continue
             totals["publishers"] += loaded.publishers
-            consumers.update(loaded.subscriptions)
+            consumers.update(loaded.subscription_ids())
             if isinstance(loaded, QueuePartition):
                 m = loaded.machine
                 row = control.PartitionInfo(
-                    partition=number, id=pid, epoch=loaded.epoch, state="paused" if item.paused else "serving", start_offset=m.floor,
-                    high_watermark=loaded.high_watermark, next_offset=loaded.next_offset, ready=m.ready_count, leased=m.leased_count,
-                    delayed=m.delayed_count, settled=m.settled_count, bytes=m.bytes, consumers=loaded.attached(),
-                )  # fmt: skip
+                    partition=number,
+                    id=pid,
+                    epoch=loaded.epoch,
+                    state="paused" if item.paused else "serving",
+                    start_offset=m.floor,
+                    high_watermark=loaded.high_watermark,
+                    next_offset=loaded.next_offset,
+                    ready=m.ready_count,
+                    leased=m.leased_count,
+                    delayed=m.delayed_count,
+                    settled=m.settled_count,
+                    bytes=m.bytes,
+                    consumers=loaded.attached(),
+                )
                 for field in ("ready", "leased", "delayed", "settled", "bytes"):
                     totals[field] += getattr(row, field)
                 totals["records"] += m.ready_count + m.leased_count + m.delayed_count
@@ -145,19 +154,35 @@ class Verbs:
                 assert isinstance(loaded, StreamPartition)
                 start, end = loaded.machine.start_offset, loaded.high_watermark
                 row = control.PartitionInfo(
-                    partition=number, id=pid, epoch=loaded.epoch, state="serving", start_offset=start, high_watermark=end, next_offset=loaded.next_offset,
-                    bytes=broker.store.log_bytes(pid), consumers=loaded.attached(),
-                )  # fmt: skip
+                    partition=number,
+                    id=pid,
+                    epoch=loaded.epoch,
+                    state="serving",
+                    start_offset=start,
+                    high_watermark=end,
+                    next_offset=loaded.next_offset,
+                    bytes=broker.store.log_bytes(pid),
+                    consumers=loaded.attached(),
+                )
                 totals["records"] += end - start
                 totals["bytes"] += row.bytes
             rows.append(row)
         totals["consumers"] = len(consumers)
         rates = [sum(p.rates[i] for p in broker.loaded(item)) for i in range(3)]
         return control.Info(
-            name=item.name, kind=item.kind, id=item.id, spec=msgspec.structs.asdict(item.spec), routing_version=item.routing_version, paused=item.paused,
-            publish_rate=rates[0], deliver_rate=rates[1], settle_rate=rates[2], partitions=tuple(rows) if partitions or load else (),
-            attention=tuple(f"partition {r.partition} is quarantined: {r.why}" for r in rows if r.state == "quarantined"), **totals,
-        )  # fmt: skip
+            name=item.name,
+            kind=item.kind,
+            id=item.id,
+            spec=msgspec.structs.asdict(item.spec),
+            routing_version=item.routing_version,
+            paused=item.paused,
+            publish_rate=rates[0],
+            deliver_rate=rates[1],
+            settle_rate=rates[2],
+            partitions=tuple(rows) if partitions or load else (),
+            attention=tuple(f"partition {r.partition} is quarantined: {r.why}" for r in rows if r.state == "quarantined"),
+            **totals,
+        )
 
     # ------------------------------------------------------------ queues
 
@@ -174,15 +199,11 @@ class Verbs:
     async def _purge(self, r: control.Purge) -> control.Reply:
         broker = self.broker
         count = 0
-        waits = []
-        for partition in self._queue_partitions(broker.catalogue.get(r.name, "queue"), r.partition):
+        partitions = self._queue_partitions(broker.catalogue.get(r.name, "queue"), r.partition)
+        for partition in partitions:
             partition.activate()
             count += partition.machine.purge(r.leased, now_ms=broker.now_ms, wall_ms=broker.wall_ms)
-            done: asyncio.Future[None] = broker.loop.create_future()
-            waits.append(done)
-            broker.mark(partition)
-            partition.when_committed(lambda done=done: done.done() or done.set_result(None))  # type: ignore[misc]
-        await asyncio.gather(*waits)
+        await asyncio.gather(*(p.settled_down() for p in partitions))
         return control.Done(count=count)
 
     async def _pause(self, r: control.Pause) -> control.Reply:
@@ -246,7 +267,11 @@ class Verbs:
             for name, cursor in sorted(partition.machine.cursors.items()):
                 rows.append(
                     control.CursorInfo(
-                        cursor=name, partition=partition.number, offset=cursor.next_offset, lag=max(0, partition.high_watermark - cursor.next_offset), updated_ms=cursor.wall_ms
+                        cursor=name,
+                        partition=partition.number,
+                        offset=cursor.next_offset,
+                        lag=max(0, partition.high_watermark - cursor.next_offset),
+                        updated_ms=cursor.wall_ms,
                     )
                 )
         return control.Cursors(cursors=tuple(rows))
@@ -259,7 +284,7 @@ class Verbs:
         for partition, offset in to:
             partition.activate()
             partition.machine.set_cursor(r.cursor, offset, self.broker.wall_ms)
-        await self._journalled([p for p, _ in to])
+        await asyncio.gather(*(p.settled_down() for p, _ in to))
         return control.Offsets(offsets={p.number: offset for p, offset in to})
 
     async def _cursor_delete(self, r: control.CursorDelete) -> control.Reply:
@@ -267,17 +292,8 @@ class Verbs:
         count = sum(p.machine.delete_cursor(r.cursor) for p in partitions)
         if not count:
             raise NotFound(f"stream {r.name!r} has no cursor {r.cursor!r}", hint="`headrace stream cursors list` shows them")
-        await self._journalled(partitions)
+        await asyncio.gather(*(p.settled_down() for p in partitions))
         return control.Done(count=count)
-
-    async def _journalled(self, partitions: list[StreamPartition]) -> None:
-        waits = []
-        for partition in partitions:
-            done: asyncio.Future[None] = self.broker.loop.create_future()
-            waits.append(done)
-            self.broker.mark(partition)
-            partition.when_committed(lambda done=done: done.done() or done.set_result(None))  # type: ignore[misc]
-        await asyncio.gather(*waits)
 
     # ------------------------------------------------------------ broker
 
@@ -416,7 +432,9 @@ class Verbs:
                 for number, pid in enumerate(item.partitions):
                     loaded = broker.partitions.get(pid)
                     rows.append(
-                        control.PartitionOwner(name=asked, partition=number, owner=name, epoch=loaded.epoch if loaded else 0, routing_version=item.routing_version)
+                        control.PartitionOwner(
+                            name=asked, partition=number, owner=name, epoch=loaded.epoch if loaded else 0, routing_version=item.routing_version
+                        )
                     )
         return control.TopologyInfo(brokers={name: (broker.listeners.get("url", ""),)}, partitions=tuple(rows))
 

@@ -49,14 +49,16 @@ class Registration(Protocol):
 
 
 class Coordinator(Protocol):
-    """See the module's head. All methods may raise ``Unavailable`` (definite for reads, ``UnknownOutcome`` for a transaction whose answer was lost)."""
+    """See the module's head. All methods may raise ``Unavailable`` (definite for reads, ``UnknownOutcome`` for a transaction whose answer was
+    lost)."""
 
     async def get(self, key: str) -> Document | None: ...
 
     async def range(self, prefix: str, *, after: str = "", limit: int = RANGE_KEYS_MAX) -> Page: ...
 
     async def transact(self, expected: Mapping[str, int], puts: Mapping[str, bytes | None]) -> bool:
-        """Writes all of ``puts`` (None deletes) in one step if every key of ``expected`` has that version now (0 = absent). Durable when it returns True."""
+        """Writes all of ``puts`` (None deletes) in one step if every key of ``expected`` has that version now (0 = absent). Durable when it returns
+        True."""
         ...
 
     async def register(self, key: str, value: bytes, *, ttl_ms: int) -> Registration: ...

@@ -1,7 +1,8 @@
 """The coordinator of a lone broker: documents in its own data directory, one writer, compare-and-swap decided in memory.
 
 A transaction is checked against what is stored or about to be stored, then committed in group with others; it answers once durable.
-Invariant: a version is read only from ``_latest`` (transactions under way) or the store, in this order, so two overlapping transactions on one key never both succeed.
+Invariant: a version is read only from ``_latest`` (transactions under way) or the store, in this order, so two overlapping transactions on one key
+never both succeed.
 """
 
 import asyncio

@@ -19,7 +19,8 @@ class StoredEntry(NamedTuple):
 
 
 class Flushed(NamedTuple):
-    """A flush ended: (partition, last durable index) of each partition in it, once. With ``error`` nothing of it is durable and the store takes nothing more."""
+    """A flush ended: (partition, last durable index) of each partition in it, once. With ``error`` nothing of it is durable and the store takes
+    nothing more."""
 
     partitions: Sequence[tuple[int, int]]
     error: BaseException | None
@@ -116,7 +117,8 @@ class Store(Protocol):
     def replay(self, pid: int) -> PartitionLog: ...
 
     def cached(self, pid: int, offset: int, bytes_max: int, end_offset: int) -> list[StoredEntry] | None:
-        """Records entries from the one that holds ``offset`` on, below ``end_offset``, up to about ``bytes_max``, from memory (not yet durable ones too); None: not in memory."""
+        """Records entries from the one that holds ``offset`` on, below ``end_offset``, up to about ``bytes_max``, from memory (not yet durable ones
+        too); None: not in memory."""
 
     async def read(self, pid: int, offset: int, bytes_max: int, end_offset: int) -> list[StoredEntry]:
         """As ``cached``, from wherever it is; [] = nothing is stored in that range any more (or yet); raises ``Damaged``."""

@@ -1,4 +1,5 @@
-"""A store that keeps everything in memory and nothing on disk: for throw-away brokers. A flush completes in the next turn of the loop and is never durable."""
+"""A store that keeps everything in memory and nothing on disk: for throw-away brokers. A flush completes in the next turn of the loop and is never
+durable."""
 
 import asyncio
 from bisect import bisect_right
@@ -27,7 +28,7 @@ class MemoryState:
 class _Log:
     """One partition: records entries by offset; other kinds only while the partition may be loaded again without a checkpoint."""
 
-    __slots__ = ("bases", "checkpoint", "entries", "epoch", "index", "next_offset", "nbytes", "others")
+    __slots__ = ("bases", "checkpoint", "entries", "epoch", "index", "nbytes", "next_offset", "others")
 
     def __init__(self) -> None:
         self.entries: list[StoredEntry] = []

@@ -1,6 +1,7 @@
 """Control messages: the bodies of REQUEST, REPLY, ERROR and EVENT, msgpack maps tagged by their type in the field ``t``.
 
-Unknown fields are ignored, missing ones take their default, so additions stay compatible. The admin HTTP interface, the CLI and the client all speak these verbs;
+Unknown fields are ignored, missing ones take their default, so additions stay compatible. The admin HTTP interface, the CLI and the client all speak
+these verbs;
 ``broker.verbs`` carries them out. Ranges are half-open, times integer milliseconds, offsets and counts unsigned.
 """
 
@@ -19,7 +20,8 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag
 
 
 class Hello(Message, tag="hello"):
-    """First request of a connection. ``session``: "" opens a new one, else the one to resume (its consumers and leases wait for ``reconnect_grace``)."""
+    """First request of a connection. ``session``: "" opens a new one, else the one to resume (its consumers and leases wait for
+    ``reconnect_grace``)."""
 
     versions: tuple[int, int] = (1, 1)
     features: tuple[str, ...] = ()
@@ -213,7 +215,8 @@ class Delete(Message, tag="delete"):
 
 
 class List(Message, tag="list"):
-    """Names in order, ``after`` exclusive, at most ``limit``; ``pattern`` is a glob. ``idle``: False leaves out what is not loaded from the figures (never from the list)."""
+    """Names in order, ``after`` exclusive, at most ``limit``; ``pattern`` is a glob. ``idle``: False leaves out what is not loaded from the figures
+    (never from the list)."""
 
     kind: str = ""
     pattern: str = "*"
@@ -599,13 +602,54 @@ class CatalogueChanged(Message, tag="event.catalogue"):
 
 
 Request = (
-    Hello | OpenPublisher | ClosePublisher | Resolve | Subscribe | SubscribeStream | Unsubscribe | DeclareQueue | AlterQueue | DeclareStream
-    | AlterStream | Delete | List | Describe | Inspect | Purge | Pause | Move | Redrive | TransferStatus | OffsetForTime | Trim | CursorsList
-    | CursorSet | CursorDelete | Status | Drain | QuarantineList | QuarantineRepair | Topology | ConnectionsList
+    Hello
+    | OpenPublisher
+    | ClosePublisher
+    | Resolve
+    | Subscribe
+    | SubscribeStream
+    | Unsubscribe
+    | DeclareQueue
+    | AlterQueue
+    | DeclareStream
+    | AlterStream
+    | Delete
+    | List
+    | Describe
+    | Inspect
+    | Purge
+    | Pause
+    | Move
+    | Redrive
+    | TransferStatus
+    | OffsetForTime
+    | Trim
+    | CursorsList
+    | CursorSet
+    | CursorDelete
+    | Status
+    | Drain
+    | QuarantineList
+    | QuarantineRepair
+    | Topology
+    | ConnectionsList
 )
 Reply = (
-    Welcome | PublisherOpened | Resolved | Subscribed | Info | Listing | Done | Inspected | Progress | Offsets | Cursors | BrokerStatus | Quarantine
-    | TopologyInfo | Connections
+    Welcome
+    | PublisherOpened
+    | Resolved
+    | Subscribed
+    | Info
+    | Listing
+    | Done
+    | Inspected
+    | Progress
+    | Offsets
+    | Cursors
+    | BrokerStatus
+    | Quarantine
+    | TopologyInfo
+    | Connections
 )
 Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | CatalogueChanged
 

@@ -1,6 +1,7 @@
 """The payload of a ``records`` entry: its head, a table of its runs, then the frames as they arrived.
 
-A run is what one publisher sent in one read: consecutive frames of one channel with equal envelopes. The table (52 bytes a run, not a message) lets replay rebuild
+A run is what one publisher sent in one read: consecutive frames of one channel with equal envelopes. The table (52 bytes a run, not a message) lets
+replay rebuild
 producers, delays and expiry without opening a frame, and lets a delivery find a message's bytes by arithmetic where a run's frames are of one size.
 
     head: base_offset u64, record_count u32, frame_count u32, wall_ms i64, runs u32, 4 zero bytes

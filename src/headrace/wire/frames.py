@@ -94,14 +94,16 @@ On the client's wire the two times are relative to arrival (0 = none); in storag
 """
 
 CONFIRM: Final = Struct(">IBBHIIBBHQ")
-"""header (channel; correlation = the first id confirmed), count u32 of frames, level u8, duplicate u8 (1: stored before), reserved u16, base offset u64 of the first frame's first record; the others follow densely."""
+"""header (channel; correlation = the first id confirmed), count u32 of frames, level u8, duplicate u8 (1: stored before), reserved u16, base offset
+u64 of the first frame's first record; the others follow densely."""
 
 PUBLISH_ERROR: Final = Struct(">IBBHIIHH")
 """header (channel; correlation = the first id refused), count u32, error code u16, reserved u16; then the message in UTF-8."""
 
 DELIVER: Final = Struct(">IBBHIIIHHQQ")
 """header (channel = subscription; correlation = records selected), partition u32 (number within the queue or stream), epoch u32,
-attempt u16 (1 = first delivery; 0 = a stream's), reserved u16, first_offset u64 of the selected records, base_offset u64 of the first record in the blob; then the blob: stored PUBLISH frames."""
+attempt u16 (1 = first delivery; 0 = a stream's), reserved u16, first_offset u64 of the selected records, base_offset u64 of the first record in the
+blob; then the blob: stored PUBLISH frames."""
 
 SETTLE: Final = Struct(">IBBHIIII")
 """header (channel = subscription; correlation for the answer), partition u32, epoch u32, delay_ms u32; then ranges."""
@@ -125,8 +127,10 @@ FETCH_END: Final = Struct(">IBBHII")
 """header (channel, correlation of the FETCH), records delivered u32."""
 
 BATCH: Final = Struct(">qiibIhiqqqhii")
-"""RecordBatch v2 up to its records: base offset i64, length i32 (from the epoch field on), leader epoch i32, magic i8 (2), crc u32 (CRC-32C from attributes on),
-attributes i16, last offset delta i32, base timestamp i64, max timestamp i64, producer id i64, producer epoch i16, base sequence i32, record count i32."""
+"""RecordBatch v2 up to its records: base offset i64, length i32 (from the epoch field on), leader epoch i32, magic i8 (2), crc u32 (CRC-32C from
+attributes on),
+attributes i16, last offset delta i32, base timestamp i64, max timestamp i64, producer id i64, producer epoch i16, base sequence i32, record count
+i32."""
 
 assert HEADER.size == 12 and ENVELOPE.size == 32 and BATCH.size == 61 and CONFIRM.size == 28 and DELIVER.size == 40
 

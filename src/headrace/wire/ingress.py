@@ -30,6 +30,7 @@ _MIN: Final = 93  # envelope and batch header
 _CRC_FROM: Final = 53  # what the batch's checksum covers, up to the frame's end
 _RECORD_MIN: Final = 7  # bytes of the smallest record
 _CODEC_MAX: Final = 4
+_LOG_APPEND_TIME: Final = 8  # timestamp type, the one other attribute allowed
 _U32: Final = 0xFFFFFFFF
 _SEQUENCE_MASK: Final = 0x7FFFFFFF
 _SHAPES_MAX: Final = 1024
@@ -81,12 +82,12 @@ class Run:
         self.error: HeadraceError | None = None
 
 
-def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int) -> Run:
+def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: bool = False) -> Run:
     """The longest run of valid PUBLISH frames that begins at ``pos``, where a whole one stands (its length field was checked by the framing).
 
     Shared by a run's frames: opcode, flags, channel, times, priority, key slot, producer id and epoch; correlation ids grow by one (mod 2^32), sequences by the
-    record count (mod 2^31). A bad frame ends the run before it; if it is the first, ``error`` says why and ``next_pos`` is behind it. Cost: one
-    checksum a frame, O(bytes).
+    record count (mod 2^31). A bad frame ends the run before it; if it is the first, ``error`` says why and ``next_pos`` is behind it. ``stamped`` allows the
+    flag that only the broker sets. Cost: one checksum a frame, O(bytes).
     """
     run = Run()
     if end - pos < _MIN:
@@ -101,15 +102,15 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int) -> Run:
     view = memoryview(data)
     if (
         size < _MIN or at > end or batch_length != size - 44 or batch_length > message_bytes_max + 49
-        or op != _OP_PUBLISH or flags & 0x78 or flags & _STAMPED or not _LEVELS >> (flags & _LEVEL_MASK) & 1
+        or op != _OP_PUBLISH or flags & 0x78 or (flags & _STAMPED and not stamped) or not _LEVELS >> (flags & _LEVEL_MASK) & 1
         or priority > PRIORITY_MAX or reserved
         or not 0 <= not_before_ms <= DELAY_MS_MAX or not 0 <= expires_at_ms <= DELAY_MS_MAX
-        or magic != 2 or not 0 <= attributes <= _CODEC_MAX
-        or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes == 0 and records * _RECORD_MIN > size - _MIN)
+        or magic != 2 or not 0 <= attributes & ~_LOG_APPEND_TIME <= _CODEC_MAX
+        or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes & 7 == 0 and records * _RECORD_MIN > size - _MIN)
         or producer_id < -1 or (idempotent and (producer_epoch < 0 or sequence < 0))
         or crc32c(view[pos + _CRC_FROM : at]) != crc
     ):  # fmt: skip
-        return _bad(run, data, pos, end, _why(data, pos, end, message_bytes_max))
+        return _bad(run, data, pos, end, _why(data, pos, end, message_bytes_max, stamped))
     run.channel = channel
     run.flags = flags
     run.first_correlation = correlation
@@ -123,7 +124,7 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int) -> Run:
         run.first_sequence = sequence
     frames: int = 1
     total: int = records
-    compressed: bool = attributes != 0
+    compressed: bool = attributes & 7 != 0
     frame_bytes: int = size
 
     if at + size <= end and data[at : at + 8] == data[pos : pos + 8]:
@@ -145,8 +146,8 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int) -> Run:
                 head != same_head or correlation != due_correlation or rest != same_rest or producer != same_producer
                 or (idempotent and sequence != due_sequence)
                 or following > end or size < _MIN or batch_length != size - 44 or batch_length > batch_length_max
-                or magic != 2 or not 0 <= attributes <= _CODEC_MAX
-                or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes == 0 and records * _RECORD_MIN > size - _MIN)
+                or magic != 2 or not 0 <= attributes & ~_LOG_APPEND_TIME <= _CODEC_MAX
+                or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes & 7 == 0 and records * _RECORD_MIN > size - _MIN)
                 or total + records > _U32
                 or crc32c(view[at + _CRC_FROM : following]) != crc
             ):  # fmt: skip
@@ -155,7 +156,7 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int) -> Run:
             total += records
             due_correlation = (due_correlation + 1) & _U32
             due_sequence = (due_sequence + records) & _SEQUENCE_MASK
-            if attributes:
+            if attributes & 7:
                 compressed = True
             if size != frame_bytes:
                 frame_bytes = 0
@@ -256,7 +257,7 @@ def _bad(run: Run, data: bytes, pos: int, end: int, error: HeadraceError) -> Run
     return run
 
 
-def _why(data: bytes, pos: int, end: int, message_bytes_max: int) -> HeadraceError:
+def _why(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: bool) -> HeadraceError:
     """What is wrong with a frame that ``scan_run`` refused, in the order of its bytes."""
     (
         length, op, flags, _, _, not_before_ms, expires_at_ms, priority, reserved, _,
@@ -269,7 +270,7 @@ def _why(data: bytes, pos: int, end: int, message_bytes_max: int) -> HeadraceErr
         return Malformed(f"the frame says {size} bytes, {end - pos} are there")
     if op != _OP_PUBLISH:
         return Malformed(f"opcode {op:#04x} is not PUBLISH")
-    if flags & _STAMPED:
+    if flags & _STAMPED and not stamped:
         return Malformed("flag STAMPED is the broker's own")
     if flags & 0x78 or not _LEVELS >> (flags & _LEVEL_MASK) & 1:
         return Malformed(f"flags {flags:#04x} hold an unknown level or flag")
@@ -285,11 +286,11 @@ def _why(data: bytes, pos: int, end: int, message_bytes_max: int) -> HeadraceErr
         return Malformed(f"the batch says {batch_length + 12} bytes, its frame holds {size - _ENVELOPE_SIZE}")
     if batch_length > message_bytes_max + 49:
         return TooLarge(f"the batch has {batch_length - 49} bytes of records, the limit is {message_bytes_max}")
-    if not 0 <= attributes <= _CODEC_MAX:
-        return Malformed(f"batch attributes {attributes:#x}: only a compression codec (0-4) may be set")
+    if not 0 <= attributes & ~_LOG_APPEND_TIME <= _CODEC_MAX:
+        return Malformed(f"batch attributes {attributes:#x}: only a compression codec (0-4) and the timestamp type may be set")
     if not 1 <= records <= BATCH_RECORDS_MAX:
         return Malformed(f"a batch has 1..{BATCH_RECORDS_MAX} records, this one says {records}")
-    if last_delta != records - 1 or (attributes == 0 and records * _RECORD_MIN > size - _MIN):
+    if last_delta != records - 1 or (attributes & 7 == 0 and records * _RECORD_MIN > size - _MIN):
         return Malformed(f"a batch of {records} records with last offset delta {last_delta} cannot have {size - _MIN} bytes of records")
     if producer_id < -1 or (producer_id >= 0 and (producer_epoch < 0 or sequence < 0)):
         return Malformed(f"producer id {producer_id}, epoch {producer_epoch} and sequence {sequence} do not go together")

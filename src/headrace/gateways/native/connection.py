@@ -1,7 +1,9 @@
 """One native connection: frames in, verbs out; confirms, deliveries and events back, one write a tick.
 
-Owns its read buffer, channels and outgoing pieces. Publishes, settlements and credit are handled in place as runs; control requests go to a task of the connection.
-Bounds: nothing is buffered beyond one frame of the allowed size; a connection that delivered ``READ_BYTES_PER_TICK`` is not read again before the next tick, nor while
+Owns its read buffer, channels and outgoing pieces. Publishes, settlements and credit are handled in place as runs; control requests go to a task of
+the connection.
+Bounds: nothing is buffered beyond one frame of the allowed size; a connection that delivered ``READ_BYTES_PER_TICK`` is not read again before the
+next tick, nor while
 the log is behind or too many of its bytes are in flight.
 """
 

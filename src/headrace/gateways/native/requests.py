@@ -1,6 +1,7 @@
 """Control requests of one connection: decoded, carried out in order where order matters, answered by correlation id.
 
-Requests about the connection itself (hello, publishers, subscriptions) run one after another and after all earlier ones; the others may overlap, so that many
+Requests about the connection itself (hello, publishers, subscriptions) run one after another and after all earlier ones; the others may overlap, so
+that many
 declarations share a commit. At most ``PENDING_MAX`` wait or run.
 """
 

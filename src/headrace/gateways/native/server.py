@@ -47,7 +47,10 @@ class NativeServer:
             connection.close(LimitExceeded(f"this broker takes {self.config.limits.connections_max} connections and has them"))
 
     def closed(self, connection: NativeConnection) -> None:
-        self.broker.sinks.pop(connection.id, None)
+        sinks = self.broker.sinks
+        sinks.pop(connection.id, None)
+        if not sinks:
+            self.broker.all_gone.set()
 
     async def _heartbeat(self) -> None:
         while True:

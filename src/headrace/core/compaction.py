@@ -57,6 +57,7 @@ class Compaction:
         self.clean_end = min(max(start, clean_end), self.end)
         """How far the log is compacted once what was reported so far is dropped; the runtime keeps it for the next run."""
         self.dropped_count = 0
+        """Records named for dropping; one named by two passes counts twice."""
         self.pass_count = 0
         self._keys: dict[bytes, int] = {}
         self._keys_max = max(1, keys_max)

@@ -91,7 +91,8 @@ class Group:
     def join(self, member: str, static_name: str = "", now_ms: int = 0) -> list[Assignment]:
         """``member`` (unique among the connected) takes its old seat or a new one; its assignment is always among those returned.
 
-        Those that lose something come first. Raises ``Invalid`` or ``LimitExceeded``. A static name that is taken goes to the newcomer: whoever held it is fenced and told so by an empty assignment.
+        Those that lose something come first. Raises ``Invalid`` or ``LimitExceeded``. A static name that is taken goes to the newcomer: whoever
+        held it is fenced and told so by an empty assignment.
         """
         if static_name:
             check_name(static_name)
@@ -126,8 +127,7 @@ class Group:
         self._members[member] = seat
         if static_name:
             self._statics[static_name] = seat
-        told = self._change(now_ms, {})
-        return told
+        return self._change(now_ms, {})
 
     def leave(self, member: str, now_ms: int = 0) -> list[Assignment]:
         """``member`` goes for good: its seat is given up at once."""

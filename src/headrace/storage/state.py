@@ -318,8 +318,8 @@ def _metas(path: str) -> list[tuple[int, int, int]] | None:
 
 
 def _long_enough(path: str) -> bool:
-    """Whether the data file has all its pages; ``lmdb.CorruptedError`` without a valid meta page. A file that is shorter than its meta page says is filled
-    up with zeros: reading a page that is not there would end the process (SIGBUS), a page of zeros that is needed is reported as damage."""
+    """Whether the data file has all its pages; ``lmdb.CorruptedError`` without a valid meta page. A file that is shorter than its meta page says is
+    filled up with zeros: reading a page that is not there would end the process (SIGBUS), a page of zeros that is needed is reported as damage."""
     metas = _metas(path)
     if metas is None:
         return True

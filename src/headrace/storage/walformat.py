@@ -8,7 +8,8 @@ A file is ``[header block 4 KiB][the same again][flush][flush]...``; flushes beg
     head:   magic 8s, file_id u64, position u64, seq u64, total_bytes u32, entry_bytes u32, body_crc u32, rows_crc u32, rows u32,
             previous_rows u32, previous_rows_crc u32, previous_total u32, previous_entries_at u32, flags u32, previous_position u64,
             oldest_id u64, wall_ms i64, crc u32
-    row:    partition u64, first_index u64, last_index u64, nbytes u32, marker u32 (the kind, if its only entry is a marker)
+    row:    partition u64, first_index u64, last_index u64, nbytes u32, marker u32 (the kind, if its only entry is a marker; of a PROMISE
+            both indexes are its epoch: what a marker says is never lost while a directory is left)
     entry:  payload length u32, crc u32, partition u64, epoch u32, index u64, kind u8, flags u8, 2 zero bytes; payload
 
 I1 Every checksum but an entry's is seeded with the file's random salt and a flush names its file and position, so bytes of an earlier use of a
@@ -125,6 +126,18 @@ class Previous(NamedTuple):
 
 
 NO_PREVIOUS: Final = Previous(0, 0, 0, 0, b"", PREVIOUS_UNKNOWN)
+
+
+class Located(NamedTuple):
+    """Where entries lie, as parallel columns in file order. ``positions`` are those of the entries' headers, ``lengths`` count header and payload."""
+
+    file_id: int
+    pids: list[int]
+    epochs: list[int]
+    indexes: list[int]
+    kinds: list[int]
+    positions: list[int]
+    lengths: list[int]
 
 
 class Entry(msgspec.Struct, frozen=True):

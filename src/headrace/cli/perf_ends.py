@@ -25,7 +25,7 @@ class Publisher:
     """Frames of a ring into one connection, a window unconfirmed."""
 
     def __init__(self, link: Link, ring: Ring, plan: Plan, channels: int, rate: float) -> None:
-        self.link, self.ring, self.channels = link, ring, channels
+        self.link, self.ring = link, ring
         self.window = max(1, min(plan.window // plan.batch, ring.count - 1))
         self.silent = plan.level == Level.NONE
         self.alone = plan.connections == 1
@@ -124,14 +124,14 @@ class Publisher:
         self.next_offset[channel] = base + count * self.ring.messages
         answered = self.answered
         if self.times:
-            times, k = self.times, first * self.channels + channel - 1
-            for _ in range(count):
+            times, ring = self.times, self.ring
+            for i in range(count):
+                k = ring.place(channel, (first + i) % ring.frames) if ring.stride > 1 else (first + i) % ring.frames * ring.channels + channel - 1
                 if then := times[k]:
                     answered[then] = answered.get(then, 0) + 1
                     times[k] = 0
                 else:
                     self.misorder += 1
-                k = (k + self.channels) % self.ring.count
             self.confirmed += count
             return
         if first != (self.confirmed + self.refused) % self.ring.count:
@@ -147,7 +147,7 @@ class Publisher:
             self.why = f"{code}: " + bytes(self.link.view[at - 12 + frames.PUBLISH_ERROR.size : end]).decode("utf-8", "replace")
         if self.times:
             for i in range(count):
-                self.times[(first * self.channels + channel - 1 + i * self.channels) % self.ring.count] = 0
+                self.times[self.ring.place(channel, (first + i) % self.ring.frames)] = 0
         else:
             self._pass_marks(latency=False)
 
@@ -201,7 +201,7 @@ class Consumer:
                 ranges[-1][1] += records
             else:
                 ranges.append([first, first + records])
-        elif self.plan.kind == "stream":
+        elif self.plan.kind == "stream" or self.plan.auto_ack:
             credit = self.credit.setdefault(channel, [0, 0])
             credit[0] += records
             credit[1] += length

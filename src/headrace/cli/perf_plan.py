@@ -14,6 +14,8 @@ from headrace.wire.frames import Level
 
 RING_BYTES_MAX = 64 * 1024 * 1024
 RING_FRAMES_MIN = 4096
+STRIDE = 64
+"""Frames in a row for one partition, as a client's batches would be."""
 
 Codec = Literal["none", "lz4", "zstd", "gzip", "snappy"]
 
@@ -70,25 +72,36 @@ class Result(msgspec.Struct, kw_only=True):
 
 
 class Ring:
-    """Encoded PUBLISH frames of one size, back to back: frame ``i`` is for channel ``i % channels + 1`` and has correlation id ``i // channels``."""
+    """Encoded PUBLISH frames of one size, back to back, ``stride`` in a row for each channel in turn; correlation ids count a channel's frames."""
 
     def __init__(self, plan: Plan, channels: int) -> None:
+        self.channels = channels
+        self.stride = 1 if plan.queues > 1 else STRIDE
         window = max(1, plan.window // plan.batch)
-        one = encode(plan, b"\0" * plan.size, 1, 0)
-        most = max(RING_BYTES_MAX // len(one), 2 * window, 2 * channels)
-        rows = -(-max(min(RING_FRAMES_MIN, most), 2 * window) // channels)
-        self.count = rows * channels
-        self.frame_bytes = len(one)
-        self.messages = plan.batch
         filler = os.urandom(plan.size)
+        self.frame_bytes = len(encode(plan, filler, 1, 0))
+        most = RING_BYTES_MAX // self.frame_bytes
+        rows = -(-max(min(RING_FRAMES_MIN, most), 2 * window) // (channels * self.stride))
+        self.count = rows * channels * self.stride
+        self.messages = plan.batch
+        self.frames = rows * self.stride
+        """Of one channel."""
         data = bytearray()
-        for i in range(self.count):
-            value = (i.to_bytes(8, "big") + filler)[: plan.size] if plan.codec == "none" else filler  # equal frames compress to equal sizes
-            data += encode(plan, value, i % channels + 1, i // channels)
+        for row in range(rows):
+            for channel in range(1, channels + 1):
+                for correlation in range(row * self.stride, (row + 1) * self.stride):
+                    # equal frames compress to equal sizes; otherwise each value names its frame
+                    value = (correlation.to_bytes(8, "big") + filler)[: plan.size] if plan.codec == "none" else filler
+                    data += encode(plan, value, channel, correlation)
         if len(data) != self.count * self.frame_bytes:
             raise Invalid("compressed frames differ in size; the generator needs equal ones")
         self.data = memoryview(bytes(data))
         self.nbytes = len(data)
+
+    def place(self, channel: int, correlation: int) -> int:
+        """Where a frame stands in the ring."""
+        row, column = divmod(correlation, self.stride)
+        return (row * self.channels + channel - 1) * self.stride + column
 
 
 def encode(plan: Plan, value: bytes, channel: int, correlation: int) -> bytes:

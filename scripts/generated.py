@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 GENERATED = {
     "docs/configuration.md": "headrace.config:reference",
+    "docs/cli.md": "headrace.cli.reference:reference",
 }
 """Document: the function without arguments that returns its whole text."""
 

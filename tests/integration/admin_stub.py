@@ -104,7 +104,12 @@ class StubBroker:
                 return control.Connections(connections=(one,))
             case control.Topology():
                 return control.TopologyInfo(brokers={"b1": ("headrace://127.0.0.1:1",)})
-            case control.Drain() | control.Purge() | control.Trim() | control.CursorSet() | control.CursorDelete() | control.QuarantineRepair():
+            case control.CursorSet():
+                return control.Offsets(offsets={0: 4, 1: 0})
+            case control.QuarantineRepair():
+                damage = {"why": "checksum", "last_valid_index": 4, "last_valid_offset": 9, "lost_entries_max": 2}
+                return control.Done(count=1, detail={"0": damage})
+            case control.Drain() | control.Purge() | control.Trim() | control.CursorDelete():
                 return control.Done(count=2)
         raise DiskFull("unexpected in the stub")
 

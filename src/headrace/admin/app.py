@@ -261,7 +261,7 @@ def _stream_routes(app: FastAPI, call: Call) -> None:
 
     @app.put(
         f"{one}/cursors/{{cursor}}", tags=list(tags), summary="Set a cursor: earliest, latest, offset:N, timestamp:MS, last:N",
-        responses=answers(control.Done), openapi_extra=accepts(control.CursorSet, without=("name", "cursor"), required=False),
+        responses=answers(control.Offsets), openapi_extra=accepts(control.CursorSet, without=("name", "cursor"), required=False),
     )  # fmt: skip
     async def cursor_set(name: Name, cursor: Cursor, body: Body) -> Response:
         return await call(make(control.CursorSet, {**body, "name": name, "cursor": cursor}))

@@ -98,7 +98,8 @@ def quarantine_repair(
     def text() -> None:
         verb = "would be repaired" if dry_run else "repaired"
         print(f"{count(done.count)} partition{'s' if done.count != 1 else ''} {verb}")
-        for key, value in done.detail.items():
-            print(f"  {key}: {value}")
+        for number, damage in done.detail.items():
+            what = f"{count(damage['lost_entries_max'])} entries behind offset {count(damage['last_valid_offset'])} at most"
+            print(f"  partition {number}: {what} {'would be' if dry_run else 'are'} lost; {damage['why']}")
 
     emit(done, as_json, text)

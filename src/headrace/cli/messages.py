@@ -2,13 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 import typer
 
 from headrace.cli.options import DEFAULT_URL, AsJson, QueueName, StreamName, Url, Where, duration_ms
 from headrace.model.errors import Invalid
+
+Codec = Literal["none", "gzip", "snappy", "lz4", "zstd"]
+Confirm = Literal["queue", "none", "accepted", "local", "majority", "replica"]
 
 
 class Publishing(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,8 +27,8 @@ class Publishing(msgspec.Struct, frozen=True, kw_only=True):
     ttl_ms: int | None
     priority: int | None
     count: int
-    codec: str
-    confirm: str
+    codec: Codec
+    confirm: Confirm
 
 
 class Consuming(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +69,7 @@ def publish(
     priority: Annotated[int | None, typer.Option("--priority", min=0, max=9, help="9 is delivered first.")] = None,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Publish the value this often.")] = 1,
     codec: Annotated[str, typer.Option("--codec", help="none, lz4, zstd, gzip or snappy.")] = "none",
-    confirm: Annotated[str, typer.Option("--confirm", help="queue (its own level), local, accepted or none.")] = "queue",
+    confirm: Annotated[str, typer.Option("--confirm", help="queue (its own level), replica, majority, local, accepted or none.")] = "queue",
     url: Url = DEFAULT_URL, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Publish messages; ends when every one is confirmed."""
@@ -94,11 +97,18 @@ def publish(
     plan = Publishing(
         name=name, value=None if value is None else value.encode("utf-8", "surrogateescape"), file=file,
         form=form or ("jsonl" if file is not None and file.suffix in (".jsonl", ".ndjson") else "lines"), key=key, headers=headers,
-        delay_ms=duration_ms(delay, "--delay"), ttl_ms=duration_ms(ttl, "--ttl"), priority=priority, count=count, codec=codec, confirm=confirm,
+        delay_ms=duration_ms(delay, "--delay"), ttl_ms=duration_ms(ttl, "--ttl"), priority=priority, count=count,
+        codec=_one_of(Codec, codec, "--codec"), confirm=_one_of(Confirm, confirm, "--confirm"),
     )  # fmt: skip
     from headrace.cli import transfer
 
     transfer.run(transfer.publish(url, plan, as_json=as_json))
+
+
+def _one_of(kind: Any, text: str, option: str) -> Any:
+    if text not in get_args(kind):
+        raise Invalid(f"{option} {text} is unknown", hint=", ".join(get_args(kind)))
+    return text
 
 
 Form = Annotated[str, typer.Option("--format", help="text (a line each), json (an object a line) or raw (the bytes, nothing between).")]

@@ -8,7 +8,6 @@ from typing import Final
 
 from headrace.model.errors import HeadraceError
 
-INTERRUPTED: Final = 130
 BROKEN_PIPE: Final = 141
 OS_ERROR: Final = 74
 
@@ -22,15 +21,13 @@ def run(argv: list[str]) -> int:
         code = app(args=argv, prog_name="headrace", standalone_mode=True)
     except HeadraceError as error:
         return failed(error, as_json=as_json)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # Whoever read our output has gone; what is buffered must not complain about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
     except OSError as error:
         return _system(error, as_json=as_json)
     except SystemExit as stop:
+        # Typer ends the command where whoever read its output has gone; what is buffered must not complain about that at exit.
+        if isinstance(stop.__context__, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
         return stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1
     return code if isinstance(code, int) else 0
 

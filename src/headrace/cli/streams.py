@@ -155,8 +155,9 @@ def cursors_reset(name: StreamName, cursor: CursorName, partition: Partition = -
 
 
 def _set(url: str, request: control.CursorSet, as_json: bool) -> None:
-    done = ask(url, request, control.Done)
-    emit(done, as_json, lambda: print(f"cursor {request.cursor} of {request.name} is at {request.to}"))
+    where = ask(url, request, control.Offsets)
+    places = ", ".join(f"{partition}/{offset}" for partition, offset in sorted(where.offsets.items()))
+    emit(where, as_json, lambda: print(f"cursor {request.cursor} of {request.name} is at {places} (partition/offset)"))
 
 
 @cursors.command("delete")

@@ -5,13 +5,14 @@ bounded by what is unconfirmed; Ctrl-C and SIGTERM return what was not settled.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, BinaryIO, Final
 
 import msgspec
@@ -29,12 +30,30 @@ FETCH: Final = 100
 FETCH_WAIT_MS: Final = 5_000
 READ_BYTES: Final = 1 << 16
 REPORT_S: Final = 0.1
+INTERRUPTED: Final = 130
+TERMINATED: Final = 143
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:
-    """Runs a command; SIGTERM ends it as Ctrl-C does."""
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
-    asyncio.run(work)
+    """Runs a command; SIGTERM ends it as Ctrl-C does: what was taken and not settled goes back."""
+    factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        try:
+            runner.run(_interruptible(work))
+        except asyncio.CancelledError:
+            raise SystemExit(TERMINATED) from None
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+
+
+async def _interruptible(work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    await task
 
 
 # ---------------------------------------------------------------- publish
@@ -60,7 +79,7 @@ async def publish(url: str, plan: Publishing, *, as_json: bool) -> None:
     last: Any = None
     lone = plan.value is not None and plan.count == 1
     columns = (TextColumn("publishing"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    async with await headrace.connect(url) as client:
+    async with headrace.connect(url, name="headrace-cli") as client:
         publisher = client.publisher(plan.name, confirm=plan.confirm, compression=plan.codec)
         total = plan.count if plan.value is not None else None
         with Progress(*columns, transient=True, disable=as_json or lone or not sys.stderr.isatty()) as progress:
@@ -169,23 +188,37 @@ async def _pieces(source: BinaryIO, *, whole: bool) -> AsyncIterator[bytes]:
 
 
 async def _chunks(source: BinaryIO) -> AsyncIterator[bytes]:
-    """What ``source`` gives, read by a thread that is at most one chunk ahead and does not keep the process alive."""
+    """What ``source`` gives, read by a thread that is at most two chunks ahead and does not keep the process alive."""
     loop = asyncio.get_running_loop()
-    queue: asyncio.Queue[bytes] = asyncio.Queue(1)
+    queue: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+    ahead = threading.Semaphore(2)
+    ended = threading.Event()
 
     def read() -> None:
-        while True:
-            chunk = os.read(source.fileno(), READ_BYTES)
-            try:
-                asyncio.run_coroutine_threadsafe(queue.put(chunk), loop).result()
-            except RuntimeError:  # the command has ended
+        chunk: bytes | OSError = b"-"
+        while chunk and not isinstance(chunk, OSError):
+            ahead.acquire()
+            if ended.is_set():
                 return
-            if not chunk:
+            try:
+                chunk = os.read(source.fileno(), READ_BYTES)
+            except OSError as error:
+                chunk = error
+            try:
+                loop.call_soon_threadsafe(queue.put_nowait, chunk)
+            except RuntimeError:  # the loop has ended while this waited for a slow pipe
                 return
 
     threading.Thread(target=read, name="reader", daemon=True).start()
-    while chunk := await queue.get():
-        yield chunk
+    try:
+        while chunk := await queue.get():
+            if isinstance(chunk, OSError):
+                raise chunk
+            yield chunk
+            ahead.release()
+    finally:
+        ended.set()
+        ahead.release()
 
 
 # ---------------------------------------------------------------- consume and tail
@@ -194,7 +227,7 @@ async def _chunks(source: BinaryIO) -> AsyncIterator[bytes]:
 async def consume(url: str, plan: Consuming) -> None:
     """Fetches, writes out, acks; ends when the queue is empty unless it follows."""
     taken = 0
-    async with await headrace.connect(url) as client:
+    async with headrace.connect(url, name="headrace-cli") as client:
         options: dict[str, Any] = {"filter": plan.where} if plan.where else {}
         if plan.lease_ms:
             options["lease"] = plan.lease_ms / 1000
@@ -214,6 +247,8 @@ async def consume(url: str, plan: Consuming) -> None:
                         message.ack()
                     await messages[-1].ack(confirmed=True)
                 if not messages and not plan.follow:
+                    if not taken and sys.stderr.isatty():
+                        print(f"no message is ready in {plan.name}; --follow waits for some", file=sys.stderr)
                     return
 
 
@@ -235,7 +270,7 @@ async def _execute(plan: Consuming, message: Any) -> None:
 
 async def tail(url: str, plan: Tailing) -> None:
     """Reads and writes out; without ``follow`` it ends at what was the end when it began."""
-    async with await headrace.connect(url) as client:
+    async with headrace.connect(url, name="headrace-cli") as client:
         ends: dict[int, int] = {}
         if not plan.follow:
             info = await _describe(client, plan.name)
@@ -259,9 +294,9 @@ def _at_end(reader: Any, ends: dict[int, int]) -> bool:
     return all(reader.positions.get(partition, 0) >= end for partition, end in ends.items())
 
 
-async def _describe(client: Any, name: str) -> control.Info:
+async def _describe(client: headrace.Client, name: str) -> control.Info:
     info = await client.describe(name)
-    if not isinstance(info, control.Info) or info.kind != "stream":
+    if info.kind != "stream":
         raise NotFound(f"there is no stream {name!r}", hint=f"headrace stream list; a queue is read with: headrace consume {name}")
     return info
 

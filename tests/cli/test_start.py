@@ -1,0 +1,161 @@
+"""``headrace start`` as a process: ready file, banner, signals, drain, and refusals before anything is served."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from headrace.cli import main
+from tests.cli.conftest import Started
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Iterator[Started]:
+    started = Started(tmp_path)
+    yield started.ready()
+    started.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_cleanly(own: Started, number: int) -> None:
+    assert set(own.addresses) == {"url", "admin"}
+    assert own.addresses["url"].startswith("headrace://127.0.0.1:")
+    assert not own.addresses["url"].endswith(":0")
+    banner = own.out.read_text()
+    assert own.addresses["url"] in banner
+    assert own.addresses["admin"] in banner
+    assert "headrace publish" in banner
+    assert own.signalled(number) == 0
+    assert not own.ready_file.exists()
+
+
+def test_drain_stops_it_too(own: Started, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drain", "--grace", "10ms", "--url", own.addresses["url"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] >= 0
+    assert own.process.wait(20) == 0
+
+
+def test_drain_over_http_stops_it_too(own: Started) -> None:
+    assert httpx.post(f"{own.addresses['admin']}/admin/api/drain", json={"grace_ms": 1}).status_code == 200
+    assert own.process.wait(20) == 0
+
+
+def test_admin_answers_on_the_same_process(broker: Started) -> None:
+    with httpx.Client(base_url=broker.addresses["admin"]) as http:
+        assert http.get("/admin/api/ready").json()["ready"] is True
+        assert http.put("/admin/api/queues/a%2Fb", json={"lease_ms": 5000}).json()["name"] == "a/b"
+        overview = http.get("/admin/api/overview").json()
+        assert "a/b" in [q["name"] for q in overview["queues"]]
+        assert overview["status"]["state"] == "serving"
+        assert "headrace_connections " in http.get("/metrics").text
+        assert http.get("/").status_code == 200
+        assert http.delete("/admin/api/queues/a%2Fb").status_code == 200
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--admin"])
+def test_an_address_in_use_is_named_with_what_to_do(tmp_path: Path, flag: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        started = Started(tmp_path, flag, address)
+        try:
+            assert started.process.wait(30) in (74, 75)
+        finally:
+            started.stop()
+    *_, what, todo = started.log.read_text().strip().splitlines()
+    assert what.startswith("headrace: ")
+    assert "to do:" in todo
+    assert not started.ready_file.exists()
+
+
+def test_mistakes_are_told_before_anything_is_started(tmp_path: Path) -> None:
+    started = Started(tmp_path, "--set", "log.levl=debug", "--set", "limits.connections_max=0")
+    try:
+        assert started.process.wait(30) == 64
+    finally:
+        started.stop()
+    log = started.log.read_text()
+    assert "log.levl (--set log.levl)" in log
+    assert "limits.connections_max" in log
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_ready_file_in_no_directory_is_refused(tmp_path: Path) -> None:
+    started = Started(tmp_path, "--ready-file", str(tmp_path / "none" / "ready"))
+    try:
+        assert started.process.wait(30) == 64
+    finally:
+        started.stop()
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.bind(str(path))
+        channel.settimeout(30)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(path))
+        started = Started(tmp_path)
+        try:
+            assert channel.recv(100) == b"READY=1"
+            assert started.signalled(signal.SIGTERM) == 0
+            assert channel.recv(100) == b"STOPPING=1"
+        finally:
+            started.stop()
+
+
+def test_what_was_published_is_there_after_a_kill(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("headrace.storage.store")
+    first = Started(tmp_path, storage="disk").ready()
+    try:
+        url = first.addresses["url"]
+        assert main(["queue", "declare", "q", "--url", url]) == 0
+        assert main(["publish", "q", "kept", "--url", url]) == 0
+        assert first.signalled(signal.SIGKILL) == -signal.SIGKILL
+        assert first.ready_file.exists(), "a killed broker cannot take its ready file away"
+        second = Started(tmp_path, storage="disk")
+        try:
+            second.process.poll()
+            os.sched_yield()
+            url = _fresh(second)
+            locked = Started(tmp_path, "--ready-file", str(tmp_path / "other.json"), storage="disk")
+            assert locked.process.wait(30) == 73
+            capsys.readouterr()
+            assert main(["consume", "q", "--url", url]) == 0
+            assert capsys.readouterr().out == "kept\n"
+            assert second.signalled(signal.SIGTERM) == 0
+        finally:
+            second.stop()
+    finally:
+        first.stop()
+
+
+def _fresh(started: Started) -> str:
+    """The address of a broker whose predecessor left a ready file behind: it is replaced, so the old one must be gone or other."""
+    import time
+
+    deadline = time.monotonic() + 30
+    while '"ready":true' not in _ready(started):
+        assert time.monotonic() < deadline, started.log.read_text()
+        assert started.process.poll() is None, started.log.read_text()
+    return str(json.loads(started.ready_file.read_text())["url"])
+
+
+def _ready(started: Started) -> str:
+    try:
+        address = json.loads(started.ready_file.read_text())["admin"]
+        return httpx.get(f"{address}/admin/api/ready").text
+    except (OSError, ValueError, httpx.HTTPError):
+        return ""
+
+
+def test_commands_import_only_what_they_need() -> None:
+    heavy = {"asyncio", "fastapi", "uvicorn", "rich", "uvloop", "lmdb", "cramjam", "prometheus_client", "headrace.broker.broker"}
+    code = f"from headrace.cli.app import app; import sys; print(sorted({heavy!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -208,7 +208,8 @@ class Verbs:
 
     async def _pause(self, r: control.Pause) -> control.Reply:
         self.broker.catalogue.get(r.name, "queue")
-        return self._info(await self.broker.catalogue.pause(r.name, r.paused))
+        await self.broker.catalogue.pause(r.name, r.paused)
+        return control.Done(count=1)
 
     async def _move(self, r: control.Move) -> control.Reply:
         item = self.broker.catalogue.get(r.name, "queue")

@@ -1,0 +1,117 @@
+"""What a stream promises (SEMANTICS 2), seen through the client on a real broker, on disk and in memory."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import pytest
+
+import headrace
+from headrace import testing
+from headrace.client.client import Client
+
+pytestmark = pytest.mark.timeout(60)
+
+
+@pytest.fixture(params=["disk", "memory"])
+async def client(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
+    async with testing.broker(storage=request.param) as running, headrace.connect(running.url) as connected:
+        yield connected
+
+
+async def texts(client: Client, count: int, **options: object) -> list[str]:
+    async with client.read("s", **options) as records:  # type: ignore[arg-type]
+        return [(await asyncio.wait_for(anext(aiter(records)), 10)).text for _ in range(count)]
+
+
+async def fill(client: Client, count: int) -> None:
+    publisher = client.publisher("s")
+    for i in range(count):
+        await publisher.send(str(i), headers={"parity": "even" if i % 2 == 0 else "odd"})
+
+
+@pytest.mark.parametrize("tier", ["durable", "speculative", "ephemeral"])
+async def test_every_subscriber_reads_everything(client: Client, tier: str) -> None:
+    await client.declare_stream("s", tier=tier)
+    await fill(client, 30)
+    for _ in range(2):
+        assert await texts(client, 30, start="earliest") == [str(i) for i in range(30)]
+
+
+async def test_start_positions(client: Client) -> None:
+    await client.declare_stream("s")
+    await fill(client, 10)
+    assert await texts(client, 2, start="offset:7") == ["7", "8"]
+    assert await texts(client, 2, start="last:3") == ["7", "8"]
+    assert await texts(client, 1, start="timestamp:0") == ["0"]
+    async with client.read("s", start="latest") as records:
+        await client.publish("s", "new")
+        assert (await asyncio.wait_for(anext(aiter(records)), 10)).text == "new"
+
+
+async def test_live_reader_gets_new_records(client: Client) -> None:
+    await client.declare_stream("s")
+    reading = asyncio.create_task(texts(client, 5, start="earliest"))
+    await fill(client, 5)
+    assert await reading == ["0", "1", "2", "3", "4"]
+
+
+async def test_filter_is_evaluated_at_the_broker(client: Client) -> None:
+    await client.declare_stream("s")
+    await fill(client, 10)
+    assert await texts(client, 5, start="earliest", filter="parity = odd") == ["1", "3", "5", "7", "9"]
+
+
+async def test_cursor_moves_only_over_contiguous_acks(client: Client) -> None:
+    await client.declare_stream("s")
+    await fill(client, 5)
+    async with client.read("s", start="cursor", cursor="c", commit="explicit") as records:
+        got = [await anext(aiter(records)) for _ in range(5)]
+        await got[0].ack(confirmed=True)
+        await got[2].ack(confirmed=True)
+    [cursor] = await client.cursors("s")
+    assert cursor.offset == 1
+
+
+async def test_trim_and_offset_for_time(client: Client) -> None:
+    await client.declare_stream("s")
+    await fill(client, 10)
+    await client.trim("s", partition=0, offset=4)
+    assert await texts(client, 1, start="earliest") == ["4"]
+    assert (await client.offset_for_time("s", 0))[0] in (0, 4)
+
+
+async def test_groups_divide_partitions(client: Client) -> None:
+    await client.declare_stream("s", partitions=4)
+    seen: dict[str, set[int]] = {"a": set(), "b": set()}
+
+    async def read(name: str) -> None:
+        async with client.read("s", start="cursor", cursor="g", group="g") as records:
+            async for record in records:
+                seen[name].add(record.partition)
+
+    tasks = [asyncio.create_task(read(name)) for name in seen]
+    await asyncio.sleep(0.2)
+    publisher = client.publisher("s")
+    for i in range(80):
+        await publisher.send(str(i), key=str(i))
+    for _ in range(200):
+        if len(seen["a"]) + len(seen["b"]) == 4:
+            break
+        await asyncio.sleep(0.02)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert seen["a"] | seen["b"] == {0, 1, 2, 3}
+    assert not seen["a"] & seen["b"]
+    assert len(seen["a"]) == 2
+
+
+async def test_cursor_verbs(client: Client) -> None:
+    await client.declare_stream("s")
+    await fill(client, 10)
+    await client.set_cursor("s", "c", "offset:6")
+    assert await texts(client, 1, start="cursor", cursor="c") == ["6"]
+    await client.set_cursor("s", "c", "earliest")
+    assert [c.offset for c in await client.cursors("s")] == [0]
+    await client.delete_cursor("s", "c")
+    assert await client.cursors("s") == ()

@@ -25,7 +25,7 @@ GAUGES: Final = {
     "pending_bytes": "Bytes appended, not yet synced",
     "wal_bytes": "Size of the write-ahead log",
     "segment_bytes": "Size of segments and archives",
-    "tail_cache_bytes": "Size of the tail cache",
+    "cache_bytes": "Size of the tail cache",
     "disk_free_bytes": "Free space on the data directory's disk",
     "memory_bytes": "Resident memory",
     "publishes_refused": "1 while publishes are refused (disk nearly full, draining, failed)",

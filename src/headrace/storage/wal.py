@@ -1,0 +1,534 @@
+"""The write-ahead log: gathers entries of all partitions, writes and syncs them together, one flush at a time.
+
+Owns what gathers, the flush in flight, rotation and failure. Does not know what entries mean (but that markers take no index), nor which partition
+still needs which file. Everything but ``read`` is called on the loop. Time and randomness come in as callables.
+
+I1 One flush is in flight at a time; the next starts when it has ended, with all that gathered: no timer delays a lone entry. I2 ``on_flushed``
+says "durable" only after the durable write returned, in the order of flushes, before the next one starts. I3 A failed write or sync is never retried:
+the log is FAILED from then on, everything that waits fails, nothing more is taken. I4 Entries of one partition are flushed in the order they were
+appended. I5 Once idle for 20 ms a closing flush repeats the last directory, so that damage of the last flush is told from a torn one.
+"""
+
+import asyncio
+import errno
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from crc32c import crc32c
+
+from headrace.model import limits
+from headrace.model.errors import Damaged, Invalid, SyncFailed
+from headrace.storage.files import Buffer, Files
+from headrace.storage.flusher import Lane
+from headrace.storage.walfiles import Continuation, Later, OpenFile, WalFile, WalFiles
+from headrace.storage.walformat import (
+    CLOSING,
+    DATA_START,
+    ENTRY_BYTES,
+    ENTRY_LEAD,
+    ENTRY_REST,
+    HEAD_BYTES,
+    MARKERS,
+    PREVIOUS_FILE,
+    PROMISE,
+    ROW,
+    Entry,
+    FileHeader,
+    Located,
+    Previous,
+    Row,
+    decode_entry,
+    encode_head,
+    encode_header,
+    padded,
+    seed_of,
+)
+
+IDLE_S: Final = 0.02
+ROWS_MAX: Final = 16_384
+SLOT_BYTES_MAX: Final = 1 << 20
+"""A partition's entries in one row: past it a new row begins behind the other partitions', so that a flood cannot keep them out of a flush."""
+_RESERVE_FLUSHES: Final = 16
+_ZEROS: Final = bytes(512)
+
+
+class FlushResult(NamedTuple):
+    """A flush that ended. ``rows``: (partition, first index, last index, bytes, marker) each; a partition may stand in several, in order."""
+
+    seq: int
+    error: SyncFailed | None
+    """Nothing of it may be taken as durable, the outcome is unknown; ``located`` is empty then."""
+    rows: Sequence[Row]
+    located: Located
+    nbytes: int
+    """Written, with heads and padding."""
+    took_ns: int
+
+
+class _Slot:
+    """Entries of one partition that will lie together: one row of the directory."""
+
+    __slots__ = ("entries", "first", "heads", "last", "marker", "nbytes", "pid", "pieces")
+
+    def __init__(self, pid: int, first: int, marker: int) -> None:
+        self.pid = pid
+        self.first = first
+        self.last = first
+        self.marker = marker
+        self.nbytes = 0
+        self.pieces: list[Buffer] = []
+        self.heads: list[bytes] = []
+        self.entries: list[tuple[int, int, int, int]] = []
+
+
+class _Flight:
+    """The flush that is being written."""
+
+    __slots__ = ("entry_bytes", "located", "oldest_id", "previous", "rows", "seq", "started_ns", "total_bytes")
+
+    def __init__(
+        self, seq: int, rows: list[Row], located: Located, entry_bytes: int, total_bytes: int, oldest_id: int, previous: Previous, started_ns: int
+    ) -> None:
+        self.seq = seq
+        self.rows = rows
+        self.located = located
+        self.entry_bytes = entry_bytes
+        self.total_bytes = total_bytes
+        self.oldest_id = oldest_id
+        self.previous = previous
+        self.started_ns = started_ns
+
+
+class Wal:
+    """See the module's head. ``start()`` before anything else."""
+
+    def __init__(
+        self,
+        files: Files,
+        directory: str,
+        *,
+        after: Continuation,
+        on_flushed: Callable[[FlushResult], None],
+        flusher: Lane,
+        background: Lane,
+        later: Later,
+        random_u64: Callable[[], int],
+        wall_ms: Callable[[], int],
+        now_ns: Callable[[], int] = time.perf_counter_ns,
+        on_full: Callable[[bool], None] = lambda full: None,
+        file_bytes: int = limits.WAL_FILE_BYTES,
+        flush_bytes_max: int = limits.FLUSH_BYTES_MAX,
+        spares_max: int = 2,
+    ) -> None:
+        """``flusher`` does nothing but durable writes; ``background`` prepares and removes files. ``on_full(True)``: the disk has no room for the
+        next file and flushes wait for it; ``on_full(False)``: they go on."""
+        self.error: SyncFailed | None = None
+        self.flushes = 0
+        self.written_bytes = 0
+        self._files = files
+        self._after = after
+        self._on_flushed = on_flushed
+        self._on_full = on_full
+        self._flusher = flusher
+        self._later = later
+        self._random_u64 = random_u64
+        self._wall_ms = wall_ms
+        self._now_ns = now_ns
+        self._rows_max = max(16, min(ROWS_MAX, file_bytes // 512))
+        self._reserve_at = file_bytes - padded(HEAD_BYTES + self._rows_max * ROW.size) - _RESERVE_FLUSHES * 512
+        self._entry_bytes_max = self._reserve_at - DATA_START - HEAD_BYTES - (self._rows_max + 1) * ROW.size - 512
+        self._flush_bytes_max = min(flush_bytes_max, self._entry_bytes_max)
+        if self._entry_bytes_max < 4096:
+            raise Invalid(f"a log file of {file_bytes} bytes is too small")
+        self._set = WalFiles(
+            files,
+            directory,
+            background=background,
+            later=later,
+            file_bytes=file_bytes,
+            spares_max=spares_max,
+            on_ready=self._ready,
+            on_trouble=self._trouble,
+        )
+        self._slots: list[_Slot] = []
+        self._open: dict[int, _Slot] = {}
+        self._gathered = 0
+        self._flight: _Flight | None = None
+        self._file: OpenFile | None = None
+        self._seed = 0
+        self._salt = 0
+        self._end = 0
+        self._file_bytes = file_bytes
+        self._seq = after.next_seq
+        self._previous = after.previous
+        self._starved = False
+        self._full = False
+        self._closed_last = False
+        self._ended_ns = 0
+        self._timer = False
+        self._told_oldest_id = 0
+        self._stopping: Callable[[], object] | None = None
+        self._stopped = False
+
+    def start(self) -> None:
+        """Begins a new file, whose header fixes for ever where the old one ends, and repeats the last directory in it. Blocks; raises ``OSError``."""
+        self._set.start(self._after)
+        file = self._set.take()
+        assert file is not None, "start has one file ready"
+        after, old = self._after, self._after.header
+        header = self._header(
+            file,
+            previous_id=old.file_id if old else 0,
+            previous_end=after.end,
+            previous_salt=old.salt if old else 0,
+            previous_seq=after.next_seq - 1,
+        )
+        self._begin(file, header)
+        pieces, flight = self._build([], CLOSING)
+        self._files.pwritev_durable(file.handle, [encode_header(header), *pieces], 0)
+        self._complete(flight)
+
+    @property
+    def pending_bytes(self) -> int:
+        """Entry bytes appended and not yet durable."""
+        return self._gathered + (self._flight.entry_bytes if self._flight is not None else 0)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes written in live files: what counts against the log's limit."""
+        return self._set.total_bytes
+
+    @property
+    def in_flight(self) -> bool:
+        return self._flight is not None
+
+    @property
+    def next_seq(self) -> int:
+        """Number of the next flush."""
+        return self._seq
+
+    def files(self) -> list[WalFile]:
+        """Live files, oldest first; the last one is being written."""
+        return [WalFile(f.file_id, f.end) for f in self._set.live]
+
+    def append(self, pid: int, epoch: int, index: int, kind: int, payload: bytes | Sequence[Buffer], nbytes: int) -> None:
+        """Gathers one entry for the next flush: one call per partition and tick. The pieces (``nbytes`` together) are kept, not copied.
+
+        ``SyncFailed`` once the log has failed; ``Invalid`` if the entry cannot fit in a file (7/8 of it). Nothing is written before ``flush``.
+        """
+        if self.error is not None:
+            raise self.error
+        pieces: Sequence[Buffer] = (payload,) if isinstance(payload, bytes) else payload
+        rest = ENTRY_REST.pack(pid, epoch, index, kind, 0)
+        crc = crc32c(rest)
+        for piece in pieces:
+            crc = crc32c(piece, crc)
+        head = ENTRY_LEAD.pack(nbytes, crc) + rest
+        length = ENTRY_BYTES + nbytes
+        slot = self._open.get(pid)
+        if slot is None or slot.last + 1 != index or slot.marker or kind in MARKERS or slot.nbytes + length > SLOT_BYTES_MAX:
+            if length > self._entry_bytes_max:
+                raise Invalid(f"an entry of {length} bytes does not fit in a log file, which takes {self._entry_bytes_max}")
+            slot = self._open[pid] = _Slot(pid, index, kind if kind in MARKERS else 0)
+            self._slots.append(slot)
+        slot.last = index
+        slot.nbytes += length
+        slot.heads.append(head)
+        slot.pieces.append(head)
+        slot.pieces.extend(pieces)
+        slot.entries.append((epoch, index, kind, length))
+        self._gathered += length
+
+    def flush(self) -> None:
+        """Starts a flush of what gathered if none is in flight (else it starts by itself when that one ends)."""
+        if self._flight is None and self._slots and self.error is None and not self._starved:
+            self._start()
+
+    def read(self, file_id: int, position: int, length: int) -> Entry:
+        """One durable entry, verified, from any thread. ``Damaged``; ``NotFound`` if the file was retired and is gone."""
+        try:
+            entry = decode_entry(self._set.pread(file_id, length, position))
+        except OSError as e:
+            raise Damaged(f"log file {file_id} cannot be read at {position}: {e}") from e
+        except Damaged as e:
+            raise Damaged(f"log file {file_id} at {position}: {e}") from e
+        if ENTRY_BYTES + len(entry.payload) != length:
+            raise Damaged(f"log file {file_id} at {position}: the entry has another length than it was written with")
+        return entry
+
+    def pread(self, file_id: int, position: int, length: int) -> bytes:
+        """Bytes as they are, unverified, from any thread: for reading several entries at once (``walformat.decode_entry`` verifies each)."""
+        return self._set.pread(file_id, length, position)
+
+    def retire(self, file_id: int) -> None:
+        """Nothing in this file is needed any more. It is removed or recycled once all older ones are retired and a flush that says so is durable (one
+        is made within 20 ms)."""
+        if self._set.retire(file_id) and self._flight is None:
+            if self._starved:
+                self._starve()
+            else:
+                self._arm()
+
+    async def close(self) -> None:
+        """Flushes what gathered, ends with a closing flush and closes the files. ``SyncFailed`` if something could not be made durable."""
+        stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.stop(partial(_resolve, stopped))
+        await stopped
+        if self.error is not None:
+            raise self.error
+
+    def stop(self, done: Callable[[], object]) -> None:
+        """As ``close``, with a callback; ``error`` says how it went. The lanes may be closed after it."""
+        self._stopping = done
+        if self.error is None and self._full:
+            self._fail(_closed_while_full())
+        elif self._flight is None:
+            self._ended()
+
+    def abandon(self, done: Callable[[], object] = lambda: None) -> None:
+        """Closes the files without writing anything more; what waits is never answered."""
+        if not self._stopped:
+            self._stopped = True
+            self._flusher.submit(lambda: None, lambda _result, _error: self._set.close(done))  # not before the write in flight has returned
+
+    # Flushing
+
+    def _start(self) -> None:
+        """Writes what gathered, as much as one flush may hold."""
+        slots = self._slots
+        if self._gathered <= self._flush_bytes_max and len(slots) <= self._rows_max:
+            taken, self._slots, self._open = slots, [], {}
+        else:
+            taken = self._some()
+        self._write(taken, 0)
+
+    def _some(self) -> list[_Slot]:
+        """The oldest slots that fit in one flush: at least one."""
+        total = 0
+        for at, slot in enumerate(self._slots):
+            total += slot.nbytes
+            if at and (total > self._flush_bytes_max or at >= self._rows_max):
+                break
+        else:
+            at = len(self._slots)
+        taken, self._slots = self._slots[:at], self._slots[at:]
+        for slot in taken:
+            if self._open.get(slot.pid) is slot:
+                del self._open[slot.pid]
+        return taken
+
+    def _write(self, slots: list[_Slot], flags: int) -> None:
+        file = self._file
+        assert file is not None and self._flight is None, "started, and nothing in flight"
+        entry_bytes = sum([s.nbytes for s in slots])
+        needed = padded(HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows) + entry_bytes)
+        header: bytes | None = None
+        if self._end + needed > (self._reserve_at if slots else self._file_bytes):
+            fresh = self._set.take()
+            if fresh is None:
+                self._slots = slots + self._slots
+                self._open = {s.pid: s for s in self._slots}
+                self._starve()
+                return
+            told = self._header(
+                fresh, previous_id=file.file_id, previous_end=self._end, previous_salt=self._salt, previous_seq=self._seq - 1
+            )
+            self._begin(fresh, told)
+            self._previous = self._previous._replace(flags=self._previous.flags | PREVIOUS_FILE)
+            header, file = encode_header(told), fresh
+        offset = self._end
+        pieces, flight = self._build(slots, flags)
+        if header is not None:
+            pieces.insert(0, header)
+            offset = 0
+        self._flight = flight
+        write, handle = self._files.pwritev_durable, file.handle
+        self._flusher.submit(lambda: write(handle, pieces, offset), self._written)
+
+    def _build(self, slots: list[_Slot], flags: int) -> tuple[list[Buffer], _Flight]:
+        """The bytes of the next flush at the current end, and what is to be remembered of it."""
+        file = self._file
+        assert file is not None
+        started_ns = self._now_ns()
+        rows: list[Row] = []
+        pieces: list[Buffer] = [b""]
+        heads: list[bytes] = []
+        located = Located(file.file_id, [], [], [], [], [], [])
+        _, pids, epochs, indexes, kinds, positions, lengths = located
+        entries_at = HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows)
+        at = start = self._end + entries_at
+        for slot in slots:
+            pid, first, last = slot.pid, slot.first, slot.last
+            if slot.marker == PROMISE:
+                first = last = slot.entries[0][0]
+            rows.append((pid, first, last, slot.nbytes, slot.marker))
+            pieces += slot.pieces
+            heads += slot.heads
+            for epoch, index, kind, length in slot.entries:
+                pids.append(pid)
+                epochs.append(epoch)
+                indexes.append(index)
+                kinds.append(kind)
+                positions.append(at)
+                lengths.append(length)
+                at += length
+        pack = ROW.pack
+        directory = b"".join([pack(*row) for row in rows])
+        oldest_id = self._set.oldest_id
+        head, zeros, total = encode_head(
+            self._seed,
+            file_id=file.file_id,
+            position=self._end,
+            seq=self._seq,
+            rows=directory,
+            entry_bytes=at - start,
+            entry_heads=b"".join(heads),
+            previous=self._previous,
+            flags=flags,
+            oldest_id=oldest_id,
+            wall_ms=self._wall_ms(),
+        )
+        pieces[0] = head
+        pieces.append(_ZEROS[:zeros])
+        self._gathered -= at - start
+        previous = Previous(self._end, total, entries_at, len(rows), directory, 0)
+        return pieces, _Flight(self._seq, rows, located, at - start, total, oldest_id, previous, started_ns)
+
+    def _written(self, _result: object, error: BaseException | None) -> None:
+        flight = self._flight
+        if self._stopped or flight is None:
+            return
+        if error is not None:
+            self._fail(SyncFailed(f"a write to the log failed: {error}", hint="look at the disk, then restart the broker: it recovers what is on it"))
+            return
+        self._flight = None
+        self._complete(flight)
+        try:
+            if flight.rows:
+                took_ns = self._ended_ns - flight.started_ns
+                self._on_flushed(FlushResult(flight.seq, None, flight.rows, flight.located, flight.total_bytes, took_ns))
+        finally:
+            self._ended()
+
+    def _complete(self, flight: _Flight) -> None:
+        """The flush is durable: the next one follows it."""
+        assert self._file is not None
+        self._end += flight.total_bytes
+        self._seq += 1
+        self._previous = flight.previous
+        self._closed_last = not flight.rows
+        self._ended_ns = self._now_ns()
+        self.flushes += 1
+        self.written_bytes += flight.total_bytes
+        self._set.grow(self._file, self._end)
+        self._told_oldest_id = flight.oldest_id
+        if self._set.leaving:
+            self._set.release(flight.oldest_id)
+
+    def _ended(self) -> None:
+        """No flush is in flight: starts the next, or a closing one, or waits."""
+        if self._flight is not None or self._starved:
+            return
+        if self.error is not None:
+            if self._stopping is not None:
+                self.abandon(self._stopping)
+        elif self._slots:
+            self._start()
+        elif self._stopping is None:
+            if not self._closed_last or self._set.leaving:
+                self._arm()
+        elif not self._closed_last:
+            self._write([], CLOSING)
+        else:
+            self.abandon(self._stopping)
+
+    def _arm(self) -> None:
+        if not self._timer and not self._stopped and self.error is None:
+            self._timer = True
+            self._later(IDLE_S, self._idle)
+
+    def _idle(self) -> None:
+        """One timer serves all flushes: it looks how long nothing was flushed and comes back for the rest."""
+        self._timer = False
+        if self._flight is not None or self._slots or self.error is not None or self._stopped or self._stopping is not None:
+            return
+        rest_s = IDLE_S - (self._now_ns() - self._ended_ns) / 1e9
+        if rest_s > 0.001:
+            self._timer = True
+            self._later(rest_s, self._idle)
+        elif not self._closed_last or self._set.leaving:
+            self._write([], CLOSING)
+
+    # Files
+
+    def _header(self, file: OpenFile, *, previous_id: int, previous_end: int, previous_salt: int, previous_seq: int) -> FileHeader:
+        return FileHeader(
+            file_bytes=self._file_bytes,
+            file_id=file.file_id,
+            salt=self._random_u64(),
+            previous_id=previous_id,
+            previous_end=previous_end,
+            previous_salt=previous_salt,
+            previous_seq=previous_seq,
+            oldest_id=self._set.oldest_id,
+            wall_ms=self._wall_ms(),
+        )
+
+    def _begin(self, file: OpenFile, header: FileHeader) -> None:
+        self._file = file
+        self._salt = header.salt
+        self._seed = seed_of(header.salt)
+        self._end = DATA_START
+
+    def _starve(self) -> None:
+        """There is no file to go on in: waits for ``_ready``. If files were retired, a closing flush (room for it is kept) lets them go, and one of
+        them may be the next file."""
+        self._starved = True
+        if self._set.oldest_id > self._told_oldest_id and self._end + padded(HEAD_BYTES + len(self._previous.rows)) <= self._file_bytes:
+            self._write([], CLOSING)
+
+    def _ready(self) -> None:
+        if self._full:
+            self._full = False
+            self._on_full(False)
+        if self._starved:
+            self._starved = False
+            self._ended()
+
+    def _trouble(self, error: OSError) -> None:
+        if self.error is not None or self._stopped:
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            self._set.release(self._told_oldest_id)  # a file may have been read when its turn came
+            if self._starved and not self._full:
+                self._full = True
+                self._on_full(True)
+            if self._full and self._stopping is not None:
+                self._fail(_closed_while_full())
+        else:
+            self._fail(SyncFailed(f"a log file could not be prepared: {error}"))
+
+    def _fail(self, error: SyncFailed) -> None:
+        """Nothing is durable any more: what is in flight and what gathered fails, in order, each once."""
+        self.error = error
+        flight, self._flight = self._flight, None
+        slots, self._slots, self._open, self._gathered = self._slots, [], {}, 0
+        self._starved = False
+        nowhere = Located(0, [], [], [], [], [], [])
+        if flight is not None and flight.rows:
+            self._on_flushed(FlushResult(flight.seq, error, flight.rows, nowhere, 0, self._now_ns() - flight.started_ns))
+        if slots:
+            rows = [(s.pid, s.first, s.last, s.nbytes, s.marker) for s in slots]
+            self._on_flushed(FlushResult(self._seq + 1, error, rows, nowhere, 0, 0))
+        self._ended()
+
+
+def _resolve(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _closed_while_full() -> SyncFailed:
+    return SyncFailed("the log was closed while the disk had no room for what it held", hint="free space, then start the broker")

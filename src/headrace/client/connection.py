@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -304,6 +305,17 @@ class Connection:
             if self.up:
                 self._ask(goodbye or control.ClosePublisher(channel=user.channel), _ignore)
         user.channel = 0
+
+    async def part(self, user: User, goodbye: control.Message, timeout_s: float) -> None:
+        """As ``detach``, and waits for the broker's answer, but no longer than ``timeout_s``."""
+        if self.up and self.channels.get(user.channel) is user:
+            answered: asyncio.Future[Any] = self.loop.create_future()
+            del self.channels[user.channel]
+            self._ask(goodbye, lambda reply, error: None if answered.done() else answered.set_result(None))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await answered
+        self.detach(user)
 
     def reopen(self, user: User, *, resumed: bool) -> None:
         """Asks the broker to open the channel of ``user`` on this link, until it does or says never."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.client.connection import Connection
 from headrace.client.message import NOTHING, Message
 from headrace.client.payload import Duration, milliseconds
-from headrace.client.settlements import Settlements
+from headrace.client.settlements import EXTENSION, Settlements
 from headrace.client.spans import Span, spans
 from headrace.client.subscription import CLOSE_TIMEOUT_S, Delivery, Subscription
 from headrace.core.filters import parse
@@ -23,8 +23,6 @@ from headrace.wire.frames import CREDIT, EXTEND, FETCH, RANGE, DeliverFlag, Op, 
 
 if TYPE_CHECKING:
     from typing import Self
-
-_EXTEND_KIND = 0x100
 
 
 class Consumer(Subscription):
@@ -165,13 +163,13 @@ class Consumer(Subscription):
         return waiter
 
     def _extend_frame(self, partition: int, ranges: list[Span], lease_ms: int, waiters: list[Any]) -> bytes:
-        correlation = self._settlements.expect((partition, _EXTEND_KIND, 0), ranges, waiters)
+        correlation = self._settlements.expect((partition, EXTENSION, 0), ranges, waiters)
         body = b"".join([RANGE.pack(first, count) for first, count in ranges])
         return EXTEND.pack(20 + len(body), Op.EXTEND, 0, self.channel, correlation, partition, self._epochs.get(partition, 0), lease_ms) + body
 
     def settled(self, correlation: int, count: int, stale: list[Span]) -> None:
         self._settlements.settled(correlation, stale)
-        if self._stopping and self._settlements.quiet:
+        if self._stopping and self._settlements.settled_all:
             self._wake()
 
     def flush(self, out: list[bytes], writable: bool) -> None:
@@ -286,7 +284,7 @@ class Consumer(Subscription):
             except TimeoutError:
                 pass
         channel, undelivered = self.channel, self._undelivered(unused)
-        self._connection.detach(self, control.Unsubscribe(channel=channel, undelivered=undelivered))
+        await self._connection.part(self, control.Unsubscribe(channel=channel, undelivered=undelivered), CLOSE_TIMEOUT_S)
         self._open = False
         self._settlements.fail(NotConnected(f"the consumer of {self.name!r} was closed before this was confirmed"))
         self._buffer.clear()
@@ -295,7 +293,7 @@ class Consumer(Subscription):
         self.end(None)
 
     def _unanswered(self) -> bool:
-        return self._open and not self._settlements.quiet
+        return self._open and not self._settlements.settled_all
 
     def _undelivered(self, unused: Iterable[Message]) -> tuple[control.Held, ...]:
         """What was never handed out: it goes back without counting as an attempt."""

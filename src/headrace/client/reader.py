@@ -343,7 +343,7 @@ class Reader(Subscription):
                         await waiter
             except TimeoutError:
                 pass
-        self._connection.detach(self, control.Unsubscribe(channel=self.channel))
+        await self._connection.part(self, control.Unsubscribe(channel=self.channel), CLOSE_TIMEOUT_S)
         self._open = False
         closed = NotConnected(f"the reader of {self.name!r} was closed before this was confirmed")
         self._settlements.fail(closed)
@@ -352,4 +352,4 @@ class Reader(Subscription):
         self.end(None)
 
     def _unanswered(self) -> bool:
-        return self._open and (bool(self._commits) or not self._settlements.quiet)
+        return self._open and bool(self.cursor) and (bool(self._commits) or not self._settlements.quiet)

@@ -10,10 +10,13 @@ from typing import Final
 from headrace.client.lane import Waiter
 from headrace.client.spans import Span, contains, members, spans
 from headrace.model import limits
-from headrace.model.errors import HeadraceError, StaleSettle
+from headrace.model.errors import ConnectionLost, HeadraceError, StaleSettle
 from headrace.wire.frames import RANGE, SETTLE, Op, SettleFlag
 
 _CONFIRM: Final = int(SettleFlag.CONFIRM)
+
+EXTENSION: Final = 0x100
+"""In the flags of a kind: an EXTEND, which is not sent again."""
 
 Kind = tuple[int, int, int]
 """Partition, flags, delay_ms."""
@@ -67,6 +70,11 @@ class Settlements:
         """Appends what is unanswered once more: the subscription was resumed on a new connection."""
         unanswered, self._unanswered = self._unanswered, {}
         for old in unanswered.values():
+            if old.kind[1] & EXTENSION:
+                for _, waiter in old.waiters:
+                    if not waiter.done():
+                        waiter.set_exception(ConnectionLost("the connection broke before the lease was extended", hint="extend it again"))
+                continue
             self._send(old.kind, old.ranges, old.waiters, channel, epochs, out)
 
     def _send(
@@ -108,6 +116,8 @@ class Settlements:
         for (partition, _, _), offsets in self._gathered.items():
             found.setdefault(partition, set()).update(offsets)
         for waiting in self._unanswered.values():
+            if waiting.kind[1] & EXTENSION:
+                continue
             found.setdefault(waiting.kind[0], set()).update(members(waiting.ranges))
         return found
 
@@ -124,6 +134,11 @@ class Settlements:
         for _, waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(error)
+
+    @property
+    def settled_all(self) -> bool:
+        """No settlement is gathered or unanswered (an extension may be)."""
+        return not self._gathered and all(u.kind[1] & EXTENSION for u in self._unanswered.values())
 
     @property
     def quiet(self) -> bool:

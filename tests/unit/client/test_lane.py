@@ -1,0 +1,194 @@
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from headrace.client.lane import BATCH_RECORDS_MAX, PIPELINE, Envelope, Frame, Lane, Receipt
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, QueueFull
+from headrace.wire.batch import Record, batch_info, decode_batch
+from headrace.wire.frames import ENVELOPE, Level
+
+PLAIN = Envelope()
+
+
+class Waiter:
+    def __init__(self) -> None:
+        self.result: Any = None
+
+    def done(self) -> bool:
+        return self.result is not None
+
+    def set_result(self, result: Any, /) -> None:
+        assert self.result is None, "answered twice"
+        self.result = result
+
+    def set_exception(self, exception: BaseException, /) -> None:
+        self.set_result(exception)
+
+
+class Lanes:
+    """A lane with what happened to it."""
+
+    def __init__(self, producer_id: int = 7, *, keeps: bool = True) -> None:
+        self.done: list[tuple[Frame, HeadraceError | None]] = []
+        self.lane = Lane(0, producer_id, lambda f, e: self.done.append((f, e)), keeps=keeps)
+        self.lane.channel = 3
+
+    def add(self, text: str, envelope: Envelope = PLAIN, deadline_ms: int = 100) -> Waiter:
+        waiter = Waiter()
+        self.lane.add(envelope, Record(key=None, value=text.encode(), timestamp_ms=1), 100, waiter, deadline_ms)
+        return waiter
+
+    def take(self) -> list[bytes]:
+        out: list[bytes] = []
+        self.lane.take(out, 1 << 30)
+        return out
+
+
+def values(frame: bytes) -> list[str]:
+    return [(r.value or b"").decode() for r in decode_batch(frame, ENVELOPE.size)]
+
+
+def test_a_lone_message_goes_at_once_and_what_comes_meanwhile_is_one_batch() -> None:
+    lanes = Lanes()
+    for i in range(PIPELINE):
+        lanes.add(str(i))
+        assert [values(f) for f in lanes.take()] == [[str(i)]]
+    for text in "abc":
+        lanes.add(text)
+        assert lanes.take() == []
+    lanes.lane.confirmed(0, 1, 0, 2, False)
+    (frame,) = lanes.take()
+    assert values(frame) == ["a", "b", "c"]
+    assert batch_info(frame, ENVELOPE.size).base_sequence == PIPELINE
+    assert ENVELOPE.unpack_from(frame)[4] == PIPELINE
+
+
+def test_receipts_carry_the_offset_of_each_message() -> None:
+    lanes = Lanes()
+    waiters = [lanes.add(t) for t in "abc"]
+    lanes.take()
+    lanes.lane.confirmed(0, 1, 40, 3, False)
+    assert [w.result for w in waiters] == [Receipt(0, 40 + i, Level.MAJORITY) for i in range(3)]
+    assert lanes.lane.count == lanes.lane.nbytes == 0
+
+
+def test_one_confirm_covers_many_frames_densely() -> None:
+    lanes = Lanes()
+    waiters = []
+    for pair in ("ab", "cd", "ef"):
+        waiters += [lanes.add(t) for t in pair]
+        lanes.take()
+    lanes.lane.confirmed(0, 3, 10, 2, False)
+    assert [w.result.offset for w in waiters] == [10, 11, 12, 13, 14, 15]
+
+
+def test_frames_are_homogeneous_and_in_order() -> None:
+    lanes = Lanes()
+    urgent = Envelope(priority=9)
+    for text, envelope in (("a", PLAIN), ("b", urgent), ("c", urgent), ("d", PLAIN)):
+        lanes.add(text, envelope)
+    frames = lanes.take()
+    assert [values(f) for f in frames] == [["a"], ["b", "c"], ["d"]]
+    assert [ENVELOPE.unpack_from(f)[7] for f in frames] == [0, 9, 0]
+
+
+def test_what_is_sealed_is_sent_even_when_the_pipeline_is_full() -> None:
+    lanes = Lanes()
+    for i in range(PIPELINE * 3):
+        lanes.add(str(i), Envelope(key_slot=i))
+    assert len(lanes.take()) == PIPELINE * 3 - 1
+
+
+def test_a_batch_has_an_end() -> None:
+    lanes = Lanes()
+    for _ in range(BATCH_RECORDS_MAX + 1):
+        lanes.add("x")
+    assert [len(values(f)) for f in lanes.take()] == [BATCH_RECORDS_MAX, 1]
+
+
+def test_after_a_broken_connection_the_same_bytes_are_sent_again() -> None:
+    lanes = Lanes()
+    first = []
+    for text in "abc":
+        lanes.add(text)
+        first += lanes.take()
+    lanes.lane.confirmed(1, 1, 5, 2, False)
+    again: list[bytes] = []
+    lanes.lane.again(again)
+    assert again == [first[0], first[2]]
+
+
+def test_a_refusal_is_told_to_its_own_messages_only() -> None:
+    lanes = Lanes()
+    a = lanes.add("a")
+    lanes.take()
+    b = lanes.add("b")
+    lanes.take()
+    lanes.lane.refused(0, 1, QueueFull("full"))
+    lanes.lane.confirmed(1, 1, 0, 2, False)
+    assert isinstance(a.result, QueueFull)
+    assert b.result == Receipt(0, 0, Level.LOCAL)
+    assert isinstance(lanes.done[0][1], QueueFull)
+
+
+def test_a_broker_that_goes_away_has_not_answered() -> None:
+    lanes = Lanes()
+    waiter = lanes.add("a")
+    (frame,) = lanes.take()
+    lanes.lane.refused(0, 1, Draining("bye"))
+    assert waiter.result is None
+    again: list[bytes] = []
+    lanes.lane.again(again)
+    assert again == [frame]
+
+
+def test_waiting_too_long_is_an_unknown_outcome_and_a_late_confirm_changes_nothing() -> None:
+    lanes = Lanes()
+    sent = lanes.add("a", deadline_ms=100)
+    lanes.take()
+    unsent = lanes.add("b", deadline_ms=150)
+    assert lanes.lane.expire(99) == 100
+    lanes.lane.expire(100)
+    assert isinstance(sent.result, ConfirmTimeout)
+    assert unsent.result is None
+    lanes.lane.expire(150)
+    assert isinstance(unsent.result, ConfirmTimeout)
+    assert unsent.result.hint.startswith("they were not stored")
+    lanes.lane.confirmed(0, 1, 0, 2, False)
+    assert lanes.lane.count == 0
+
+
+def test_level_none_is_kept_nowhere() -> None:
+    lanes = Lanes(-1, keeps=False)
+    waiter = lanes.add("a", Envelope(level=0))
+    assert len(lanes.take()) == 1
+    assert waiter.result == Receipt(0, -1, Level.NONE)
+    assert not lanes.lane.sent
+
+
+@given(st.lists(st.sampled_from(["add", "add other", "take", "confirm", "refuse", "again"]), max_size=60))
+def test_every_message_is_answered_once_and_the_counts_add_up(steps: list[str]) -> None:
+    lanes = Lanes()
+    waiters: list[Waiter] = []
+    offset = 0
+    sequences: list[int] = []
+    for step in steps:
+        if step.startswith("add"):
+            waiters.append(lanes.add("x", PLAIN if step == "add" else Envelope(priority=1)))
+        elif step == "take":
+            sequences += [batch_info(f, ENVELOPE.size).base_sequence for f in lanes.take()]
+        elif step == "again":
+            lanes.lane.again([])
+        elif lanes.lane.sent:
+            correlation, frame = next(iter(lanes.lane.sent.items()))
+            if step == "confirm":
+                lanes.lane.confirmed(correlation, 1, offset, 2, False)
+                offset += frame.count
+            else:
+                lanes.lane.refused(correlation, 1, QueueFull("full"))
+        assert lanes.lane.count == sum(w.result is None for w in waiters)
+    assert sequences == sorted(set(sequences))
+    lanes.lane.fail(QueueFull("end"))
+    assert all(w.result is not None for w in waiters)
+    assert lanes.lane.count == lanes.lane.nbytes == 0

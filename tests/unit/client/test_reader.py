@@ -1,0 +1,119 @@
+import asyncio
+from contextlib import suppress
+
+import pytest
+
+import headrace
+from headrace.model.errors import Conflict
+from headrace.wire import control
+from headrace.wire.batch import Record
+from tests.unit.client.fake import FakeBroker
+
+UP_TO = 8
+CONFIRM = 4
+
+
+def stocked(broker: FakeBroker, count: int) -> None:
+    broker.stored["events"] = [Record(key=None, value=b"%d" % i, timestamp_ms=1) for i in range(count)]
+
+
+async def test_automatic_commit_follows_what_the_application_went_past() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", cursor="c") as records:
+        stocked(broker, 5)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        assert [(await anext(records)).offset for _ in range(4)] == [0, 1, 2, 3]
+        await broker.until(lambda: broker.settles)
+        assert broker.settles == [(UP_TO | CONFIRM, 0, [(2, 1)])]
+
+
+async def test_leaving_without_an_exception_commits_the_last_record_with_one_it_does_not() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client:
+        stocked(broker, 5)
+        async with client.read("events", cursor="c") as records:
+            broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+            await anext(records)
+        assert broker.settles[-1][2] == [(0, 1)]
+        with suppress(ZeroDivisionError):
+            async with client.read("events", cursor="c") as records:
+                broker.connections[0].deliver(records.channel, "events", 1, 4, attempt=0)
+                assert (await anext(records)).offset == 1
+                raise ZeroDivisionError
+        assert broker.settles[-1][2] == [(0, 1)]
+
+
+async def test_explicit_commits_and_single_acks() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", cursor="c", commit="explicit") as records:
+        stocked(broker, 5)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        found = [await anext(records) for _ in range(5)]
+        await found[1].commit(confirmed=True)
+        await found[3].ack(confirmed=True)
+        assert broker.settles == [(UP_TO | CONFIRM, 0, [(1, 1)]), (CONFIRM, 0, [(3, 1)])]
+
+
+async def test_without_a_cursor_there_is_nothing_to_commit_but_credit_returns() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", start="earliest") as records:
+        assert broker.asked(control.SubscribeStream)[0].start == "earliest"
+        stocked(broker, 5)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        record = [await anext(records) for _ in range(5)][-1]
+        with pytest.raises(Conflict, match="no cursor"):
+            record.commit()
+        waiting = asyncio.ensure_future(records.__anext__())
+        await broker.until(lambda: broker.settles)
+        waiting.cancel()
+        assert broker.settles == [(UP_TO, 0, [(4, 1)])]
+
+
+async def test_a_new_connection_reads_on_where_the_application_is() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", start=0) as records:
+        assert broker.asked(control.SubscribeStream)[0].start == "offset:0"
+        stocked(broker, 5)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        assert [(await anext(records)).offset for _ in range(2)] == [0, 1]
+        broker.cut()
+        await broker.until(lambda: len(broker.asked(control.SubscribeStream)) == 2 and broker.connections)
+        assert broker.asked(control.SubscribeStream)[1].starts == {0: 2}
+        broker.connections[0].deliver(records.channel, "events", 2, 3, attempt=0)
+        assert [(await anext(records)).offset for _ in range(3)] == [2, 3, 4]
+
+
+async def test_with_a_cursor_it_reads_from_there_and_passes_over_what_was_handed_out() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", cursor="c", commit="explicit") as records:
+        stocked(broker, 5)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        found = [await anext(records) for _ in range(3)]
+        broker.answer_settles = False
+        found[1].commit()
+        await broker.until(lambda: broker.settles)
+        broker.answer_settles = True
+        broker.cut()
+        await broker.until(lambda: len(broker.asked(control.SubscribeStream)) == 2 and broker.connections)
+        again = broker.asked(control.SubscribeStream)[1]
+        assert (again.start, again.starts) == ("cursor", {})
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        assert (await anext(records)).offset == 3
+        await broker.until(lambda: len(broker.settles) == 2)
+        assert broker.settles[1][2] == [(1, 1)]
+
+
+async def test_events_are_told_and_positions_follow() -> None:
+    events: list[control.Event] = []
+    async with (
+        FakeBroker() as broker,
+        headrace.connect(broker.url) as client,
+        client.read("events", start="earliest", on_event=events.append) as records,
+    ):
+        stocked(broker, 5)
+        connection = broker.connections[0]
+        connection.deliver(records.channel, "events", 0, 5, attempt=0, flags=2)
+        record = await anext(records)
+        assert record.speculative
+        connection.event(control.Retracted(channel=records.channel, partition=0, from_offset=1, epoch=2))
+        connection.deliver(records.channel, "events", 1, 1, attempt=0, epoch=2)
+        connection.event(control.CursorMoved(channel=records.channel, partition=0, from_offset=2, to_offset=4))
+        while len(events) < 2:
+            await asyncio.sleep(0)
+        record = await anext(records)
+        assert (record.offset, record.epoch) == (1, 2)
+        assert [type(e) for e in events] == [control.Retracted, control.CursorMoved]

@@ -95,7 +95,8 @@ class ProducerTable:
                 stored.append((low & MASK, high - low, producer.bases[i] + low - producer.firsts[i]))
         if not stored:
             return None
-        return Partial(tuple(stored), Conflict(f"producer {producer_id}: only a part of this batch was stored before", hint="retry batches as they were first sent"))
+        error = Conflict(f"producer {producer_id}: only a part of this batch was stored before", hint="retry batches as they were first sent")
+        return Partial(tuple(stored), error)
 
     def stored(self, producer_id: int, epoch: int, first_sequence: int, count: int, base_offset: int) -> None:
         """Records ``[first_sequence, first_sequence + count)`` were given offsets from ``base_offset`` on. O(1) for the next in line."""

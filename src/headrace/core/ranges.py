@@ -127,38 +127,23 @@ class RangeMap(Generic[V]):
 
     def cut(self, first: int, end: int) -> list[tuple[int, int, V]]:
         """Removes ``[first, end)`` and returns what was held of it, ascending and clipped. O(log n + pieces)."""
-        heads, blocks = self._heads, self._blocks
-        pieces: list[tuple[int, int, V]] = []
+        heads = self._heads
         if not heads or first >= end:
-            return pieces
-        at = bisect_right(heads, first) - 1
-        if at < 0:
-            at = 0
-        while at < len(heads) and heads[at] < end:
-            starts, ends, _ = blocks[at]
-            low = bisect_right(starts, first)
-            if low and ends[low - 1] > first:
-                low -= 1
-            high = bisect_left(starts, end, low)
-            if low == high:
-                at += 1
-                continue
-            if high - low == 1:
-                self._cut_one(pieces, at, low, first, end)
-                if high < len(starts):
-                    break
-            else:
-                self._cut_many(pieces, at, low, high, first, end)
-            if starts:
-                heads[at] = starts[0]
-                at += 1
-            else:
-                del heads[at], blocks[at]
-        return pieces
-
-    def _cut_one(self, pieces: list[tuple[int, int, V]], at: int, i: int, first: int, end: int) -> None:
+            return []
+        at = max(0, bisect_right(heads, first) - 1) if len(heads) > 1 else 0
         starts, ends, values = self._blocks[at]
-        start, stop, value = starts[i], ends[i], values[i]
+        i = bisect_right(starts, first)
+        if i and ends[i - 1] > first:
+            i -= 1
+        elif i == len(starts):
+            return self._cut_across(at + 1, first, end)
+        start, stop = starts[i], ends[i]
+        if start >= end:
+            return []
+        if stop < end and (i + 1 < len(starts) or at + 1 < len(heads)):
+            return self._cut_across(at, first, end)
+        # one range is touched: by far the most frequent case
+        value = values[i]
         if start < first:
             ends[i] = first
             if stop > end:
@@ -170,16 +155,36 @@ class RangeMap(Generic[V]):
                 stop = end
             start = first
         elif stop > end:
-            starts[i] = end
+            starts[i] = stop = end
             if i == 0:
-                self._heads[at] = end
-            stop = end
+                heads[at] = end
         else:
             del starts[i], ends[i], values[i]
-            if i == 0 and starts:
-                self._heads[at] = starts[0]
-        pieces.append((start, stop, value))
+            if i == 0:
+                if starts:
+                    heads[at] = starts[0]
+                else:
+                    del heads[at], self._blocks[at]
         self.count -= stop - start
+        return [(start, stop, value)]
+
+    def _cut_across(self, at: int, first: int, end: int) -> list[tuple[int, int, V]]:
+        heads, blocks = self._heads, self._blocks
+        pieces: list[tuple[int, int, V]] = []
+        while at < len(heads) and heads[at] < end:
+            starts, ends, _ = blocks[at]
+            low = bisect_right(starts, first)
+            if low and ends[low - 1] > first:
+                low -= 1
+            high = bisect_left(starts, end, low)
+            if low < high:
+                self._cut_many(pieces, at, low, high, first, end)
+            if starts:
+                heads[at] = starts[0]
+                at += 1
+            else:
+                del heads[at], blocks[at]
+        return pieces
 
     def _cut_many(self, pieces: list[tuple[int, int, V]], at: int, low: int, high: int, first: int, end: int) -> None:
         starts, ends, values = self._blocks[at]

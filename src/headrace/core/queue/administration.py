@@ -26,11 +26,17 @@ class Administration(Figures):
         state.leases.activate(now_ms)
         self._expiry.reset()
         state.transfers.hand_out_again()
-        if state.spec.ordered_by_key or any(holder.consumer and holder.consumer.filter for holder in self._ring):
+        self._open_eyes()
+
+    def _open_eyes(self) -> None:
+        """Begins to look ahead if keys or filters ask for it."""
+        state = self._state
+        seekers = [holder.consumer for holder in self._ring if holder.consumer is not None and holder.consumer.filter is not None]
+        if state.lookahead is None and (state.spec.ordered_by_key or seekers):
             self._look()
-            for holder in self._ring:
-                if holder.consumer is not None and holder.consumer.filter is not None and state.lookahead is not None:
-                    state.lookahead.attach(holder.consumer)
+            for consumer in seekers:
+                if state.lookahead is not None:
+                    state.lookahead.attach(consumer)
 
     def _look(self) -> None:
         """Begins to look ahead: at everything ready, and in an ordered queue at what blocks its key."""

@@ -63,7 +63,13 @@ class Extents:
 
     def size(self, first: int, end: int) -> int:
         """Bytes of ``[first, end)``."""
-        return self.below(end) - self.below(first)
+        starts = self.starts
+        if not starts or first < starts[-1] or end > self.end:
+            return self.below(end) - self.below(first)
+        # almost always both ends lie in the newest chunk
+        start = starts[-1]
+        nbytes, count = self.total - self.before[-1], self.end - start
+        return (end - start) * nbytes // count - (first - start) * nbytes // count
 
     def fit(self, first: int, nbytes: int) -> int:
         """The largest end for which ``[first, end)`` has at most ``nbytes``."""

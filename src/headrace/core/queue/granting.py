@@ -4,10 +4,10 @@ Shares are max-min fair (a consumer with little credit takes that, the others di
 turn moves on with every grant, so that few messages reach everybody in time. Consumers without credit cost a look and hold nobody up.
 """
 
-from headrace.core.queue.consumers import Grant
+from headrace.core.queue.consumers import Consumer, Grant
 from headrace.core.queue.leases import Holder, Lease
 from headrace.core.queue.lookahead import Lookahead
-from headrace.core.queue.state import State
+from headrace.core.queue.state import FRESH, State
 from headrace.wire.journal import Action, Reason
 
 ATTEMPTS_MAX = 65_535
@@ -26,15 +26,21 @@ class Round:
         self._now_ms = now_ms
         self.grants: list[Grant] = []
 
-    def run(self) -> int:
-        """Grants all that can be granted; returns the next turn."""
+    def run(self, ready: int) -> int:
+        """Grants all that can be granted of the ``ready`` messages there are; returns the next turn."""
         state = self._state
         lookahead = state.lookahead
         if lookahead is not None and lookahead.needed:
             self._one_by_one(lookahead)
             if lookahead.keyed:
                 return self._turn
-        ready = state.ready_count
+            ready = state.ready_count
+        if len(self._ring) == 1:
+            holder = self._ring[0]
+            consumer = holder.consumer
+            if consumer is not None and not holder.suspended and consumer.filter is None:
+                self._hand_out(holder, ready)
+            return 0
         while ready > 0:
             candidates = self._candidates(ready)
             if not candidates:
@@ -68,6 +74,12 @@ class Round:
         return found
 
     def _divide(self, candidates: list[Holder], ready: int) -> int:
+        share = -(-ready // len(candidates))
+        if all(_credit(holder) >= share for holder in candidates):
+            handed = 0
+            for holder in candidates:
+                handed += self._hand_out(holder, min(share, ready - handed))
+            return handed
         shares: dict[int, int] = {}
         left = len(candidates)
         remaining = ready
@@ -82,25 +94,25 @@ class Round:
         """Grants up to ``count`` messages of the highest priorities, within the credit."""
         consumer, state = holder.consumer, self._state
         assert consumer is not None
-        credit, handed = consumer.credit, 0
-        level = state.levels[0]
+        credit, handed, extents, levels = consumer.credit, 0, state.extents, state.levels
+        level = levels[0]
         while handed < count and credit.messages > 0 and credit.bytes > 0:
-            if len(state.levels) > 1:
-                level = next((level for level in reversed(state.levels) if level), level)
+            if len(levels) > 1:
+                level = next((level for level in reversed(levels) if level), level)
             if not level:
                 break
             first, end, _ = level.take(min(count - handed, credit.messages))
-            size = state.extents.size(first, end)
+            size = extents.size(first, end)
             if size > credit.bytes:
-                stop = max(first + 1, state.extents.fit(first, credit.bytes))
+                stop = max(first + 1, extents.fit(first, credit.bytes))
                 if stop < end:
                     level.put(stop, end, True)
                     end = stop
-                    size = state.extents.size(first, end)
+                    size = extents.size(first, end)
             credit.messages -= end - first
             credit.bytes -= size
             handed += end - first
-            self._lease(holder, first, end)
+            self._deliver(holder, consumer, first, end)
         return handed
 
     def _one_by_one(self, lookahead: Lookahead) -> None:
@@ -124,16 +136,15 @@ class Round:
                 state.cut_ready(offset, offset + 1)
                 consumer.credit.messages -= 1
                 consumer.credit.bytes -= state.extents.size(offset, offset + 1)
-                self._lease(holder, offset, offset + 1)
+                self._deliver(holder, consumer, offset, offset + 1)
                 still_open.append(holder)
             open_to = still_open
         self._turn = (turn + 1) % len(ring)
 
-    def _lease(self, holder: Holder, first: int, end: int) -> None:
+    def _deliver(self, holder: Holder, consumer: Consumer, first: int, end: int) -> None:
         """Records that ``[first, end)``, just taken from the ready, is delivered to ``holder``."""
-        state, consumer = self._state, holder.consumer
-        assert consumer is not None
-        for start, stop, (attempts, failed_ms) in state.failures(first, end):
+        state, grants = self._state, self.grants
+        for start, stop, (attempts, failed_ms) in state.failures(first, end) if state.attempts else ((first, end, FRESH),):
             attempt = attempts + 1 if attempts < ATTEMPTS_MAX else ATTEMPTS_MAX
             if consumer.auto_ack:
                 state.journal.settle(Action.ACK, Reason.AUTO_ACK, attempt, start, stop)
@@ -146,7 +157,6 @@ class Round:
                 state.journal.lease(start, stop, attempt, lease_ms, holder.token)
                 if state.lookahead is not None:
                     state.lookahead.leased(start, stop)
-            grants = self.grants
             if grants:
                 last = grants[-1]
                 if last.first + last.count == start and last.consumer_id == consumer.id and last.attempt == attempt:

@@ -13,11 +13,10 @@ COUNT_MAX = (1 << 32) - 1
 class Journal:
     """Entries of one machine that are not taken yet."""
 
-    __slots__ = ("_closed", "_high", "_leases", "_low", "_settlements", "_transfers", "acks")
+    __slots__ = ("_acks", "_closed", "_high", "_leases", "_low", "_settlements", "_transfers")
 
     def __init__(self) -> None:
-        self.acks: list[tuple[int, int]] = []
-        """(first, end) of plainly acked ranges; the caller has called ``before_settling``."""
+        self._acks: list[tuple[int, int]] = []
         self._settlements: list[tuple[int, int, int, int, int, int]] = []
         self._leases: list[tuple[int, int, int, int, int]] = []
         self._transfers: list[bytes] = []
@@ -40,10 +39,11 @@ class Journal:
             first += COUNT_MAX
         leases.append((first, end - first, attempt, lease_ms, owner_token))
 
-    def before_settling(self, first: int, end: int) -> None:
-        """Makes room for a settlement of ``[first, end)`` that must come after its lease."""
+    def ack(self, first: int, end: int) -> None:
+        """``[first, end)`` was acked."""
         if first < self._high and end > self._low:
             self._close()
+        self._acks.append((first, end))
 
     def settle(self, action: Action, reason: Reason, attempts: int, first: int, end: int, when_ms: int = 0) -> None:
         """``[first, end)`` was settled, returned, delayed or extended."""
@@ -65,22 +65,18 @@ class Journal:
         self._transfers.append(payload)
 
     def _close(self) -> None:
-        acks = self.acks
+        acks = self._acks
         if acks:
-            settlements = self._settlements
+            self._acks = []
             if len(acks) > 1:
                 acks.sort()
             held_first, held_end = acks[0]
             for first, end in acks:
-                if first > held_end or end - held_first > COUNT_MAX:
-                    settlements.append((0, 0, 0, held_end - held_first, held_first, 0))
+                if first > held_end:
+                    self._acked(held_first, held_end)
                     held_first = first
                 held_end = end
-            while held_end - held_first > COUNT_MAX:
-                settlements.append((0, 0, 0, COUNT_MAX, held_first, 0))
-                held_first += COUNT_MAX
-            settlements.append((0, 0, 0, held_end - held_first, held_first, 0))
-            self.acks = []
+            self._acked(held_first, held_end)
         if self._settlements:
             self._closed.append((Kind.SETTLEMENT, pack_settlements(self._settlements)))
             self._settlements = []
@@ -88,6 +84,12 @@ class Journal:
             self._closed.append((Kind.LEASE, pack_leases(self._leases)))
             self._leases = []
             self._low = self._high = 0
+
+    def _acked(self, first: int, end: int) -> None:
+        while end - first > COUNT_MAX:
+            self._settlements.append((0, 0, 0, COUNT_MAX, first, 0))
+            first += COUNT_MAX
+        self._settlements.append((0, 0, 0, end - first, first, 0))
 
     def take(self) -> list[tuple[Kind, bytes]]:
         """All entries in the order in which they must be replayed; afterwards there are none."""
@@ -100,7 +102,7 @@ class Journal:
         return taken
 
     def __bool__(self) -> bool:
-        return bool(self.acks or self._settlements or self._leases or self._transfers or self._closed)
+        return bool(self._acks or self._settlements or self._leases or self._transfers or self._closed)
 
 
 assert (Action.ACK, Reason.NONE) == (0, 0)

@@ -1,11 +1,13 @@
 """Who holds what: leased ranges by owner token, their deadlines, and the leases of owners that have not come back since a restart.
 
 Each owner has a map of its own, so that settling touches nothing of the others. Restored leases stay in one map until the machine goes live; then
-each goes to its owner and its time starts anew. Deadlines are a heap with lazily discarded entries.
+each goes to its owner and its time starts anew. Deadlines stand in a line, those out of order in a heap; entries of leases that are gone are
+discarded when they come up.
 
 I10: an offset is in one map only. I1: ``count`` is the number of offsets in all maps.
 """
 
+from collections import deque
 from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 
@@ -16,11 +18,12 @@ STALE_DEADLINES_MIN = 4096
 
 
 class Lease:
-    """One grant's terms, shared by what is left of its range. ``first_failed_ms``: wall time of the messages' first failure, 0 = none yet."""
+    """One grant's terms, shared by the ``left`` messages that are left of it. ``first_failed_ms``: wall time of their first failure, 0 = none yet."""
 
-    __slots__ = ("attempt", "deadline_ms", "first_failed_ms", "lease_ms", "owner_token")
+    __slots__ = ("attempt", "deadline_ms", "first_failed_ms", "lease_ms", "left", "owner_token")
 
     def __init__(self, owner_token: int, attempt: int, lease_ms: int, deadline_ms: int, first_failed_ms: int) -> None:
+        self.left = 0
         self.owner_token = owner_token
         self.attempt = attempt
         self.lease_ms = lease_ms
@@ -46,14 +49,18 @@ class Holder:
 class Leases:
     """All leases of a partition; see the module's head."""
 
-    __slots__ = ("_deadlines", "by_consumer", "count", "holders", "restored")
+    __slots__ = ("_heap", "_line", "_serial", "by_consumer", "count", "holders", "restored")
 
     def __init__(self) -> None:
         self.holders: dict[int, Holder] = {}
         self.by_consumer: dict[int, Holder] = {}
         self.restored: RangeMap[Lease] = RangeMap()
         self.count = 0
-        self._deadlines: list[tuple[int, int, int, int]] = []
+        self._line: deque[tuple[int, int, int, Lease]] = deque()
+        """(deadline, first, end, lease), deadlines ascending."""
+        self._heap: list[tuple[int, int, int, int, Lease]] = []
+        """(deadline, serial, first, end, lease) of those that came out of order: shorter leases than the last."""
+        self._serial = 0
 
     # ------------------------------------------------------------ consumers
 
@@ -80,22 +87,28 @@ class Leases:
 
     def activate(self, now_ms: int) -> None:
         """Gives restored leases to their owners; each lasts its whole duration from now."""
+        self.count -= self.restored.count
         for first, end, lease in self.restored:
-            holder = self.holders.get(lease.owner_token)
+            token = lease.owner_token
+            holder = self.holders.get(token)
             if holder is None:
-                holder = self.holders[lease.owner_token] = Holder(lease.owner_token)
-            holder.leases.put(first, end, lease)
-            lease.deadline_ms = now_ms + lease.lease_ms
-            heappush(self._deadlines, (lease.deadline_ms, first, end, lease.owner_token))
+                holder = self.holders[token] = Holder(token)
+            self.put(holder, first, end, Lease(token, lease.attempt, lease.lease_ms, now_ms + lease.lease_ms, lease.first_failed_ms))
         self.restored.clear()
 
     # ------------------------------------------------------------ ranges
 
     def put(self, holder: Holder, first: int, end: int, lease: Lease) -> None:
-        """Leases ``[first, end)``, which nobody holds, to ``holder``."""
+        """Leases ``[first, end)``, which nobody holds, to ``holder`` under a lease of its own."""
         holder.leases.put(first, end, lease)
+        lease.left = end - first
         self.count += end - first
-        heappush(self._deadlines, (lease.deadline_ms, first, end, holder.token))
+        line = self._line
+        if not line or line[-1][0] <= lease.deadline_ms:
+            line.append((lease.deadline_ms, first, end, lease))
+        else:
+            self._serial += 1
+            heappush(self._heap, (lease.deadline_ms, self._serial, first, end, lease))
 
     def put_restored(self, first: int, end: int, lease: Lease) -> None:
         """Leases ``[first, end)``, which nobody holds, to an owner that is not looked for before the machine goes live."""
@@ -104,10 +117,10 @@ class Leases:
 
     def cut(self, holder: Holder, first: int, end: int) -> list[Piece]:
         """Takes what ``holder`` has of ``[first, end)`` out of its hands."""
-        leases = holder.leases
-        before = leases.count
-        pieces = leases.cut(first, end)
-        self.count -= before - leases.count
+        pieces = holder.leases.cut(first, end)
+        for start, stop, lease in pieces:
+            lease.left -= stop - start
+            self.count -= stop - start
         return pieces
 
     def cut_any(self, first: int, end: int) -> list[Piece]:
@@ -141,46 +154,40 @@ class Leases:
 
     def next_deadline_ms(self) -> int | None:
         """When the next lease runs out; discards entries of leases that are gone."""
-        deadlines = self._deadlines
-        if not self.count:
-            deadlines.clear()
-            return None
-        while deadlines and not self._due(deadlines[0], cut=False):
-            heappop(deadlines)
-        return deadlines[0][0] if deadlines else None
+        line, heap = self._line, self._heap
+        while line and not line[0][3].left:
+            line.popleft()
+        if not heap:
+            return line[0][0] if line else None
+        while heap and not heap[0][4].left:
+            heappop(heap)
+        if line and heap:
+            return min(line[0][0], heap[0][0])
+        return line[0][0] if line else heap[0][0] if heap else None
 
     def expired(self, now_ms: int) -> list[tuple[Holder, list[Piece]]]:
         """Takes out every lease whose deadline has come."""
-        deadlines, gone = self._deadlines, list[tuple[Holder, list[Piece]]]()
-        while deadlines and deadlines[0][0] <= now_ms:
-            entry = heappop(deadlines)
-            pieces = self._due(entry, cut=True)
-            if pieces:
-                gone.append((self.holders[entry[3]], pieces))
+        line, heap, due = self._line, self._heap, list[tuple[int, int, Lease]]()
+        while line and line[0][0] <= now_ms:
+            due.append(line.popleft()[1:])
+        while heap and heap[0][0] <= now_ms:
+            due.append(heappop(heap)[2:])
+        gone: list[tuple[Holder, list[Piece]]] = []
+        for first, end, lease in due:
+            if lease.left:
+                holder = self.holders[lease.owner_token]
+                parts = [(start, stop) for start, stop, other in holder.leases.pieces(first, end) if other is lease]
+                gone.append((holder, [piece for start, stop in parts for piece in self.cut(holder, start, stop)]))
         return gone
 
-    def _due(self, entry: tuple[int, int, int, int], *, cut: bool) -> list[Piece]:
-        deadline_ms, first, end, token = entry
-        holder = self.holders.get(token)
-        if holder is None:
-            return []
-        pieces = [piece for piece in holder.leases.pieces(first, end) if piece[2].deadline_ms == deadline_ms]
-        if cut:
-            for start, stop, _ in pieces:
-                self.cut(holder, start, stop)
-        return pieces
-
     def trim(self) -> None:
-        """Rebuilds the heap of deadlines when most of its entries are of leases that are gone (I17)."""
-        deadlines = self._deadlines
-        if len(deadlines) < STALE_DEADLINES_MIN:
-            return
-        live = sum(len(holder.leases) for holder in self.holders.values())
-        if len(deadlines) > 4 * live + STALE_DEADLINES_MIN // 2:
-            deadlines[:] = [
-                (lease.deadline_ms, first, end, holder.token) for holder in self.holders.values() for first, end, lease in holder.leases
-            ]
-            heapify(deadlines)
+        """Drops deadlines of leases that are gone when they may be most of them (I17); amortised O(1)."""
+        ranges = sum(len(holder.leases) for holder in self.holders.values()) if len(self._line) + len(self._heap) > STALE_DEADLINES_MIN else 0
+        if len(self._line) > 2 * ranges + STALE_DEADLINES_MIN:
+            self._line = deque(entry for entry in self._line if entry[3].left)
+        if len(self._heap) > 2 * ranges + STALE_DEADLINES_MIN:
+            self._heap = [entry for entry in self._heap if entry[4].left]
+            heapify(self._heap)
 
     def check(self) -> None:
         """Asserts I10 and the sums."""

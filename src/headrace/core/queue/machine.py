@@ -16,7 +16,7 @@ from headrace.core.queue.administration import ALL, Administration
 from headrace.core.queue.admission import make_room
 from headrace.core.queue.consumers import Consumer, Grant, Range, Settled
 from headrace.core.queue.granting import Round
-from headrace.core.queue.leases import Holder, Lease, Piece
+from headrace.core.queue.leases import Holder, Lease
 from headrace.core.ranges import RangeSet, gaps
 from headrace.model.errors import QueueFull
 from headrace.model.limits import LEASE_MS_MAX, LEASE_MS_MIN
@@ -90,10 +90,12 @@ class QueueMachine(Administration):
                 self._leave(holder)
         holder = leases.attach(consumer)
         self._ring.append(holder)
-        if consumer.filter is not None and not self._cold:
-            self._look()
-            if self._state.lookahead is not None:
-                self._state.lookahead.attach(consumer)
+        lookahead = self._state.lookahead
+        if lookahead is not None:
+            if consumer.filter is not None:
+                lookahead.attach(consumer)
+        elif not self._cold:
+            self._open_eyes()
 
     def _leave(self, holder: Holder) -> None:
         """Unbinds the consumer from its token; leases stay with the token."""
@@ -175,15 +177,17 @@ class QueueMachine(Administration):
 
     def grant(self, now_ms: int, wall_ms: int) -> list[Grant]:
         """Leases ready messages to consumers with credit: highest priority first, oldest first, in equal shares."""
-        self._advance(now_ms, wall_ms)
         state, ring = self._state, self._ring
+        if self._cold or state.dues or state.expiring or state.spec.ttl_ms or state.spec.max_age_ms:
+            self._advance(now_ms, wall_ms)
         if self._gate is not None:
             holder = state.leases.by_consumer.get(self._gate[0]) if self._gate[0] is not None else None
             ring = [holder] if holder is not None else []
-        if self.paused or not ring or not state.ready_count:
+        ready = state.ready_count
+        if self.paused or not ring or not ready:
             return []
         turn = Round(state, ring, self._turn, now_ms)
-        self._turn = turn.run()
+        self._turn = turn.run(ready)
         return turn.grants
 
     def settle(
@@ -213,18 +217,29 @@ class QueueMachine(Administration):
         stale: list[Range] = []
         for first, count in ranges:
             end = first + count
-            pieces = leases.cut(holder, 0 if up_to else first, end)
+            pieces = holder.leases.cut(0 if up_to else first, end)
             if not pieces:
                 stale.append((first, count))
                 continue
             found = 0
-            for start, stop, _ in pieces:
+            for start, stop, lease in pieces:
                 found += stop - start
+                lease.left -= stop - start
+            leases.count -= found
             settled += found
             if found != count and not up_to:
                 stale += [(start, stop - start) for start, stop in gaps(pieces, first, end)]
             if action == 0:
-                size = self._ack(pieces)
+                size = 0
+                start, stop, _ = pieces[0]
+                for low, high, _ in pieces:
+                    if low > stop:
+                        state.journal.ack(start, stop)
+                        size += state.settle(start, stop)
+                        start = low
+                    stop = high
+                state.journal.ack(start, stop)
+                size += state.settle(start, stop)
                 if consumer is not None and consumer.replenish:
                     consumer.credit.messages += found
                     consumer.credit.bytes += size
@@ -235,22 +250,6 @@ class QueueMachine(Administration):
                 else:
                     fates.reject(state, pieces, wall_ms, drop=drop)
         return Settled(settled, stale)
-
-    def _ack(self, pieces: list[Piece]) -> int:
-        state = self._state
-        journal = state.journal
-        size = 0
-        first, end, _ = pieces[0]
-        for start, stop, _ in pieces:
-            if start > end:
-                journal.before_settling(first, end)
-                journal.acks.append((first, end))
-                size += state.settle(first, end)
-                first = start
-            end = stop
-        journal.before_settling(first, end)
-        journal.acks.append((first, end))
-        return size + state.settle(first, end)
 
     def extend(self, consumer_id: int, ranges: Sequence[Range], lease_ms: int, now_ms: int) -> Settled:
         """Leases of this consumer end ``lease_ms`` (0 = its own) from now."""
@@ -274,8 +273,10 @@ class QueueMachine(Administration):
 
     def wants(self) -> Range | None:
         """Which messages must be opened before they can be granted (key order, filters), if any; answered with ``opened``."""
+        if self._cold:
+            self._open_eyes()
         lookahead = self._state.lookahead
-        if self._cold or lookahead is None or not self._ring or self.paused:
+        if lookahead is None or not self._ring or self.paused:
             return None
         return lookahead.wants()
 

@@ -92,14 +92,17 @@ class State:
         lowest, floor = self._lowest, self._floor
         if lowest is None or lowest.first != floor:
             lowest, floor = None, self.end
-            maps: list[RangeMap[bool] | RangeMap[int] | RangeMap[Lease]] = [*self.levels, self.delayed]
+            for level in self.levels:
+                if level and level.first < floor:
+                    lowest, floor = level, level.first
+            if self.delayed and self.delayed.first < floor:
+                lowest, floor = self.delayed, self.delayed.first
             if self.leases.count:
-                maps += self.leases.maps()
-            for held in maps:
-                if held and held.first < floor:
-                    lowest, floor = held, held.first
+                for held in self.leases.maps():
+                    if held and held.first < floor:
+                        lowest, floor = held, held.first
             self._lowest, self._floor = lowest, floor
-        return min(floor, self.transfers.low(floor))
+        return self.transfers.low(floor)
 
     def is_ready(self, offset: int) -> bool:
         return any(level.find(offset) is not None for level in self.levels)

@@ -1,8 +1,10 @@
 """The codecs of RecordBatch: compressing and bounded expanding, by cramjam.
 
-Owns the mapping of codec numbers and snappy's two framings (Kafka's blocks and the raw format). Expansion never makes more than the bound plus one block.
+Owns the mapping of codec numbers and snappy's two framings (Kafka's blocks and the raw format). Expansion never makes more than the bound, and claims
+no memory that the compressed bytes could not fill.
 """
 
+from collections.abc import Callable
 from struct import Struct
 from typing import Final, Literal, get_args
 
@@ -17,6 +19,10 @@ CODECS: Final[tuple[Codec, ...]] = get_args(Codec)
 _BLOCKS: Final = b"\x82SNAPPY\x00"
 _LENGTH: Final = Struct(">I")
 _BLOCK_BYTES: Final = 32 * 1024
+_SNAPPY_RATIO_MAX: Final = 64
+"""No element of a snappy block makes more than 64 bytes of one."""
+_NO_ROOM: Final = "failed to write whole buffer"
+"""How cramjam says that the buffer is full, as distinct from bad data."""
 
 
 def compress(codec: int, data: bytes) -> bytes:
@@ -52,28 +58,24 @@ def expand(codec: int, data: bytes, bytes_max: int) -> bytes:
     raise Malformed(f"codec {codec} is not known")
 
 
-def _bounded(into: "object", data: bytes, bytes_max: int) -> bytes:
+def _bounded(into: Callable[[bytes, bytearray], int], data: bytes, bytes_max: int) -> bytes:
     """Expands into ever larger buffers up to the bound, so that a small input cannot claim a large one."""
     size = min(bytes_max + 1, max(4096, 8 * len(data)))
     while True:
         buffer = bytearray(size)
         try:
-            count: int = into(data, buffer)  # type: ignore[operator]
+            count = into(data, buffer)
         except cramjam.DecompressionError as e:
-            if size > bytes_max or not _no_room(e):
-                if _no_room(e):
-                    raise TooLarge(f"a batch of {len(data)} bytes expands to more than {bytes_max}") from None
+            if _NO_ROOM not in str(e):
                 raise
+            if size > bytes_max:
+                raise TooLarge(f"a batch of {len(data)} bytes expands to more than {bytes_max}") from None
             size = min(bytes_max + 1, 4 * size)
             continue
         if count > bytes_max:
             raise TooLarge(f"a batch of {len(data)} bytes expands to more than {bytes_max}")
-        return bytes(buffer[:count])
-
-
-def _no_room(error: Exception) -> bool:
-    text = str(error).lower()
-    return "write" in text or "buffer" in text or "too small" in text
+        del buffer[count:]
+        return bytes(buffer)
 
 
 def _snappy(data: bytes, bytes_max: int) -> bytes:
@@ -99,5 +101,7 @@ def _snappy_raw(data: bytes, bytes_max: int) -> bytes:
         raise Malformed("an empty snappy block")
     claimed = cramjam.snappy.decompress_raw_len(data)
     if claimed > bytes_max:
-        raise TooLarge(f"a batch of {len(data)} bytes expands to more than allowed")
+        raise TooLarge(f"a batch of {len(data)} bytes expands to more than {bytes_max}")
+    if claimed > _SNAPPY_RATIO_MAX * len(data):
+        raise Malformed(f"a snappy block of {len(data)} bytes cannot expand to {claimed}")
     return bytes(cramjam.snappy.decompress_raw(data))

@@ -4,7 +4,6 @@ Builders take values that are right; parsers take any bytes and raise only ``Mal
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import msgspec
 
@@ -14,7 +13,8 @@ from headrace.wire import control
 from headrace.wire.frames import CONFIRM, CREDIT, DELIVER, EXTEND, FETCH, FETCH_END, HEADER, PUBLISH_ERROR, RANGE, SETTLE, SETTLED, Op
 
 Range = tuple[int, int]
-_OFFSET_MAX = 1 << 63
+_OFFSET_END = 1 << 63
+"""Offsets are stored as i64 in a batch's header, so none reaches this."""
 
 
 # ---------------------------------------------------------------- what the broker sends
@@ -86,7 +86,7 @@ def fetch(channel: int, correlation: int, *, messages: int, nbytes: int, wait_ms
 # ---------------------------------------------------------------- parsed
 
 
-class SettleFrame(NamedTuple):
+class SettleFrame(msgspec.Struct, frozen=True):
     flags: int
     channel: int
     correlation: int
@@ -96,7 +96,7 @@ class SettleFrame(NamedTuple):
     ranges: list[Range]
 
 
-class ExtendFrame(NamedTuple):
+class ExtendFrame(msgspec.Struct, frozen=True):
     channel: int
     correlation: int
     partition: int
@@ -105,13 +105,13 @@ class ExtendFrame(NamedTuple):
     ranges: list[Range]
 
 
-class CreditFrame(NamedTuple):
+class CreditFrame(msgspec.Struct, frozen=True):
     channel: int
     messages: int
     nbytes: int
 
 
-class FetchFrame(NamedTuple):
+class FetchFrame(msgspec.Struct, frozen=True):
     channel: int
     correlation: int
     messages: int
@@ -119,7 +119,7 @@ class FetchFrame(NamedTuple):
     wait_ms: int
 
 
-class ConfirmFrame(NamedTuple):
+class ConfirmFrame(msgspec.Struct, frozen=True):
     channel: int
     first: int
     count: int
@@ -128,14 +128,14 @@ class ConfirmFrame(NamedTuple):
     base_offset: int
 
 
-class PublishErrorFrame(NamedTuple):
+class PublishErrorFrame(msgspec.Struct, frozen=True):
     channel: int
     first: int
     count: int
     error: HeadraceError
 
 
-class DeliverFrame(NamedTuple):
+class DeliverFrame(msgspec.Struct, frozen=True):
     """The blob lies at ``blob_at``..``stop`` of the data that was parsed."""
 
     flags: int
@@ -149,7 +149,7 @@ class DeliverFrame(NamedTuple):
     blob_at: int
 
 
-class SettledFrame(NamedTuple):
+class SettledFrame(msgspec.Struct, frozen=True):
     channel: int
     correlation: int
     count: int
@@ -157,7 +157,7 @@ class SettledFrame(NamedTuple):
     stale: list[Range]
 
 
-class FetchEndFrame(NamedTuple):
+class FetchEndFrame(msgspec.Struct, frozen=True):
     channel: int
     correlation: int
     count: int
@@ -232,10 +232,9 @@ def parse_failure(data: bytes, pos: int, stop: int) -> HeadraceError:
     """The error that an ERROR frame names."""
     try:
         body = control.decode_failure(data[pos + HEADER.size : stop])
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, RecursionError) as e:
         raise Malformed(f"an error frame cannot be read: {e}") from None
-    error = from_wire(body.code, body.message, body.hint)
-    return error
+    return from_wire(body.code, body.message, body.hint)
 
 
 def _ranges(data: bytes, at: int, stop: int) -> list[Range]:
@@ -245,6 +244,6 @@ def _ranges(data: bytes, at: int, stop: int) -> list[Range]:
         raise TooLarge(f"{(stop - at) // RANGE.size} ranges in one frame; at most {limits.SETTLE_RANGES_MAX} are allowed")
     ranges: list[Range] = list(RANGE.iter_unpack(memoryview(data)[at:stop]))
     for first, count in ranges:
-        if first + count > _OFFSET_MAX:
-            raise Malformed(f"a range of {count} from offset {first} on passes the largest offset")
+        if first + count > _OFFSET_END:
+            raise Malformed(f"a range of {count} from offset {first} on passes the largest offset, {_OFFSET_END - 1}")
     return ranges

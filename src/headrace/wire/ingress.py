@@ -1,11 +1,11 @@
 """Publishes as they arrive: from a read's bytes to runs of frames, the hot loop of the broker.
 
-Owns: what makes a PUBLISH frame valid, and which neighbours may be treated as one (a *run*: one slice, one entry, one confirm). It opens no record, copies no
-payload and knows neither channels nor partitions. Invariants: every frame of a run was checked whole (structure, bounds, CRC-32C); a run is contiguous in
-the bytes given; a bad frame is never part of a run that holds good ones. Nothing here raises on hostile bytes.
+Owns: what makes a PUBLISH frame valid, and which neighbours may be treated as one (a *run*: one slice, one entry, one confirm). It opens no record,
+copies no payload and knows neither channels nor partitions. Invariants: every frame of a run was checked whole (structure, bounds, CRC-32C); a run is
+contiguous in the bytes given; a bad frame is never part of a run that holds good ones. Nothing here raises on hostile bytes.
 
-Speed: equal-sized frames, the usual case, are compared by chained C iterators: what arrives (one struct per frame) against what the first frame says must
-arrive. The interpreter runs no instruction per frame. Other frames take a plain loop. The module is written so that mypyc can compile it.
+Speed: equal-sized frames, the usual case, are compared by chained C iterators: what arrives (one struct per frame) against what the first frame says
+must arrive. The interpreter runs no instruction per frame. Other frames take a plain loop. The module is written so that mypyc can compile it.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,8 @@ _SHAPES_MAX: Final = 1024
 # length, op, flags, channel, correlation, not_before, expires_at, priority, reserved, key slot | batch length, magic, crc, attributes, last delta,
 # producer id, producer epoch, sequence, records
 _FIRST: Final = Struct(">IBBHIqqBBH8xi4xbIhi16xqhii")
-# length, op+flags+channel, correlation, times+priority+reserved+slot | batch length, magic, crc, attributes, last delta, producer id+epoch, sequence, records
+# length, op+flags+channel, correlation, times+priority+reserved+slot | batch length, magic, crc, attributes, last delta, producer id+epoch, sequence,
+# records
 _NEXT: Final = Struct(">III20s8xi4xbIhi16x10sii")
 _SPAN: Final = Struct(">I51xi30x")  # length, last offset delta; as long as _MIN
 _TIMES: Final = Struct(">qq")
@@ -51,11 +52,12 @@ _shapes: dict[int, tuple[Struct, Struct]] = {}
 
 
 class Run:
-    """Consecutive PUBLISH frames that are one for all that follows. With ``error`` set it is one bad frame, of which only ``channel`` and ``first_correlation`` may be used."""
+    """Consecutive PUBLISH frames that are one for all that follows. With ``error`` set it is one bad frame, of which only ``channel``, ``flags`` and
+    ``first_correlation`` may be used."""
 
     __slots__ = (
-        "channel", "compressed", "error", "expires_at_ms", "first_correlation", "first_sequence", "flags", "frame_bytes", "frame_count", "key_slot", "nbytes",
-        "next_pos", "not_before_ms", "priority", "producer_epoch", "producer_id", "record_count",
+        "channel", "compressed", "error", "expires_at_ms", "first_correlation", "first_sequence", "flags", "frame_bytes", "frame_count", "key_slot",
+        "nbytes", "next_pos", "not_before_ms", "priority", "producer_epoch", "producer_id", "record_count",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -85,9 +87,9 @@ class Run:
 def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: bool = False) -> Run:
     """The longest run of valid PUBLISH frames that begins at ``pos``, where a whole one stands (its length field was checked by the framing).
 
-    Shared by a run's frames: opcode, flags, channel, times, priority, key slot, producer id and epoch; correlation ids grow by one (mod 2^32), sequences by the
-    record count (mod 2^31). A bad frame ends the run before it; if it is the first, ``error`` says why and ``next_pos`` is behind it. ``stamped`` allows the
-    flag that only the broker sets. Cost: one checksum a frame, O(bytes).
+    Shared by a run's frames: opcode, flags, channel, times, priority, key slot, producer id and epoch; correlation ids grow by one (mod 2^32),
+    sequences by the record count (mod 2^31). A bad frame ends the run before it; if it is the first, ``error`` says why and ``next_pos`` lies behind.
+    ``stamped`` allows the flag that only the broker sets. Cost: one checksum a frame, O(bytes).
     """
     run = Run()
     if end - pos < _MIN:
@@ -186,8 +188,8 @@ def absolute(run_bytes: bytes, wall_ms: int) -> bytes:
 
 
 def walk(blob: Buffer, pos: int = 0) -> Iterator[tuple[int, int, int]]:
-    """(position, bytes of the whole frame, offsets it spans) of each stored PUBLISH frame from ``pos`` on. A frame spans its last offset delta + 1 offsets:
-    its record count, unless compaction took some. Raises ``Malformed`` where the frames do not add up."""
+    """(position, bytes of the whole frame, offsets it spans) of each stored PUBLISH frame from ``pos`` on. A frame spans its last offset delta + 1
+    offsets: its record count, unless compaction took some. Raises ``Malformed`` where the frames do not add up."""
     end = len(blob)
     while pos < end:
         if end - pos < _MIN:
@@ -201,8 +203,8 @@ def walk(blob: Buffer, pos: int = 0) -> Iterator[tuple[int, int, int]]:
 
 
 def split(blob: Buffer, record_index: int) -> tuple[int, int]:
-    """(byte position of the frame that holds record number ``record_index``, number of that frame's first record). O(frames before it); raises ``Malformed``
-    if the blob has fewer records."""
+    """(byte position of the frame that holds record number ``record_index``, number of that frame's first record). O(frames before it); raises
+    ``Malformed`` if the blob has fewer records."""
     first = 0
     for pos, _, span in walk(blob):
         if record_index < first + span:
@@ -212,7 +214,7 @@ def split(blob: Buffer, record_index: int) -> tuple[int, int]:
 
 
 def _equal_frames(view: memoryview, pos: int, end: int, size: int, correlation: int, sequence: int, records: int) -> int:
-    """How many frames from ``pos`` on are valid and differ from the valid first one only in what grows (ids, sequences), times and records; at least 1.
+    """How many frames from ``pos`` on are valid and differ from the first, a valid one, only in what grows (ids, sequences) and in payload.
 
     Two iterators are compared: the frames' fields as they are, and as they must be. The first difference ends it.
     """

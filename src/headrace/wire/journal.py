@@ -142,7 +142,7 @@ class TransferDone(msgspec.Struct, frozen=True, tag="done", array_like=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _cursors = msgspec.msgpack.Decoder(list[CursorEntry])
-_transfer = msgspec.msgpack.Decoder(TransferStart | TransferDone)
+_transfer: msgspec.msgpack.Decoder[TransferStart | TransferDone] = msgspec.msgpack.Decoder(TransferStart | TransferDone)
 
 
 def pack_cursors(cursors: list[CursorEntry]) -> bytes:
@@ -152,7 +152,7 @@ def pack_cursors(cursors: list[CursorEntry]) -> bytes:
 def unpack_cursors(payload: bytes) -> list[CursorEntry]:
     try:
         return _cursors.decode(payload)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, RecursionError) as e:
         raise Malformed(f"a cursor entry cannot be read: {e}") from None
 
 
@@ -163,5 +163,5 @@ def pack_transfer(transfer: TransferStart | TransferDone) -> bytes:
 def unpack_transfer(payload: bytes) -> TransferStart | TransferDone:
     try:
         return _transfer.decode(payload)
-    except msgspec.DecodeError as e:
+    except (msgspec.DecodeError, RecursionError) as e:
         raise Malformed(f"a transfer entry cannot be read: {e}") from None

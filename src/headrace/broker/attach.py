@@ -18,7 +18,6 @@ from headrace.core import filters
 from headrace.model import limits
 from headrace.model.errors import Conflict, HeadraceError, Invalid, NotFound, Quarantined, Refused
 from headrace.wire import control
-from headrace.wire.frames import PublishFlag
 from headrace.wire.ingress import Run
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ class Publisher:
             sink.refused(self.channel, run.first_correlation, run.frame_count, error)
             self.broker.touch(sink)
             return
-        self.partition.publish(sink, self.channel, run.flags & PublishFlag.LEVEL_MASK, run, blob, self.broker.clock_ms())
+        self.partition.publish(sink, self.channel, run.flags & 7, run, blob, self.broker.precise_ms)
 
     def close(self) -> None:
         self.partition.publishers -= 1

@@ -62,6 +62,8 @@ class Broker:
         self.store: Store = self._make_store()
         self.now_ms = 0
         self.wall_ms = 0
+        self.precise_ms = 0.0
+        """As ``now_ms`` with a fraction, for latencies."""
         self.refresh()
         self.partitions: dict[int, Partition] = {}
         self.sessions: dict[str, Session] = {}
@@ -174,22 +176,23 @@ class Broker:
 
     def refresh(self) -> None:
         """Reads the clocks; everything in a tick sees the same time."""
-        self.now_ms = time.monotonic_ns() // 1_000_000
+        self.precise_ms = time.monotonic() * 1000
+        self.now_ms = int(self.precise_ms)
         self.wall_ms = time.time_ns() // 1_000_000
 
-    @staticmethod
-    def clock_ms() -> float:
-        """Monotonic milliseconds with a fraction, for latencies."""
-        return time.monotonic() * 1000
-
     def mark(self, partition: Partition) -> None:
-        """``partition`` has something to do in this tick."""
+        """``partition`` is to be looked at in this tick: something was settled, attached, committed, became due."""
+        partition.poked = True
         if not partition.dirty:
-            partition.dirty = True
-            self._dirty.append(partition)
-            if not self._scheduled:
-                self._scheduled = True
-                self.loop.call_soon(self._tick)
+            self.schedule(partition)
+
+    def schedule(self, partition: Partition) -> None:
+        """``partition`` has something to append in this tick."""
+        partition.dirty = True
+        self._dirty.append(partition)
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._tick)
 
     def touch(self, sink: Sink) -> None:
         """``sink`` was written to; it is flushed at the end of this tick."""
@@ -517,6 +520,3 @@ class Broker:
             publishers=sum(p.publishers for p in partitions),
             lag=max((p.high_watermark - c.next_offset for p in streams for c in p.machine.cursors.values()), default=0),
         )
-
-    def confirm_latency(self, ms: float, records: int) -> None:
-        self.counters.confirmed(ms, records)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 ENTRY_BYTES_MAX = 8 * 1024 * 1024
 OVERHEAD_BYTES = ENVELOPE.size + BATCH.size
+_RECORDS = int(Kind.RECORDS)
+_pack_run = RUN.pack
+_pack_head = RECORDS_HEAD.pack
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
@@ -40,7 +43,7 @@ _decode = msgspec.msgpack.Decoder().decode
 class Publish:
     """One gathered run on its way to a confirm."""
 
-    __slots__ = ("arrived_ms", "base_offset", "channel", "duplicate", "first", "frames", "level", "nbytes", "records", "sink")
+    __slots__ = ("arrived_ms", "base_offset", "channel", "first", "frames", "level", "nbytes", "records", "sink")
 
     def __init__(
         self, sink: Sink | None, channel: int, first: int, frames: int, records: int, level: int, base_offset: int, nbytes: int, arrived_ms: float
@@ -54,7 +57,6 @@ class Publish:
         self.base_offset = base_offset
         self.nbytes = nbytes
         self.arrived_ms = arrived_ms
-        self.duplicate = False
 
 
 class InFlight:
@@ -102,14 +104,18 @@ class Partition(ABC):
         self.rates = (0.0, 0.0, 0.0)
         """Published, delivered and settled a second, as of the last sample."""
         self._sampled = (0, 0, 0)
+        self.limited = False
+        """Whether ``admit`` has anything to say."""
+        self.poked = False
+        """Whether there is more to do in this tick than to append."""
+        self._levels: tuple[int, ...] = ()
+        self._early = False
         self._gathered: list[Publish] = []
         self._blobs: list[bytes] = []
-        self._run_table = bytearray()
-        self._metas: list[tuple[int, int, int, int, int]] = []
-        self._plain = True
+        self._parts: list[bytes] = []
+        self._special: dict[int, tuple[int, int, int]] = {}
+        """(not_before_ms, expires_at_ms, priority) of those gathered runs that have any."""
         self._gather_base = 0
-        self._gather_records = 0
-        self._gather_frames = 0
         self._gather_bytes = 0
         self._answers: list[Callable[[], None]] = []
 
@@ -163,7 +169,7 @@ class Partition(ABC):
         self.epoch += 1
         body = _encode({"epoch": self.epoch, "broker": self.broker.id, "incarnation": self.broker.incarnation, "wall_ms": self.broker.wall_ms})
         self._append(Kind.EPOCH_START, (body,), len(body))
-        self.broker.mark(self)
+        self.broker.schedule(self)
 
     # ------------------------------------------------------------ publishing
 
@@ -173,14 +179,13 @@ class Partition(ABC):
 
     @abstractmethod
     def admit(self, count: int, nbytes: int) -> HeadraceError | None:
-        """Limits, checked before anything is gathered."""
+        """Limits, checked before anything is gathered; called only while ``limited``."""
 
-    def level_for(self, asked: int) -> int:
-        """The level to confirm at, or -1 when it cannot be had."""
+    def settings_changed(self) -> None:
+        """Takes what the hot path needs of the settings: which level each asked one means (-1 = cannot be had)."""
         own = self.own_level()
-        if asked == Level.QUEUE:
-            return own
-        return asked if asked <= own and asked in (Level.NONE, Level.ACCEPTED, Level.LOCAL, Level.MAJORITY, Level.REPLICA) else -1
+        self._levels = tuple(own if asked == Level.QUEUE else asked if asked <= own else -1 for asked in range(8))
+        self._early = own < Level.LOCAL
 
     def refusal(self) -> HeadraceError | None:
         """Why nothing may be published now, or None."""
@@ -197,52 +202,49 @@ class Partition(ABC):
 
     def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> None:
         """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``."""
-        error = self.refusal() if self.broker.refusing or self.quarantined or self.barred is not None else None
-        level = self.level_for(asked_level)
-        if error is None and level < 0:
-            error = LevelUnavailable(
-                f"{self.item.name!r} confirms at most at level {Level(self.own_level()).name.lower()}, {asked_level} was asked for"
-            )
-        records, nbytes = run.record_count, run.next_pos
+        level = self._levels[asked_level]
         nbytes = len(blob)
-        if error is None and self.message_bytes_max and nbytes > self.message_bytes_max:
-            error = self._too_large(blob)
-        if error is not None:
-            self._refuse(sink, channel, run, asked_level, error)
-            return
-        producer = run.producer_id
-        if producer >= 0:
-            verdict = self.producers.check(producer, run.producer_epoch, run.first_sequence, records)
+        if level < 0 or self.broker.refusing or self.barred is not None or self.quarantined or 0 < self.message_bytes_max < nbytes:
+            error = self.refusal() or self._above(asked_level) or self._too_large(blob)
+            if error is not None:
+                self._refuse(sink, channel, run, asked_level, error)
+                return
+        records = run.record_count
+        if run.producer_id >= 0:
+            verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, records)
             if verdict is not None:
                 self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
                 return
-        error = self.admit(records, nbytes)
-        if error is not None:
-            self._refuse(sink, channel, run, asked_level, error)
-            return
-        if run.not_before_ms or run.expires_at_ms:
-            blob = ingress.absolute(blob, self.broker.wall_ms)
-        self._gather(Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
+        if self.limited:
+            error = self.admit(records, nbytes)
+            if error is not None:
+                self._refuse(sink, channel, run, asked_level, error)
+                return
         sink.in_flight_bytes += nbytes
+        self._gather(Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
+
+    def _above(self, asked_level: int) -> HeadraceError | None:
+        if self._levels[asked_level] >= 0:
+            return None
+        own = Level(self.own_level()).name.lower()
+        return LevelUnavailable(f"{self.item.name!r} confirms at most at level {own}, {asked_level} was asked for")
 
     def append_own(self, run: ingress.Run, blob: bytes, done: Callable[[int, HeadraceError | None], None]) -> None:
         """Publishes frames made by the broker itself (transfers), which ``run`` describes; ``done(base_offset, error)`` is called once they are
         committed or refused."""
         error = self.refusal()
         if error is None and run.producer_id < 0:
-            error = self.admit(run.record_count, len(blob))
+            error = self.admit(run.record_count, len(blob)) if self.limited else None
         if error is None and run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
             if isinstance(verdict, Duplicate):
                 base = verdict.base_offset
                 self.when_committed(lambda: done(base, None))
                 return
-            error = verdict if isinstance(verdict, HeadraceError) else self.admit(run.record_count, len(blob))
+            error = verdict if isinstance(verdict, HeadraceError) else self.admit(run.record_count, len(blob)) if self.limited else None
         if error is not None:
             done(-1, error)
             return
-        if run.not_before_ms or run.expires_at_ms:
-            blob = ingress.absolute(blob, self.broker.wall_ms)
         publish = Publish(None, 0, 0, run.frame_count, run.record_count, Level.NONE, self.next_offset, len(blob), self.broker.now_ms)
         base = self.next_offset
         self._gather(publish, run, blob)
@@ -266,73 +268,81 @@ class Partition(ABC):
         await done.wait()
 
     def _gather(self, publish: Publish, run: ingress.Run, blob: bytes) -> None:
-        if self._gather_bytes + len(blob) > ENTRY_BYTES_MAX and self._gathered:
-            self._append_gathered()
-        if not self.active:
-            self.activate()
-        if not self._gathered:
+        size = publish.nbytes
+        if self._gathered:
+            if self._gather_bytes + size > ENTRY_BYTES_MAX:
+                self._append_gathered()
+                self._gather_base = self.next_offset
+        else:
+            if not self.active:
+                self.activate()
             self._gather_base = self.next_offset
         not_before = expires_at = 0
         if run.not_before_ms or run.expires_at_ms or run.priority:
-            self._plain = False
             wall = self.broker.wall_ms
+            blob = ingress.absolute(blob, wall)
             not_before = wall + run.not_before_ms if run.not_before_ms else 0
             expires_at = wall + run.expires_at_ms if run.expires_at_ms else 0
-        size, records = len(blob), run.record_count
-        producer = run.producer_id
+            self._special[len(self._gathered)] = (not_before, expires_at, run.priority)
+        records, producer = publish.records, run.producer_id
         if producer >= 0:
             self.producers.stored(producer, run.producer_epoch, run.first_sequence, records, self.next_offset)
-        self._run_table += RUN.pack(
-            producer,
-            run.producer_epoch,
-            run.priority,
-            run.compressed,
-            run.first_sequence,
-            records,
-            run.frame_count,
-            size,
-            run.frame_bytes,
-            not_before,
-            expires_at,
-            run.key_slot,
+        self._parts.append(
+            _pack_run(
+                producer,
+                run.producer_epoch,
+                run.priority,
+                run.compressed,
+                run.first_sequence,
+                records,
+                publish.frames,
+                size,
+                run.frame_bytes,
+                not_before,
+                expires_at,
+                run.key_slot,
+            )
         )
-        self._metas.append((records, size, not_before, expires_at, run.priority))
-        self._gathered.append(publish)
         self._blobs.append(blob)
+        self._gathered.append(publish)
         self.next_offset += records
-        self._gather_records += records
-        self._gather_frames += run.frame_count
         self._gather_bytes += size
         if not self.dirty:
-            self.broker.mark(self)
+            self.broker.schedule(self)
 
     def _append_gathered(self) -> None:
         """Makes the one ``records`` entry of this tick."""
-        wall = self.broker.wall_ms
-        head = RECORDS_HEAD.pack(self._gather_base, self._gather_records, self._gather_frames, wall, len(self._gathered))
-        table = bytes(self._run_table)
-        nbytes = len(head) + len(table) + self._gather_bytes
-        index = self._append(Kind.RECORDS, (head, table, *self._blobs), nbytes, self._gather_base, self._gather_records)
+        broker = self.broker
+        wall, base, gathered, size = broker.wall_ms, self._gather_base, self._gathered, self._gather_bytes
+        records = self.next_offset - base
+        frames = 0
+        for publish in gathered:
+            frames += publish.frames
+        runs_count = len(gathered)
+        head = _pack_head(base, records, frames, wall, runs_count)
+        nbytes = len(head) + runs_count * RUN.size + size
+        self.last_index = index = self.last_index + 1
+        self.store.append(self.pid, self.epoch, index, _RECORDS, (head, *self._parts, *self._blobs), nbytes, base, records)
         entry = InFlight(index)
-        entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms = self._gather_base, self._gather_records, self._gather_bytes, wall
-        entry.publishes = self._gathered
-        entry.metas = None if self._plain else self._metas
+        entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms, entry.publishes = base, records, size, wall, gathered
+        if self._special:
+            plain = (0, 0, 0)
+            entry.metas = [(p.records, p.nbytes, *self._special.get(i, plain)) for i, p in enumerate(gathered)]
+            self._special = {}
         self.in_flight.append(entry)
-        self.published += self._gather_records
-        counters = self.broker.counters
-        counters.published += self._gather_records
-        counters.published_bytes += self._gather_bytes
-        if not self.broker.durable or self.own_level() < Level.LOCAL:
-            self._confirm(entry.publishes, Level.ACCEPTED)
+        self.published += records
+        counters = broker.counters
+        counters.published += records
+        counters.published_bytes += size
+        if self._early:
+            self._confirm(gathered, Level.ACCEPTED)
         else:
-            early = [p for p in entry.publishes if p.level == Level.ACCEPTED]
+            early = [p for p in gathered if p.level == 1]
             if early:
                 self._confirm(early, Level.ACCEPTED)
-        self._gathered, self._blobs, self._metas = [], [], []
-        self._run_table.clear()
-        self._plain = True
-        self._gather_records = self._gather_frames = self._gather_bytes = 0
-        self.appended(entry.base_offset, entry.record_count, entry.nbytes, wall)
+        self._gathered, self._blobs, self._parts = [], [], []
+        self._gather_bytes = 0
+        self.appended(base, records, size, wall)
 
     def _append(self, kind: Kind, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0) -> int:
         self.last_index += 1
@@ -347,8 +357,10 @@ class Partition(ABC):
             return
         if self._gathered:
             self._append_gathered()
-        self.serve(now_ms, wall_ms)
-        self.append_journal()
+        if self.poked:
+            self.poked = False
+            self.serve(now_ms, wall_ms)
+            self.append_journal()
 
     def append_journal(self) -> None:
         """Appends the machine's decisions since the last call; settle confirmations wait for them."""
@@ -377,13 +389,15 @@ class Partition(ABC):
             if entry.record_count:
                 self.high_watermark = entry.base_offset + entry.record_count
                 self.committed(entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms, entry.metas, now_ms)
-                self._confirm(entry.publishes, Level.LOCAL)
-                for publish in entry.publishes:
+                publishes = entry.publishes
+                for publish in publishes:
                     if publish.sink is not None:
                         publish.sink.in_flight_bytes -= publish.nbytes
-            for answer in entry.answers:
-                answer()
-        self.broker.mark(self)
+                if not self._early:
+                    self._confirm(publishes, Level.LOCAL)
+            if entry.answers:
+                for answer in entry.answers:
+                    answer()
 
     def failed(self, error: HeadraceError) -> None:
         """The log failed: everything that waits has an unknown outcome."""
@@ -395,13 +409,15 @@ class Partition(ABC):
         self.in_flight.clear()
 
     def _confirm(self, publishes: list[Publish], level: int) -> None:
-        touch, latency, now = self.broker.touch, self.broker.confirm_latency, self.broker.clock_ms()
+        broker = self.broker
+        now = broker.precise_ms
         for p in publishes:
             sink = p.sink
-            if sink is not None and (p.level == level or (p.level > level == Level.LOCAL)):
-                sink.confirmed(p.channel, p.first, p.frames, p.base_offset, p.level, p.duplicate)
-                latency(now - p.arrived_ms, p.records)
-                touch(sink)
+            if sink is not None and (p.level == level or p.level > level == 2):
+                sink.confirmed(p.channel, p.first, p.frames, p.base_offset, p.level, False)
+                broker.counters.confirmed(now - p.arrived_ms, p.records)
+                if not sink.dirty:
+                    broker.touch(sink)
 
     # ------------------------------------------------------------ refusals and duplicates
 

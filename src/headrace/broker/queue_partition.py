@@ -36,9 +36,12 @@ class QueuePartition(Partition):
         super().__init__(broker, item, number, pid)
         assert item.queue is not None
         self.spec: QueueSpec = item.queue
-        self.machine = QueueMachine(item.queue)
-        self.machine.pause(item.paused)
-        self.message_bytes_max = item.queue.max_message_bytes
+        self._machine = QueueMachine(item.queue)
+        self._machine.pause(item.paused)
+        self._lazy_count = self._lazy_bytes = self._lazy_wall_ms = 0
+        """Committed at the end of the queue and not told to the machine yet: nobody consumes."""
+        self._floor = 0
+        self._take_settings(item.queue)
         self.subscriptions: dict[int, QueueSubscription] = {}
         self.reading = Reading(broker.store, pid)
         self._waiting: deque[Grant] = deque()
@@ -48,10 +51,28 @@ class QueuePartition(Partition):
     def configure(self, item: Item) -> None:
         assert item.queue is not None
         self.item, self.spec = item, item.queue
-        self.message_bytes_max = item.queue.max_message_bytes
         self.machine.configure(item.queue)
         self.machine.pause(item.paused)
+        self._take_settings(item.queue)
         self.broker.mark(self)
+
+    def _take_settings(self, spec: QueueSpec) -> None:
+        self.message_bytes_max = spec.max_message_bytes
+        self.limited = bool(spec.max_messages or spec.max_bytes)
+        self._eager = bool(self.limited or spec.ttl_ms or spec.max_age_ms)
+        self.settings_changed()
+
+    @property
+    def machine(self) -> QueueMachine:
+        """The queue's state, with everything that is committed."""
+        if self._lazy_count:
+            self._apply_lazy()
+        return self._machine
+
+    def _apply_lazy(self) -> None:
+        count, nbytes = self._lazy_count, self._lazy_bytes
+        self._lazy_count = self._lazy_bytes = 0
+        self._machine.enqueue(self.high_watermark - count, count, nbytes, wall_ms=self._lazy_wall_ms, now_ms=self.broker.now_ms)
 
     # ------------------------------------------------------------ log
 
@@ -67,14 +88,24 @@ class QueuePartition(Partition):
     def committed(
         self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
     ) -> None:
-        if metas is None:
-            self.machine.enqueue(base, count, nbytes, wall_ms=wall_ms, now_ms=now_ms)
+        if not (self.subscriptions or self._eager or metas):
+            self._lazy_count += count
+            self._lazy_bytes += nbytes
+            self._lazy_wall_ms = wall_ms
             return
-        for records, size, not_before, expires_at, priority in metas:
-            self.machine.enqueue(
-                base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, wall_ms=wall_ms, now_ms=now_ms
-            )
-            base += records
+        if self._lazy_count:  # the high watermark is past ``base`` already
+            lazy, self._lazy_count = self._lazy_count, 0
+            self._machine.enqueue(base - lazy, lazy, self._lazy_bytes, wall_ms=self._lazy_wall_ms, now_ms=now_ms)
+            self._lazy_bytes = 0
+        if metas is None:
+            self._machine.enqueue(base, count, nbytes, wall_ms=wall_ms, now_ms=now_ms)
+        else:
+            for records, size, not_before, expires_at, priority in metas:
+                self._machine.enqueue(
+                    base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, wall_ms=wall_ms, now_ms=now_ms
+                )
+                base += records
+        self.broker.mark(self)
 
     def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None:
         if "machine" in state:
@@ -122,7 +153,10 @@ class QueuePartition(Partition):
                 self._send(grant)
         for transfer in machine.take_transfers():
             self.broker.outbox.start(self, transfer)
-        self.store.set_floor(self.pid, machine.floor)
+        floor = machine.floor
+        if floor != self._floor:
+            self._floor = floor
+            self.store.set_floor(self.pid, floor)
         due = machine.next_deadline_ms(now_ms, wall_ms)
         if due != self.deadline_ms:
             self.deadline_ms = due

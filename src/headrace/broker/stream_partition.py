@@ -40,6 +40,7 @@ class StreamPartition(Partition):
         self.spec: StreamSpec = item.stream
         self.machine = StreamMachine(item.stream)
         self.message_bytes_max = item.stream.max_message_bytes
+        self.settings_changed()
         self.subscriptions: dict[int, StreamSubscription] = {}
         self._filters: dict[int, Compiled] = {}
         self._readings: dict[int, Reading] = {}
@@ -51,6 +52,7 @@ class StreamPartition(Partition):
         self.item, self.spec = item, item.stream
         self.message_bytes_max = item.stream.max_message_bytes
         self.machine.configure(item.stream)
+        self.settings_changed()
         self.broker.mark(self)
 
     # ------------------------------------------------------------ log
@@ -64,11 +66,14 @@ class StreamPartition(Partition):
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:
         if self.spec.tier != "durable":
             self.machine.appended(base + count)
+            self.broker.mark(self)
 
     def committed(
         self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
     ) -> None:
         self.machine.committed(base + count, nbytes, wall_ms)
+        if self.subscriptions:
+            self.broker.mark(self)
 
     def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None:
         if "machine" in state:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _header = HEADER.unpack_from
 _confirm = CONFIRM.pack
 _deliver = DELIVER.pack
+_CONFIRM = int(Op.CONFIRM)
+_DELIVER = int(Op.DELIVER)
 JOIN_BYTES_MAX = 64 * 1024
 
 
@@ -290,7 +292,7 @@ class NativeConnection(asyncio.Protocol):
     # ------------------------------------------------------------ the broker's side (Sink)
 
     def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
-        self._write(_confirm(24, Op.CONFIRM, 0, channel, first, count, level, duplicate, 0, base_offset))
+        self._write(_confirm(24, _CONFIRM, 0, channel, first, count, level, duplicate, 0, base_offset))
 
     def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:
         self._write(egress.publish_error(channel, first, count, error))
@@ -308,7 +310,7 @@ class NativeConnection(asyncio.Protocol):
         nbytes: int,
         flags: int,
     ) -> None:
-        self._out.append(_deliver(36 + nbytes, Op.DELIVER, flags, channel, count, partition, epoch, attempt, 0, first_offset, base_offset))
+        self._out.append(_deliver(36 + nbytes, _DELIVER, flags, channel, count, partition, epoch, attempt, 0, first_offset, base_offset))
         self._out.extend(blobs)
         self._out_bytes += 40 + nbytes
 

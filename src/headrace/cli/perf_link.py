@@ -76,7 +76,7 @@ class Link:
                     return answer
                 self.unasked(op, at, end)
             if not self.receive():
-                raise NotConnected(f"the broker closed the connection {self.closed}")
+                raise NotConnected(f"no answer: the connection {self.closed if self.closed == 'timed out' else 'was closed ' + self.closed}")
 
     def unasked(self, op: int, at: int, end: int) -> None:
         """Answers a ping, raises what the broker says to the connection as a whole, ignores events."""
@@ -100,9 +100,12 @@ class Link:
         except OSError as error:
             self.closed = str(error)
             return False
+        if not got:
+            self.closed = "by the broker"
+            return False
         self.end += got
         self.bytes_in += got
-        return got > 0
+        return True
 
     def frames(self) -> Iterator[tuple[int, int, int, int, int, int]]:
         """(opcode, flags, channel, correlation, body start, body end) of each whole frame in the buffer, valid until the next is asked for."""
@@ -179,7 +182,7 @@ class Link:
                         answers.append(answer)
                         waiting -= 1
                 if waiting and not self.receive():
-                    raise NotConnected(f"the broker closed the connection {self.closed}")
+                    raise NotConnected(f"no answer: the connection {self.closed if self.closed == 'timed out' else 'was closed ' + self.closed}")
         return answers
 
     def close(self) -> None:

@@ -163,7 +163,7 @@ class Run:
             for consumer in self.consumers:
                 if consumer.link.socket in ready:
                     if not consumer.link.receive():
-                        consumer.link.closed = consumer.link.closed or "the broker closed a connection"
+                        consumer.link.closed = f"a connection was closed {consumer.link.closed}"
                     self._take_consumer(consumer, now)
                 elif consumer.link.out:
                     consumer.link.flush()
@@ -171,7 +171,7 @@ class Run:
     def _take_publisher(self, publisher: Publisher, now: int) -> None:
         link = publisher.link
         if not link.receive():
-            link.closed = link.closed or "the broker closed a connection"
+            link.closed = f"a connection was closed {link.closed}"
             return
         publisher.take_confirms(now)
         for op, _flags, channel, correlation, at, end in link.frames():

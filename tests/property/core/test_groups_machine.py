@@ -174,13 +174,10 @@ class GroupAgainstItsMembers(RuleBasedStateMachine):
         if self.group.strategy != "cooperative":
             for member in self.names:
                 self.stop_using_revoked(member)
-        else:
-            for member in self.using:
-                self.using[member] = {p for p in self.using[member] if p < self.group.partition_count or p in self.told[member].partitions}
-            self.revoked_at = {k: v for k, v in self.revoked_at.items() if k[1] < self.group.partition_count}
         self.obey(told)
         for member in self.using:
             self.using[member] = {p for p in self.using[member] if p < self.group.partition_count}
+        self.revoked_at = {k: v for k, v in self.revoked_at.items() if k[1] < self.group.partition_count}
 
     @rule()
     def restarts(self) -> None:

@@ -19,8 +19,6 @@ from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.wire import control
 from headrace.wire.frames import Op
 
-IDLE_S = 5.0
-
 
 class Run:
     """One measured run of a plan: set up, ``go``, account, clean up."""
@@ -107,8 +105,8 @@ class Run:
                 self.last_ns = now
             if not publishing and self._finished(now, stop_ns):
                 break
-            if now - idle_ns > IDLE_S * 1e9 and not (publishing and plan.rate):
-                self.result.why = self.result.why or f"nothing came for {IDLE_S:.0f} s"
+            if now - idle_ns > plan.idle_s * 1e9 and not (publishing and plan.rate):
+                self.result.why = self.result.why or f"nothing came for {plan.idle_s:g} s"
                 break
             if any(link.closed for link in self._links()):
                 self.result.why = next(link.closed for link in self._links() if link.closed)

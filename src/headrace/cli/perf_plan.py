@@ -48,6 +48,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     ahead: int = 5000
     """Publishing and consuming at once: messages that may wait between the two; 0 = no bound."""
     auto_ack: bool = False
+    idle_s: float = 5.0
+    """After so long without any answer the run is given up."""
 
 
 class Result(msgspec.Struct, kw_only=True):

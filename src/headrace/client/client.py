@@ -371,6 +371,8 @@ class Client(Verbs):
     def stop_workers(self) -> None:
         """Lets ``run_workers`` return once the handlers that run are done."""
         self._stopping.set()
+        for worker in self._workers:
+            worker.stop()
 
     async def request(
         self,

@@ -119,7 +119,7 @@ class Consumer(Subscription):
             if held is None:
                 held = self._held[partition] = set()
             held.update(range(first_offset, first_offset + count))
-        self._buffer.append(Delivery(partition, epoch, attempt, first_offset, count, base_offset, blob, flags))
+        self._buffer.append(Delivery(self._opener, partition, epoch, attempt, first_offset, count, base_offset, blob, flags))
         if self._waiters:
             self._wake()
 

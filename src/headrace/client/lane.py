@@ -23,6 +23,8 @@ from headrace.wire.frames import Level
 PIPELINE: Final = 4
 BATCH_RECORDS_MAX: Final = 2048
 BATCH_BYTES_MAX: Final = 256 * 1024
+QUEUE_BATCH_RECORDS_MAX: Final = 128
+"""A queue shares batches out in parts, and each part travels as the whole batch: small ones keep that cheap, and are large enough for the rest."""
 _CORRELATIONS: Final = 1 << 32
 
 
@@ -76,7 +78,20 @@ class Frame:
 class Lane:
     """See the module's head. ``settled(frame, error)`` is called once for every frame that is answered, after its waiters."""
 
-    __slots__ = ("_correlation", "_on_done", "_sequence", "channel", "count", "gathered", "keeps", "nbytes", "partition", "producer_id", "sent")
+    __slots__ = (
+        "_correlation",
+        "_on_done",
+        "_sequence",
+        "channel",
+        "count",
+        "gathered",
+        "keeps",
+        "nbytes",
+        "partition",
+        "producer_id",
+        "records_max",
+        "sent",
+    )
 
     def __init__(self, partition: int, producer_id: int, on_done: Callable[[Frame, HeadraceError | None], None], *, keeps: bool = True) -> None:
         self.partition = partition
@@ -84,6 +99,7 @@ class Lane:
         self.keeps = keeps
         """False: nothing is confirmed (level none), so nothing is kept."""
         self.channel = 0
+        self.records_max = QUEUE_BATCH_RECORDS_MAX
         self.gathered: deque[Frame] = deque()
         self.sent: dict[int, Frame] = {}
         self.count = 0
@@ -101,7 +117,7 @@ class Lane:
         if (
             frame is None
             or (frame.envelope is not envelope and frame.envelope != envelope)
-            or len(frame.records) >= BATCH_RECORDS_MAX
+            or len(frame.records) >= self.records_max
             or frame.nbytes + nbytes > BATCH_BYTES_MAX
         ):
             frame = Frame(envelope, deadline_ms)

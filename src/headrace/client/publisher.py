@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from headrace.client.connection import Connection
-from headrace.client.lane import BATCH_BYTES_MAX, Envelope, Frame, Lane, Receipt
+from headrace.client.lane import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt
 from headrace.client.payload import Duration, Headers, encode_headers, encode_key, encode_value, milliseconds
 from headrace.core.partitioner import key_slot, partition_for
 from headrace.model import limits
@@ -89,6 +89,7 @@ class _LaneUser:
 
     def opened(self, reply: Any) -> None:
         self._open = True
+        self.lane.records_max = BATCH_RECORDS_MAX if reply.kind == "stream" else QUEUE_BATCH_RECORDS_MAX
         self._publisher._learned(reply)
         if self.lane.sent or self.lane.gathered:
             again: list[bytes] = []

@@ -173,7 +173,7 @@ class Reader(Subscription):
             self._passed_over(partition, first_offset, min(position, end))
             first_offset = position
         if first_offset < end:
-            self._buffer.append(Delivery(partition, epoch, attempt, first_offset, end - first_offset, base_offset, blob, flags))
+            self._buffer.append(Delivery(self._opener, partition, epoch, attempt, first_offset, end - first_offset, base_offset, blob, flags))
             if self._waiters:
                 self._wake()
 

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from headrace.client.connection import Connection
+from headrace.client.opening import Item, Opener
 from headrace.model.errors import ConnectionLost, HeadraceError, Unavailable
 from headrace.wire import control
-from headrace.wire.batch import Record, iter_records
+from headrace.wire.batch import Record
 
 T = TypeVar("T")
-Item = tuple[int, Record, Any]
 
 CLOSE_TIMEOUT_S = 2.0
 
@@ -25,7 +25,7 @@ class Delivery:
 
     __slots__ = ("attempt", "end", "epoch", "first", "flags", "items", "nbytes", "partition")
 
-    def __init__(self, partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
+    def __init__(self, opener: Opener, partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
         self.partition = partition
         self.epoch = epoch
         self.attempt = attempt
@@ -34,7 +34,7 @@ class Delivery:
         self.end = first + count
         self.flags = flags
         self.nbytes = len(blob)
-        self.items: Iterator[Item] = iter_records(blob, base, first=first, end=first + count)
+        self.items: Iterator[Item] = opener.records(partition, blob, base, first, first + count)
 
 
 class Subscription:
@@ -50,6 +50,7 @@ class Subscription:
         self._connection = connection
         self._on_event = on_event
         self._buffer: deque[Delivery] = deque()
+        self._opener = Opener()
         self._current: Delivery | None = None
         self._epochs: dict[int, int] = {}
         self._open = False
@@ -126,19 +127,19 @@ class Subscription:
 
     def _next(self) -> tuple[Delivery, int, Record] | None:
         """The next record that is here already."""
-        while True:
+        while not self._stopping:
             current = self._current
             if current is None:
-                if not self._buffer or self._stopping:
+                if not self._buffer:
                     return None
                 current = self._current = self._buffer.popleft()
-            if not self._stopping:
-                item = next(current.items, None)
-                if item is not None:
-                    current.first = item[0] + 1
-                    return current, item[0], item[1]
+            item = next(current.items, None)
+            if item is not None:
+                current.first = item[0] + 1
+                return current, item[0], item[1]
             self._current = None
             self._exhausted(current)
+        return None
 
     def _exhausted(self, delivery: Delivery) -> None:
         """All of ``delivery`` was handed out."""

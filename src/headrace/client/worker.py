@@ -26,7 +26,7 @@ Handler = Callable[[Message], Any]
 class Worker:
     """A registered handler."""
 
-    __slots__ = ("_coroutine", "concurrency", "handler", "name", "options")
+    __slots__ = ("_consumer", "_coroutine", "concurrency", "handler", "name", "options")
 
     def __init__(self, name: str, handler: Handler, concurrency: int, options: dict[str, Any]) -> None:
         if not 1 <= concurrency <= 10_000:
@@ -35,6 +35,7 @@ class Worker:
         self.handler = handler
         self.concurrency = concurrency
         self.options = options
+        self._consumer: Consumer | None = None
         self._coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(getattr(handler, "__call__", None))  # noqa: B004
 
     async def call(self, message: Message) -> Any:
@@ -47,6 +48,7 @@ class Worker:
         """Consumes until ``stopping``; raises what ends the subscription."""
         options = {"prefetch": max(self.concurrency * 2, 10), **self.options}
         async with client.consume(self.name, **options) as consumer:
+            self._consumer = consumer
             tasks = [asyncio.create_task(self._loop(consumer), name=f"headrace-worker-{self.name}-{i}") for i in range(self.concurrency)]
             stop = asyncio.create_task(stopping.wait())
             try:
@@ -63,6 +65,11 @@ class Worker:
             for result in results:
                 if isinstance(result, HeadraceError):
                     raise result
+
+    def stop(self) -> None:
+        """Hands out nothing more, from this moment on."""
+        if self._consumer is not None:
+            self._consumer.stop()
 
     async def _loop(self, consumer: Consumer) -> None:
         async for message in consumer:

@@ -3,7 +3,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.client.lane import BATCH_RECORDS_MAX, PIPELINE, Envelope, Frame, Lane, Receipt
+from headrace.client.lane import PIPELINE, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt
 from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, QueueFull
 from headrace.wire.batch import Record, batch_info, decode_batch
 from headrace.wire.frames import ENVELOPE, Level
@@ -102,9 +102,9 @@ def test_what_is_sealed_is_sent_even_when_the_pipeline_is_full() -> None:
 
 def test_a_batch_has_an_end() -> None:
     lanes = Lanes()
-    for _ in range(BATCH_RECORDS_MAX + 1):
+    for _ in range(QUEUE_BATCH_RECORDS_MAX + 1):
         lanes.add("x")
-    assert [len(values(f)) for f in lanes.take()] == [BATCH_RECORDS_MAX, 1]
+    assert [len(values(f)) for f in lanes.take()] == [QUEUE_BATCH_RECORDS_MAX, 1]
 
 
 def test_after_a_broken_connection_the_same_bytes_are_sent_again() -> None:

@@ -50,7 +50,7 @@ async def test_many_posts_become_few_frames_in_order() -> None:
             receipts = await asyncio.gather(*[publisher.post(b"%d" % i) for i in range(5000)])
         assert [r.offset for r in receipts] == list(range(5000))
         assert [r.value for r in broker.stored["orders"]] == [b"%d" % i for i in range(5000)]
-        assert len(broker.publishes) < 20
+        assert len(broker.publishes) < 50
 
 
 async def test_sequences_follow_the_records() -> None:

@@ -51,6 +51,9 @@ class Files(Protocol):
 
     def fsync(self, handle: Handle) -> None: ...
 
+    def fsync_and_forget(self, handle: Handle) -> None:
+        """As ``fsync``; later reads are of the disk, not of what the system believes to have written there before a sync failed."""
+
     def fsync_dir(self, path: str) -> None: ...
 
     def unlink(self, path: str) -> None: ...
@@ -148,6 +151,11 @@ class OsFiles:
 
     def fsync(self, handle: Handle) -> None:
         os.fsync(handle)
+
+    def fsync_and_forget(self, handle: Handle) -> None:
+        os.fsync(handle)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def fsync_dir(self, path: str) -> None:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -323,6 +331,9 @@ class MemoryFiles:
         path, node = self._node(handle)
         self._ask("fsync", path, 0)
         node.undo.clear()
+
+    def fsync_and_forget(self, handle: Handle) -> None:
+        self.fsync(handle)
 
     def fsync_dir(self, path: str) -> None:
         self._ask("fsync_dir", path, 0)

@@ -31,7 +31,6 @@ from headrace.storage.walformat import (
     ENTRY_REST,
     HEAD_BYTES,
     MARKERS,
-    PREVIOUS_FILE,
     PROMISE,
     ROW,
     Entry,
@@ -336,7 +335,6 @@ class Wal:
                 fresh, previous_id=file.file_id, previous_end=self._end, previous_salt=self._salt, previous_seq=self._seq - 1
             )
             self._begin(fresh, told)
-            self._previous = self._previous._replace(flags=self._previous.flags | PREVIOUS_FILE)
             header, file = encode_header(told), fresh
         offset = self._end
         pieces, flight = self._build(slots, flags)
@@ -393,7 +391,7 @@ class Wal:
         pieces[0] = head
         pieces.append(_ZEROS[:zeros])
         self._gathered -= at - start
-        previous = Previous(self._end, total, entries_at, len(rows), directory, 0)
+        previous = Previous(file.file_id, self._end, total, entries_at, directory)
         return pieces, _Flight(self._seq, rows, located, at - start, total, oldest_id, previous, started_ns)
 
     def _written(self, _result: object, error: BaseException | None) -> None:

@@ -1,6 +1,7 @@
 """The set of the write-ahead log's files: which are live, which are ready to be written next, which may go.
 
-Owns names, handles, preparing ahead, recycling and removal. Does not know what is in a file. Names are ``wal-<file id in 16 hex digits>.log``.
+Owns names, handles, preparing ahead, recycling and removal. Does not know what is in a file. Names are ``wal-<file id in 16 hex digits>.log``
+(``.new`` while a file is being made).
 
 I1 File ids grow in the order of use and are never used twice. I2 A file is used only when all its bytes are allocated and synced. I3 Files are
 retired oldest first, and a retired file is touched only once a later flush, which names the oldest file that counts, is durable: so recovery can tell
@@ -242,16 +243,19 @@ class WalFiles:
             self._background.submit(partial(self._create, file_id), self._prepared)
 
     def _create(self, file_id: int) -> OpenFile:
-        path = self._path(name_of(file_id))
+        name = self._path(name_of(file_id))
+        path = name.removesuffix(".log") + ".new"
         if self.files.free_bytes(self.directory) < self.file_bytes:
             raise OSError(errno.ENOSPC, "no space left for a log file", path)  # trying would take from others what is left
         handle = self.files.create(path)
         try:
             zero_fill(self.files, handle, self.file_bytes)
+            self.files.rename(path, name)
             self.files.fsync_dir(self.directory)
         except BaseException:
             self.files.close(handle)
-            self.files.unlink(path)  # a partial file would only keep the disk full
+            with contextlib.suppress(OSError):
+                self.files.unlink(path)  # a partial file would only keep the disk full
             raise
         return OpenFile(file_id, handle, self.file_bytes)
 

@@ -6,8 +6,8 @@ A file is ``[header block 4 KiB][the same again][flush][flush]...``; flushes beg
             previous_seq u64, oldest_id u64, wall_ms i64, crc u32; zeros up to 4 KiB
     flush:  head, directory, the previous flush's directory, entries, zeros up to a multiple of 512
     head:   magic 8s, file_id u64, position u64, seq u64, total_bytes u32, entry_bytes u32, body_crc u32, rows_crc u32, rows u32,
-            previous_rows u32, previous_rows_crc u32, previous_total u32, previous_entries_at u32, flags u32, previous_position u64,
-            oldest_id u64, wall_ms i64, crc u32
+            previous_rows u32, previous_rows_crc u32, previous_total u32, previous_entries_at u32, flags u32, previous_file_id u64,
+            previous_position u64, oldest_id u64, wall_ms i64, crc u32
     row:    partition u64, first_index u64, last_index u64, nbytes u32, marker u32 (the kind, if its only entry is a marker; of a PROMISE
             both indexes are its epoch: what a marker says is never lost while a directory is left)
     entry:  payload length u32, crc u32, partition u64, epoch u32, index u64, kind u8, flags u8, 2 zero bytes; payload
@@ -39,11 +39,12 @@ FILE_MAGIC: Final = b"HDRWAL\r\n"
 FLUSH_MAGIC: Final = b"\xf5HDRFLU\n"
 
 FILE: Final = Struct(">8sH6xQQQQQQQQq")
-HEAD: Final = Struct(">8sQQQIIIIIIIIIIQQq")
+HEAD: Final = Struct(">8sQQQIIIIIIIIIIQQQq")
 ROW: Final = Struct(">QQQII")
 ENTRY: Final = Struct(">IIQIQBBxx")
 ENTRY_LEAD: Final = Struct(">II")
 ENTRY_REST: Final = Struct(">QIQBBxx")
+_KNOWN: Final = Struct(">8sQQ")
 _CRC: Final = Struct(">I")
 
 HEAD_BYTES: Final = HEAD.size + _CRC.size
@@ -52,10 +53,6 @@ assert ENTRY_BYTES == 32 and ROW.size == 32 and HEAD_BYTES <= BLOCK and ENTRY_LE
 
 CLOSING: Final = 1
 """Flag: no entries of its own; it proves that the flush before it was complete."""
-PREVIOUS_FILE: Final = 2
-"""Flag: the previous flush lies in the previous file."""
-PREVIOUS_UNKNOWN: Final = 4
-"""Flag: there is none, or what it held is not known (the end of the previous file was damaged)."""
 
 MARKERS: Final = frozenset({int(Kind.TRUNCATE), int(Kind.PROMISE)})
 """Kinds that take no index of their own. TRUNCATE stands at the index from which on it discards; PROMISE carries only its epoch."""
@@ -84,7 +81,8 @@ class FileHeader(NamedTuple):
 
 
 class FlushHead(NamedTuple):
-    """The fixed part of a flush. ``previous_*`` describe the flush before it, whose directory is repeated here."""
+    """The fixed part of a flush. ``previous_*`` describe the flush before it, whose directory is repeated here (file id 0: there is none, or it is
+    not known)."""
 
     file_id: int
     position: int
@@ -99,6 +97,7 @@ class FlushHead(NamedTuple):
     previous_total: int
     previous_entries_at: int
     flags: int
+    previous_file_id: int
     previous_position: int
     oldest_id: int
     wall_ms: int
@@ -110,22 +109,31 @@ class FlushHead(NamedTuple):
 
     @property
     def end(self) -> int:
+        """Where the next flush begins."""
         return self.position + self.total_bytes
+
+    @property
+    def rows_at(self) -> int:
+        """Where the directory begins, in the file."""
+        return self.position + HEAD_BYTES
+
+    @property
+    def previous_rows_at(self) -> int:
+        """Where the repeated directory begins, in the file."""
+        return self.position + HEAD_BYTES + self.rows * ROW.size
 
 
 class Previous(NamedTuple):
     """What the next flush repeats of the one before it."""
 
+    file_id: int
     position: int
     total_bytes: int
     entries_at: int
-    rows_count: int
     rows: bytes
-    flags: int
-    """PREVIOUS_FILE or PREVIOUS_UNKNOWN as they apply to the next flush."""
 
 
-NO_PREVIOUS: Final = Previous(0, 0, 0, 0, b"", PREVIOUS_UNKNOWN)
+NO_PREVIOUS: Final = Previous(0, 0, 0, 0, b"")
 
 
 class Located(NamedTuple):
@@ -206,11 +214,12 @@ def encode_head(
         crc32c(entry_heads, seed),
         crc32c(rows, seed),
         len(rows) // ROW.size,
-        previous.rows_count,
+        len(previous.rows) // ROW.size,
         crc32c(previous.rows, seed),
         previous.total_bytes,
         previous.entries_at,
-        flags | previous.flags,
+        flags,
+        previous.file_id,
         previous.position,
         oldest_id,
         wall_ms,
@@ -219,17 +228,18 @@ def encode_head(
 
 
 def decode_head(data: bytes | memoryview, at: int, seed: int, *, file_id: int, position: int) -> FlushHead | None:
-    """The head at ``data[at:]`` if it is one of this file (by salted checksum) at this position (by its own word); else None."""
+    """The head at ``data[at:]`` if it is one of this file at this position, by its salted checksum; else None.
+
+    Magic, file and position are summed as they should be, not as they stand there: damage to them alone hides no flush.
+    """
     if len(data) - at < HEAD_BYTES:
         return None
-    fields = HEAD.unpack_from(data, at)
-    if fields[0] != FLUSH_MAGIC or fields[1] != file_id or fields[2] != position:
+    rest = data[at + _KNOWN.size : at + HEAD.size]
+    if _CRC.unpack_from(data, at + HEAD.size)[0] != crc32c(rest, crc32c(_KNOWN.pack(FLUSH_MAGIC, file_id, position), seed)):
         return None
-    if _CRC.unpack_from(data, at + HEAD.size)[0] != crc32c(data[at : at + HEAD.size], seed):
-        return None
-    head = FlushHead(*fields[1:])
-    sound = head.total_bytes == padded(head.entries_at + head.entry_bytes)
-    return head if sound else None
+    head = FlushHead(file_id, position, *HEAD.unpack_from(data, at)[3:])
+    assert head.total_bytes == padded(head.entries_at + head.entry_bytes), "a head whose checksum is right contradicts itself"
+    return head
 
 
 def needle(file_id: int) -> bytes:

@@ -159,3 +159,18 @@ def test_commands_import_only_what_they_need() -> None:
     code = f"from headrace.cli.app import app; import sys; print(sorted({heavy!r} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_broker_that_nobody_asks_over_http_has_no_web_framework() -> None:
+    code = """
+import asyncio, sys
+from headrace.admin.serving import serve
+async def main():
+    port, stop = await serve(None, "127.0.0.1", 0)
+    await stop()
+asyncio.run(main())
+import headrace.admin.listen
+print(sorted({"fastapi", "pydantic", "uvicorn", "starlette", "prometheus_client"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

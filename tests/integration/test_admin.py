@@ -1,5 +1,6 @@
 """The admin HTTP over a stub broker: every route is one control message, and errors carry status, number and hint."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from html.parser import HTMLParser
@@ -233,6 +234,29 @@ async def test_overview_is_one_answer_shared_by_its_viewers(http: httpx.AsyncCli
     asked = len(broker.requests)
     assert (await http.get(f"{API}/overview")).json() == first
     assert len(broker.requests) == asked
+
+
+async def test_the_first_connections_wait_for_the_application_together(broker: StubBroker) -> None:
+    port, stop = await serve(broker, "127.0.0.1", 0)
+    gone, kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
+    gone[1].close()
+    async with httpx.AsyncClient() as client:
+        answers = await asyncio.gather(*(client.get(f"http://127.0.0.1:{port}{API}/live") for _ in range(20)))
+    assert {a.status_code for a in answers} == {200}
+    kept[1].write(b"GET /admin/api/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    assert (await kept[0].read()).startswith(b"HTTP/1.1 200")
+    kept[1].close()
+    await stop()
+
+
+async def test_it_can_be_stopped_before_anybody_came_and_while_the_first_waits(broker: StubBroker) -> None:
+    _, stop = await serve(broker, "127.0.0.1", 0)
+    await stop()
+    port, stop = await serve(broker, "127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    await stop()
+    assert await reader.read() == b""
+    writer.close()
 
 
 async def test_it_is_served_on_the_running_loop_and_stops(broker: StubBroker) -> None:

@@ -28,10 +28,11 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
             ["names", f"{count(now.queues)} queues, {count(now.streams)} streams; {count(now.loaded_partitions)} partitions in memory"],
             ["rates", f"{rate(now.publish_rate)}/s published, {rate(now.deliver_rate)}/s delivered, {rate(now.settle_rate)}/s settled"],
             ["network", f"{size(int(now.bytes_in_rate))}/s in, {size(int(now.bytes_out_rate))}/s out"],
-            ["disk", f"log {size(now.wal_bytes)}, free {size(now.disk_free_bytes)}, sync p50 {now.flush_p50_us / 1000:.2f} ms, "
-                     f"p99 {now.flush_p99_us / 1000:.2f} ms"],
             ["memory", size(now.memory_bytes)],
-        ]  # fmt: skip
+        ]
+        if now.storage != "memory":
+            sync = f"sync p50 {now.flush_p50_us / 1000:.2f} ms, p99 {now.flush_p99_us / 1000:.2f} ms"
+            rows.append(["disk", f"log {size(now.wal_bytes)}, free {size(now.disk_free_bytes)}, {sync}"])
         for name, value in rows:
             print(f"  {name:<10} {value}")
 
@@ -62,7 +63,7 @@ def drain(
     grace_ms = duration_ms(grace, "--grace") or 0
     confirm(f"Drain and stop the broker at {url}?", yes=yes, as_json=as_json)
     done = ask(url, control.Drain(grace_ms=grace_ms, message=message), control.Done)
-    emit(done, as_json, lambda: print(f"the broker is draining: it stops within {span(grace_ms)}"))
+    emit(done, as_json, lambda: print(f"the broker is draining: it stops {f'within {span(grace_ms)}' if grace_ms else 'now'}"))
 
 
 @quarantine.command("list")

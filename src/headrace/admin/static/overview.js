@@ -51,7 +51,8 @@ function draw(now) {
     spark(tile.querySelector("svg"), values);
   }
   const facts = [["Connections", whole.format(s.connections)], ["Queues", whole.format(s.queues)], ["Streams", whole.format(s.streams)], ["In memory", whole.format(s.loaded_partitions) + " partitions"],
-    ["Log", bytes(s.wal_bytes)], ["Free disk", bytes(s.disk_free_bytes)], ["Memory", bytes(s.memory_bytes)], ["Sync p50 / p99", `${(s.flush_p50_us / 1e3).toFixed(2)} / ${(s.flush_p99_us / 1e3).toFixed(2)} ms`]];
+    ["Memory", bytes(s.memory_bytes)]];
+  if (s.storage !== "memory") facts.push(["Log", bytes(s.wal_bytes)], ["Free disk", bytes(s.disk_free_bytes)], ["Sync p50 / p99", `${(s.flush_p50_us / 1e3).toFixed(2)} / ${(s.flush_p99_us / 1e3).toFixed(2)} ms`]);
   $("facts").replaceChildren(...facts.map(([k, v]) => { const d = make("div"); d.append(make("dt", k), make("dd", v)); return d; }));
   fill("queues", now.queues, (q) => [whole.format(q.ready), whole.format(q.leased), whole.format(q.delayed), rate(q.publish_rate), rate(q.deliver_rate), rate(q.settle_rate), whole.format(q.consumers), q.oldest_ms ? span(q.oldest_ms) : "0"],
     "No queue yet. Declare one: headrace queue declare NAME");

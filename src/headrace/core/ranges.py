@@ -22,9 +22,10 @@ BLOCK_RANGES = 512
 class RangeMap(Generic[V]):
     """A map from ranges of offsets to values; values are compared with ``==`` when neighbours may be joined."""
 
-    __slots__ = ("_blocks", "_heads", "count")
+    __slots__ = ("_blocks", "_heads", "_limit", "count")
 
-    def __init__(self) -> None:
+    def __init__(self, *, block_ranges: int = BLOCK_RANGES) -> None:
+        self._limit = block_ranges
         self._heads: list[int] = []
         self._blocks: list[tuple[list[int], list[int], list[V]]] = []
         self.count = 0
@@ -82,7 +83,7 @@ class RangeMap(Generic[V]):
             self.count += end - first
             if last == first and values[-1] == value:
                 ends[-1] = end
-            elif len(starts) < BLOCK_RANGES:
+            elif len(starts) < self._limit:
                 starts.append(first)
                 ends.append(end)
                 values.append(value)
@@ -113,7 +114,7 @@ class RangeMap(Generic[V]):
             starts.insert(i, first)
             ends.insert(i, end)
             values.insert(i, value)
-            if len(starts) > BLOCK_RANGES:
+            if len(starts) > self._limit:
                 self._split(at)
         if i == 0:
             heads[at] = first
@@ -150,7 +151,7 @@ class RangeMap(Generic[V]):
                 starts.insert(i + 1, end)
                 ends.insert(i + 1, stop)
                 values.insert(i + 1, value)
-                if len(starts) > BLOCK_RANGES:
+                if len(starts) > self._limit:
                     self._split(at)
                 stop = end
             start = first
@@ -257,7 +258,7 @@ class RangeMap(Generic[V]):
         assert len(self._heads) == len(self._blocks)
         before, count = -1, 0
         for head, (starts, ends, values) in zip(self._heads, self._blocks, strict=True):
-            assert 0 < len(starts) == len(ends) == len(values) <= BLOCK_RANGES + 1
+            assert 0 < len(starts) == len(ends) == len(values) <= self._limit
             assert head == starts[0]
             for first, end in zip(starts, ends, strict=True):
                 assert before <= first < end

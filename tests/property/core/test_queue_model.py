@@ -113,9 +113,8 @@ class Model:
         """Whether an earlier message of its key must go first."""
         if not self.spec.ordered_by_key or m.key is None:
             return False
-        return any(
-            e.key == m.key and e.offset < m.offset and (e.state in ("ready", "leased") or (e.state == "delayed" and e.attempts)) for e in self.messages.values()
-        )
+        earlier = [e for e in self.messages.values() if e.key == m.key and e.offset < m.offset]
+        return any(e.state in ("ready", "leased") or (e.state == "delayed" and e.attempts) for e in earlier)
 
     def make_room(self, base: int) -> None:
         if self.spec.overflow == "refuse":
@@ -180,7 +179,12 @@ class QueueModel(RuleBasedStateMachine):
         if refusal is not None:
             return
         base = model.end
-        args = dict(not_before_ms=self.wall + delay if delay else 0, expires_at_ms=self.wall + ttl if ttl else 0, priority=priority, wall_ms=self.wall)
+        args = {
+            "not_before_ms": self.wall + delay if delay else 0,
+            "expires_at_ms": self.wall + ttl if ttl else 0,
+            "priority": priority,
+            "wall_ms": self.wall,
+        }
         self.take_journal()
         machine.enqueue(base, count, nbytes, now_ms=self.now, **args)
         self.history.append(("records", base, count, nbytes, args))
@@ -365,7 +369,11 @@ class QueueModel(RuleBasedStateMachine):
         assert answer.count == count
         assert sum(n for _, n in answer.stale) == stale_counts
 
-    @rule(pick=st.integers(0, 3), ranges=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), min_size=1, max_size=3), lease_ms=st.sampled_from([0, 500]))
+    @rule(
+        pick=st.integers(0, 3),
+        ranges=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), min_size=1, max_size=3),
+        lease_ms=st.sampled_from([0, 500]),
+    )
     def extend(self, pick: int, ranges: list[tuple[int, int]], lease_ms: int) -> None:
         party = self.party(pick)
         if party is None:

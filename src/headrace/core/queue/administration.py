@@ -33,16 +33,13 @@ class Administration(Figures):
         state = self._state
         seekers = [holder.consumer for holder in self._ring if holder.consumer is not None and holder.consumer.filter is not None]
         if state.lookahead is None and (state.spec.ordered_by_key or seekers):
-            self._look()
+            state.lookahead = lookahead = self._look()
             for consumer in seekers:
-                if state.lookahead is not None:
-                    state.lookahead.attach(consumer)
+                lookahead.attach(consumer)
 
-    def _look(self) -> None:
-        """Begins to look ahead: at everything ready, and in an ordered queue at what blocks its key."""
+    def _look(self) -> Lookahead:
+        """What lies ahead: everything ready, and in an ordered queue what blocks its key."""
         state = self._state
-        if state.lookahead is not None:
-            return
         lookahead = Lookahead(keyed=state.spec.ordered_by_key, is_ready=state.is_ready, priority_of=state.priority_of)
         for level in state.levels:
             for first, end in level.ranges():
@@ -53,7 +50,7 @@ class Administration(Figures):
             for start, stop, (attempts, _) in state.failures(first, end):
                 if attempts:
                     lookahead.block(start, stop)
-        state.lookahead = lookahead
+        return lookahead
 
     # ------------------------------------------------------------ administration
 

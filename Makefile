@@ -37,7 +37,7 @@ test: dev ## all tests (ARGS="-k wal" picks some)
 
 .PHONY: quick
 quick: dev ## unit, golden and property tests only
-	@$(BIN)/python -m pytest tests/unit tests/golden tests/property $(ARGS)
+	@$(BIN)/python -m pytest $(wildcard tests/unit tests/golden tests/property) $(ARGS)
 
 .PHONY: check
 check: dev ## ruff, mypy, import contracts, generated documents

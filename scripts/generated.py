@@ -9,7 +9,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 GENERATED = {
-    "docs/cli.md": "headrace.cli.reference:reference",
     "docs/configuration.md": "headrace.config:reference",
     "docs/cli.md": "headrace.cli.reference:reference",
 }

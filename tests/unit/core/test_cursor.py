@@ -58,6 +58,14 @@ def test_a_retraction_takes_acks_back(cursor: Cursor) -> None:
     assert cursor.next_offset == 6
 
 
+def test_a_retraction_below_it_takes_back_what_was_acked_above_too(cursor: Cursor) -> None:
+    cursor.settle(0, 10, 100)
+    cursor.settle(12, 15, 100)
+    assert cursor.retract(4)
+    assert cursor.row(100) == CursorEntry("c", 4, [], 0)
+    assert not cursor.retract(4)
+
+
 def test_retention_moves_it_over_what_is_acked(cursor: Cursor) -> None:
     cursor.settle(5, 10, 100)
     cursor.forward(7, 100)

@@ -69,7 +69,8 @@ class Cursor:
 
     def retract(self, offset: int) -> bool:
         """Records from ``offset`` on were taken back; whether that touched this cursor."""
-        touched = self.next_offset > offset or bool(self.above.cut(offset, _END))
+        lost = self.above.cut(offset, _END)
+        touched = bool(lost) or self.next_offset > offset
         self.next_offset = min(self.next_offset, offset)
         return touched
 

@@ -98,7 +98,7 @@ class GroupAgainstItsMembers(RuleBasedStateMachine):
 
     def forget(self, member: str) -> None:
         for book in (self.told, self.using, self.until, self.names):
-            book.pop(member, None)  # type: ignore[attr-defined]
+            book.pop(member, None)
         self.revoked_at = {k: v for k, v in self.revoked_at.items() if k[0] != member}
 
     def stop_using_revoked(self, member: str) -> None:

@@ -1,7 +1,6 @@
 """``headrace start`` as a process: ready file, banner, signals, drain, and refusals before anything is served."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -118,13 +117,12 @@ def test_what_was_published_is_there_after_a_kill(tmp_path: Path, capsys: pytest
         assert main(["publish", "q", "kept", "--url", url]) == 0
         assert first.signalled(signal.SIGKILL) == -signal.SIGKILL
         assert first.ready_file.exists(), "a killed broker cannot take its ready file away"
+        first.ready_file.unlink()
         second = Started(tmp_path, storage="disk")
         try:
-            second.process.poll()
-            os.sched_yield()
-            url = _fresh(second)
+            url = second.ready().addresses["url"]
             locked = Started(tmp_path, "--ready-file", str(tmp_path / "other.json"), storage="disk")
-            assert locked.process.wait(30) == 73
+            assert locked.process.wait(30) == 73, locked.log.read_text()
             capsys.readouterr()
             assert main(["consume", "q", "--url", url]) == 0
             assert capsys.readouterr().out == "kept\n"
@@ -135,23 +133,33 @@ def test_what_was_published_is_there_after_a_kill(tmp_path: Path, capsys: pytest
         first.stop()
 
 
-def _fresh(started: Started) -> str:
-    """The address of a broker whose predecessor left a ready file behind: it is replaced, so the old one must be gone or other."""
-    import time
-
-    deadline = time.monotonic() + 30
-    while '"ready":true' not in _ready(started):
-        assert time.monotonic() < deadline, started.log.read_text()
-        assert started.process.poll() is None, started.log.read_text()
-    return str(json.loads(started.ready_file.read_text())["url"])
-
-
-def _ready(started: Started) -> str:
+def test_a_stale_ready_file_is_gone_before_anything_is_served(tmp_path: Path) -> None:
+    (tmp_path / "ready.json").write_text('{"url": "headrace://127.0.0.1:1", "admin": ""}')
+    started = Started(tmp_path, "--admin", "nonsense")
     try:
-        address = json.loads(started.ready_file.read_text())["admin"]
-        return httpx.get(f"{address}/admin/api/ready").text
-    except (OSError, ValueError, httpx.HTTPError):
-        return ""
+        assert started.process.wait(30) == 64
+        assert started.ready_file.exists(), "a mistake in the command line changes nothing"
+    finally:
+        started.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        started = Started(tmp_path, "--listen", f"127.0.0.1:{taken.getsockname()[1]}")
+        try:
+            assert started.process.wait(30) != 0
+            assert not started.ready_file.exists()
+        finally:
+            started.stop()
+
+
+def test_an_open_listener_is_warned_of(tmp_path: Path) -> None:
+    started = Started(tmp_path, "--listen", "0.0.0.0:0")
+    try:
+        url = started.ready().addresses["url"]
+        assert "0.0.0.0" not in url
+        assert "WARNING" in started.log.read_text()
+        assert "listen.native" in started.log.read_text()
+        assert started.signalled(signal.SIGTERM) == 0
+    finally:
+        started.stop()
 
 
 def test_commands_import_only_what_they_need() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config import as_toml, bytes_text, duration_text, load, parse_bytes, parse_duration_ms, read, reference
-from headrace.model.config import Config, Undeclared, advertised, contradictions, glob_matches, parse_address
+from headrace.model.config import Config, advertised, contradictions, glob_matches, parse_address
 from headrace.model.errors import Invalid
 from headrace.model.specs import QueueSpec, StreamSpec
 
@@ -231,10 +231,6 @@ def test_any_text_for_a_setting_is_taken_or_a_mistake(text: str) -> None:
     for setting in ("listen.native", "limits.frame_bytes_max", "connection.heartbeat_ms", "defaults.queue.backoff_ms", "log.level", "broker.name"):
         loaded = read(None, {}, {setting: ("--set", text)})
         assert loaded.mistakes or not contradictions(loaded.config)
-
-
-def test_rule_is_a_value() -> None:
-    assert hash(Undeclared(pattern="a").pattern)
 
 
 def test_the_reference_page_is_current() -> None:

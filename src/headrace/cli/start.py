@@ -56,7 +56,22 @@ def start(
     flags = set_flags(set_) | {setting: (flag, value) for setting, (flag, value) in named.items() if value is not None}
     settings = load(config, os.environ, flags).config
     configure(settings.log.level, settings.log.format)
+    _warn_of_open_listeners(settings)
     raise typer.Exit(_run(settings, ready_file, banner=not quiet and settings.log.format == "text"))
+
+
+def _warn_of_open_listeners(config: Config) -> None:
+    """There is no authentication yet: whoever reaches a listener may do everything."""
+    from headrace.log import get_logger
+    from headrace.model.config import parse_address
+
+    for name, text in (("native", config.listen.native), ("admin", config.listen.admin)):
+        if text in ("", "off"):
+            continue
+        host = parse_address(text).host
+        if not (host == "localhost" or host == "::1" or host.startswith("127.")):
+            what = "takes connections from other machines, without authentication: keep it in a trusted network"
+            get_logger("start").warning("listen.%s = %s %s", name, text, what)
 
 
 def _run(config: Config, ready_file: Path | None, *, banner: bool) -> int:

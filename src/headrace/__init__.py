@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from headrace import blocking
+    from headrace import blocking, errors
     from headrace.blocking import connect as connect_blocking
     from headrace.client.client import Client, connect
     from headrace.client.consumer import Consumer
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from headrace.client.message import Message
     from headrace.client.publisher import Outgoing, Publisher
     from headrace.client.reader import Reader, Record
-    from headrace.model import errors
     from headrace.model.errors import HeadraceError
     from headrace.model.specs import QueueSpec, StreamSpec
     from headrace.wire.control import Filter
@@ -45,7 +44,7 @@ _WHERE = {
     "connect": ("headrace.client.client", "connect"),
     "connect_blocking": ("headrace.blocking", "connect"),
     "blocking": ("headrace.blocking", ""),
-    "errors": ("headrace.model.errors", ""),
+    "errors": ("headrace.errors", ""),
     "Client": ("headrace.client.client", "Client"),
     "Consumer": ("headrace.client.consumer", "Consumer"),
     "Filter": ("headrace.wire.control", "Filter"),

@@ -14,15 +14,17 @@ from headrace.client.message import NOTHING, Message
 from headrace.client.payload import Duration, milliseconds
 from headrace.client.settlements import EXTENSION, Settlements
 from headrace.client.spans import Span, spans
-from headrace.client.subscription import CLOSE_TIMEOUT_S, Delivery, Subscription
+from headrace.client.subscription import AUTO_ACK, CLOSE_TIMEOUT_S, Delivery, Subscription
 from headrace.core.filters import parse
 from headrace.model import limits
 from headrace.model.errors import HeadraceError, Invalid, NotConnected
 from headrace.wire import control
-from headrace.wire.frames import CREDIT, EXTEND, FETCH, RANGE, DeliverFlag, Op, SettleFlag
+from headrace.wire.frames import CREDIT, EXTEND, FETCH, RANGE, Op, SettleFlag
 
 if TYPE_CHECKING:
     from typing import Self
+
+_DELAY = int(SettleFlag.DELAY)
 
 
 class Consumer(Subscription):
@@ -90,15 +92,22 @@ class Consumer(Subscription):
 
     def next_ready(self) -> Message | None:
         """The next message if one is here already, without waiting."""
-        found = self._next()
-        if found is None:
-            return None
-        delivery, offset, record = found
-        if delivery.flags & DeliverFlag.AUTO_ACK:
+        current = self._current
+        item = None if current is None or self._stopping else next(current.items, None)
+        if item is None:
+            found = self._next()
+            if found is None:
+                return None
+            current, offset, record = found
+        else:
+            assert current is not None
+            offset, record, _ = item
+            current.first = offset + 1
+        if current.auto_acked:
             self._credit_messages += 1
             if self._credit_messages * 2 >= self.prefetch:
                 self._connection.mark(self)
-        return Message(self, delivery.partition, offset, record, delivery.attempt, delivery.flags)
+        return Message(self, current.partition, offset, record, current.attempt, current.auto_acked)
 
     async def take(self, most: int) -> list[Message]:
         """At least one message and at most ``most``: those that are here."""
@@ -108,13 +117,13 @@ class Consumer(Subscription):
         return messages
 
     def _exhausted(self, delivery: Delivery) -> None:
-        if delivery.flags & DeliverFlag.AUTO_ACK:
+        if delivery.auto_acked:
             self._credit_bytes += delivery.nbytes
             self._connection.mark(self)
 
     def delivered(self, partition: int, epoch: int, attempt: int, first_offset: int, count: int, base_offset: int, blob: bytes, flags: int) -> None:
         self._epochs[partition] = epoch
-        if not flags & DeliverFlag.AUTO_ACK:
+        if not flags & AUTO_ACK:
             held = self._held.get(partition)
             if held is None:
                 held = self._held[partition] = set()
@@ -129,7 +138,7 @@ class Consumer(Subscription):
         flags, delay_ms = action, 0
         if delay is not None:
             delay_ms = milliseconds(delay, what="delay", most=0xFFFF_FFFF)
-            flags |= SettleFlag.DELAY
+            flags |= _DELAY
         held = self._held.get(partition)
         if held is not None:
             held.discard(offset)
@@ -302,7 +311,7 @@ class Consumer(Subscription):
             if not message.settled:
                 offsets.setdefault(message.partition, set()).add(message.offset)
         for delivery in ([self._current] if self._current is not None else []) + list(self._buffer):
-            if delivery.first < delivery.end and not delivery.flags & DeliverFlag.AUTO_ACK:
+            if delivery.first < delivery.end and not delivery.auto_acked:
                 offsets.setdefault(delivery.partition, set()).update(range(delivery.first, delivery.end))
         return tuple(control.Held(partition=p, ranges=tuple(spans(o))) for p, o in sorted(offsets.items()))
 

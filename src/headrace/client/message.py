@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from headrace.client.payload import Duration, decode_headers, decode_json
 from headrace.model.errors import Conflict
 from headrace.wire.batch import Record
-from headrace.wire.frames import DeliverFlag, Settle, SettleFlag
+from headrace.wire.frames import Settle, SettleFlag
 
 if TYPE_CHECKING:
     from typing import Self
 
+ACK: Final = int(Settle.ACK)
+RETRY: Final = int(Settle.RETRY)
+REJECT: Final = int(Settle.REJECT)
 DROP: Final = int(SettleFlag.DROP) | int(Settle.REJECT)
 
 
@@ -97,14 +100,14 @@ class Message(Content):
 
     __slots__ = ("_settler", "attempt", "auto_acked", "settled")
 
-    def __init__(self, settler: Settler, partition: int, offset: int, record: Record, attempt: int, flags: int) -> None:
+    def __init__(self, settler: Settler, partition: int, offset: int, record: Record, attempt: int, auto_acked: bool) -> None:
         self._settler = settler
         self.partition = partition
         self.offset = offset
         self._record = record
         self.attempt = attempt
         """1 at the first delivery."""
-        self.settled = self.auto_acked = bool(flags & DeliverFlag.AUTO_ACK)
+        self.settled = self.auto_acked = auto_acked
 
     @property
     def redelivered(self) -> bool:
@@ -113,15 +116,15 @@ class Message(Content):
     def ack(self, *, confirmed: bool = False) -> Awaitable[None]:
         """Done: it is never delivered again. Sent with all others of this loop iteration, whether awaited or not; awaited with ``confirmed=True`` it
         returns once the broker has it durably, or raises ``StaleSettle`` when the lease was lost."""
-        return self._settle(Settle.ACK, None, confirmed)
+        return self._settle(ACK, None, confirmed)
 
     def retry(self, delay: Duration | None = None, *, confirmed: bool = False) -> Awaitable[None]:
         """Back to the queue: delivered again after ``delay`` (default: the queue's back-off)."""
-        return self._settle(Settle.RETRY, delay, confirmed)
+        return self._settle(RETRY, delay, confirmed)
 
     def reject(self, *, drop: bool = False, confirmed: bool = False) -> Awaitable[None]:
         """Never again: to the queue's dead-letter queue (dropped if it has none, or with ``drop``)."""
-        return self._settle(DROP if drop else Settle.REJECT, None, confirmed)
+        return self._settle(DROP if drop else REJECT, None, confirmed)
 
     def extend(self, lease: Duration | None = None) -> Awaitable[None]:
         """Keeps it for ``lease`` from now (default: the lease it came with); awaited it raises ``StaleSettle`` when the lease is lost already."""

@@ -36,6 +36,7 @@ _LEVELS: Final = {
     "majority": int(Level.MAJORITY),
     "replica": int(Level.REPLICA),
 }
+_NONE: Final = int(Level.NONE)
 _CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 _RECORD_OVERHEAD: Final = 24
 _FLUSH_BYTES: Final = 1024 * 1024
@@ -329,11 +330,18 @@ class Publisher:
                 raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
             self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
         elif self.partitions:
+            if raw_key is None:
+                user = self._lanes.get((self._sticky % self.partitions, envelope.level != _NONE))
+                if user is not None and user.channel:
+                    user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
+                    if not user.marked:
+                        self._connection.mark(user)
+                    return waiter
             self._route(envelope, record, nbytes, waiter, deadline_ms)
         else:
             self._unrouted.append((envelope, record, nbytes, waiter, deadline_ms))
             if len(self._unrouted) == 1:
-                self._lane(0, envelope.level != Level.NONE)
+                self._lane(0, envelope.level != _NONE)
         return waiter
 
     async def send_many(self, values: Iterable[Any], *, confirm: Confirm | None = None) -> list[Receipt]:
@@ -435,7 +443,7 @@ class Publisher:
     def _add(
         self, partition: int, envelope: Envelope, record: Record, nbytes: int, waiter: "asyncio.Future[Receipt] | None", deadline_ms: int
     ) -> None:
-        user = self._lane(partition, envelope.level != Level.NONE)
+        user = self._lane(partition, envelope.level != _NONE)
         user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
         if not user.marked:
             self._connection.mark(user)

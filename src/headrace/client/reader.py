@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 Strategy = Literal["range", "round_robin", "sticky", "cooperative"]
 PREFETCH = 10_000
+_SPECULATIVE = int(DeliverFlag.SPECULATIVE)
 _UP_TO = int(Settle.ACK) | int(SettleFlag.UP_TO)
 
 
@@ -36,13 +37,13 @@ class Record(Content):
 
     __slots__ = ("_reader", "epoch", "speculative")
 
-    def __init__(self, reader: "Reader", partition: int, offset: int, record: WireRecord, epoch: int, flags: int) -> None:
+    def __init__(self, reader: "Reader", partition: int, offset: int, record: WireRecord, epoch: int, speculative: bool) -> None:
         self._reader = reader
         self.partition = partition
         self.offset = offset
         self._record = record
         self.epoch = epoch
-        self.speculative = bool(flags & DeliverFlag.SPECULATIVE)
+        self.speculative = speculative
         """Not durable yet: a ``Retracted`` event may take it back."""
 
     @property
@@ -133,14 +134,21 @@ class Reader(Subscription):
         """The next record if one is here already, without waiting."""
         if self._last is not None:
             self._passed()
-        found = self._next()
-        if found is None:
-            return None
-        delivery, offset, record = found
-        partition = delivery.partition
+        current = self._current
+        item = None if current is None or self._stopping else next(current.items, None)
+        if item is None:
+            found = self._next()
+            if found is None:
+                return None
+            current, offset, record = found
+        else:
+            assert current is not None
+            offset, record, _ = item
+            current.first = offset + 1
+        partition = current.partition
         self.positions[partition] = offset + 1
         self._last = (partition, offset)
-        return Record(self, partition, offset, record, delivery.epoch, delivery.flags)
+        return Record(self, partition, offset, record, current.epoch, current.flags & _SPECULATIVE != 0)
 
     async def take(self, most: int) -> list[Record]:
         """At least one record and at most ``most``: those that are here."""

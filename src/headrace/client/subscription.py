@@ -7,23 +7,25 @@ nothing more and raises the reason (or stops, when the application ended it).
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from headrace.client.connection import Connection
 from headrace.client.opening import Item, Opener
 from headrace.model.errors import ConnectionLost, HeadraceError, Unavailable
 from headrace.wire import control
 from headrace.wire.batch import Record
+from headrace.wire.frames import DeliverFlag
 
 T = TypeVar("T")
 
-CLOSE_TIMEOUT_S = 2.0
+CLOSE_TIMEOUT_S: Final = 2.0
+AUTO_ACK: Final = int(DeliverFlag.AUTO_ACK)
 
 
 class Delivery:
     """Records of one DELIVER frame that were not all handed out yet."""
 
-    __slots__ = ("attempt", "end", "epoch", "first", "flags", "items", "nbytes", "partition")
+    __slots__ = ("attempt", "auto_acked", "end", "epoch", "first", "flags", "items", "nbytes", "partition")
 
     def __init__(self, opener: Opener, partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
         self.partition = partition
@@ -33,6 +35,7 @@ class Delivery:
         """Next offset to hand out."""
         self.end = first + count
         self.flags = flags
+        self.auto_acked = bool(flags & AUTO_ACK)
         self.nbytes = len(blob)
         self.items: Iterator[Item] = opener.records(partition, blob, base, first, first + count)
 

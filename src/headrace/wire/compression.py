@@ -81,6 +81,8 @@ def _bounded(into: Callable[[bytes, bytearray], int], data: bytes, bytes_max: in
 def _snappy(data: bytes, bytes_max: int) -> bytes:
     if data[:8] != _BLOCKS:
         return _snappy_raw(data, bytes_max)
+    if len(data) < 16:
+        raise Malformed("snappy's block header is cut short")
     parts, at, size = [], 16, 0
     while at < len(data):
         if at + 4 > len(data):

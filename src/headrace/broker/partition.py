@@ -249,6 +249,7 @@ class Partition(ABC):
         base = self.next_offset
         self._gather(publish, run, blob)
         self._answers.append(lambda: done(base, None))
+        self.broker.mark(self)
 
     def when_committed(self, answer: Callable[[], None]) -> None:
         """Calls ``answer`` once everything gathered or appended up to now is committed."""

@@ -15,9 +15,9 @@ from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
 from headrace.broker.reading import Parcel, Reading, parcels
 from headrace.core.filters import Compiled
-from headrace.core.stream import Read, StreamMachine
+from headrace.core.stream import Moved, Read, StreamMachine
 from headrace.model import limits
-from headrace.model.errors import Damaged, HeadraceError
+from headrace.model.errors import Damaged, Fenced, HeadraceError
 from headrace.model.specs import StreamSpec
 from headrace.storage.api import StoredEntry
 from headrace.wire import control
@@ -86,6 +86,7 @@ class StreamPartition(Partition):
         self.machine.replay(kind, payload)
 
     def recovered(self, now_ms: int, wall_ms: int) -> None:
+        self.machine.committed(self.next_offset, 0, wall_ms)
         first = self.store.first_offset(self.pid)
         if first > self.machine.start_offset:
             self.machine.trim(first, journal=False)
@@ -122,7 +123,7 @@ class StreamPartition(Partition):
     ) -> None:
         """Starts to read at ``position``; ``resume``: the client still holds what lies between its cursor and there."""
         self.activate()
-        self.machine.open_reader(
+        opened = self.machine.open_reader(
             subscription.id,
             position=position,
             messages=messages,
@@ -133,6 +134,12 @@ class StreamPartition(Partition):
             generation=generation,
             resume=resume,
         )
+        fenced = self.subscriptions.get(opened.superseded)
+        if fenced is not None and fenced.sink is not None and not fenced.group:
+            message = f"another reader took the cursor {cursor!r} of {self.item.name!r}; its acks count from now on"
+            fenced.sink.event(control.SubscriptionClosed(channel=fenced.channel, code=Fenced.code, message=message))
+            self.broker.touch(fenced.sink)
+            self.broker.end_subscription(fenced)
         self.subscriptions[subscription.id] = subscription
         subscription.partitions[self.number] = self
         self._readings[subscription.id] = Reading(self.store, self.pid)
@@ -187,6 +194,21 @@ class StreamPartition(Partition):
                 self.broker.touch(subscription.sink)
         self.store.set_floor(self.pid, self.machine.start_offset)
         self.broker.mark(self)
+
+    def set_cursor(self, cursor: str, offset: int) -> None:
+        """Places a durable cursor; its reader goes there too and is told."""
+        self.activate()
+        self._tell_moved(self.machine.set_cursor(cursor, offset, self.broker.wall_ms))
+        self.broker.mark(self)
+
+    def _tell_moved(self, moves: Sequence[Moved]) -> None:
+        for moved in moves:
+            subscription = self.subscriptions.get(moved.reader_id)
+            if subscription is not None and subscription.sink is not None:
+                subscription.sink.event(
+                    control.CursorMoved(channel=subscription.channel, partition=self.number, from_offset=moved.from_offset, to_offset=moved.to_offset)
+                )
+                self.broker.touch(subscription.sink)
 
     def housekeep(self, wall_ms: int) -> None:
         """Applies retention: whole segments at a time."""

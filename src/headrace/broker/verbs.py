@@ -283,8 +283,7 @@ class Verbs:
         partitions = self._stream_partitions(r.name, r.partition)
         to = [(p, p.start_at(r.to, r.cursor, self.broker.wall_ms)) for p in partitions]
         for partition, offset in to:
-            partition.activate()
-            partition.machine.set_cursor(r.cursor, offset, self.broker.wall_ms)
+            partition.set_cursor(r.cursor, offset)
         await asyncio.gather(*(p.settled_down() for p, _ in to))
         return control.Offsets(offsets={p.number: offset for p, offset in to})
 

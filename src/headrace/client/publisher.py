@@ -200,6 +200,7 @@ class Publisher:
         self._unrouted: list[tuple[Envelope, Record, int, asyncio.Future[Receipt] | None, int]] = []
         self._sticky = secrets.randbelow(1 << 16)
         self._in_flight = 0
+        self._wall_ms = self._deadline_ms = 0
         self._in_flight_bytes = 0
         self._room: list[asyncio.Future[None]] = []
         self._idle: list[asyncio.Future[None]] = []
@@ -292,6 +293,52 @@ class Publisher:
             )
         if self.closed or self._connection.closed:
             raise NotConnected(f"the publisher to {self.name!r} is closed", hint="open another with client.publisher()")
+        if (
+            key is None
+            and headers is None
+            and timestamp_ms is None
+            and partition is None
+            and type(value) is bytes
+            and self.partitions
+            and not self._headers
+        ):
+            nbytes = _RECORD_OVERHEAD + len(value)
+            envelope = self._envelope(delay, ttl, priority, confirm)
+            user = self._lanes.get((self._sticky % self.partitions, envelope.level != _NONE))
+            if user is not None and user.channel and nbytes <= self._message_bytes_max:
+                if not user.marked:  # once per loop iteration: later posts of the same one share the time
+                    self._look()
+                    self._connection.mark(user)
+                waiter: asyncio.Future[Receipt] | None = self._connection.loop.create_future() if receipt else None
+                user.lane.add(envelope, Record(None, value, (), self._wall_ms), nbytes, waiter, self._deadline_ms)
+                self._in_flight += 1
+                self._in_flight_bytes += nbytes
+                return waiter
+        self._look()
+        record, nbytes = self._record(value, key, headers, timestamp_ms)
+        envelope = self._envelope(delay, ttl, priority, confirm)
+        if partition is not None and not 0 <= partition < limits.PARTITIONS_MAX:
+            raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
+        waiter = self._connection.loop.create_future() if receipt else None
+        if partition is not None:
+            self._add(partition, envelope, record, nbytes, waiter, self._deadline_ms)
+        elif self.partitions:
+            self._route(envelope, record, nbytes, waiter, self._deadline_ms)
+        else:
+            if not self._unrouted:
+                self._lane(0, envelope.level != _NONE)
+            self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms))
+        self._in_flight += 1
+        self._in_flight_bytes += nbytes
+        return waiter
+
+    def _look(self) -> None:
+        """Looks at the clocks."""
+        self._wall_ms = int(time.time() * 1000)
+        self._deadline_ms = int(self._connection.loop.time() * 1000) + self._timeout_ms
+
+    def _record(self, value: Any, key: str | bytes | None, headers: Mapping[str, str | bytes] | None, timestamp_ms: int | None) -> tuple[Record, int]:
+        """The record of a value and about how many bytes it takes."""
         raw, kind = encode_value(value)
         head = kind
         if headers is not None:
@@ -300,13 +347,7 @@ class Publisher:
         if self._headers:
             head = head + self._headers
         raw_key = encode_key(key)
-        wall_ms = int(time.time() * 1000) if timestamp_ms is None else timestamp_ms
-        record = Record(key=raw_key, value=raw, headers=head, timestamp_ms=wall_ms, offset_delta=0)
-        nbytes = _RECORD_OVERHEAD
-        if raw is not None:
-            nbytes += len(raw)
-        if raw_key is not None:
-            nbytes += len(raw_key)
+        nbytes = _RECORD_OVERHEAD + len(raw or b"") + len(raw_key or b"")
         for name, text in head:
             nbytes += len(name) + len(text) + 4
         if nbytes > self._message_bytes_max:
@@ -314,35 +355,7 @@ class Publisher:
                 f"a message of {nbytes} bytes; the broker takes at most {self._message_bytes_max}",
                 hint="split it, or publish a reference to where it is kept",
             )
-        if delay is None and ttl is None and priority is None and confirm is None:
-            envelope = self._plain
-        else:
-            envelope = self._envelope(delay, ttl, priority, confirm)
-        loop = self._connection.loop
-        waiter: asyncio.Future[Receipt] | None = loop.create_future() if receipt else None
-        deadline_ms = int(loop.time() * 1000) + self._timeout_ms
-        self._in_flight += 1
-        self._in_flight_bytes += nbytes
-        if partition is not None:
-            if not 0 <= partition < limits.PARTITIONS_MAX:
-                self._in_flight -= 1
-                self._in_flight_bytes -= nbytes
-                raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
-            self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
-        elif self.partitions:
-            if raw_key is None:
-                user = self._lanes.get((self._sticky % self.partitions, envelope.level != _NONE))
-                if user is not None and user.channel:
-                    user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
-                    if not user.marked:
-                        self._connection.mark(user)
-                    return waiter
-            self._route(envelope, record, nbytes, waiter, deadline_ms)
-        else:
-            self._unrouted.append((envelope, record, nbytes, waiter, deadline_ms))
-            if len(self._unrouted) == 1:
-                self._lane(0, envelope.level != _NONE)
-        return waiter
+        return Record(raw_key, raw, head, self._wall_ms if timestamp_ms is None else timestamp_ms), nbytes
 
     async def send_many(self, values: Iterable[Any], *, confirm: Confirm | None = None) -> list[Receipt]:
         """Publishes many values (or ``Outgoing`` messages) in order and waits for all confirms; raises the first error after all were answered."""
@@ -418,6 +431,8 @@ class Publisher:
     # ------------------------------------------------------------ routing
 
     def _envelope(self, delay: Duration | None, ttl: Duration | None, priority: int | None, confirm: Confirm | None) -> Envelope:
+        if delay is None and ttl is None and priority is None and confirm is None:
+            return self._plain
         if priority is not None and not 0 <= priority <= limits.PRIORITY_MAX:
             raise Invalid(f"priority is {priority}; it lies in 0..{limits.PRIORITY_MAX}")
         return Envelope(

@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from headrace.broker import compacting
 from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
 from headrace.broker.reading import Parcel, Reading, parcels
@@ -45,7 +46,9 @@ class StreamPartition(Partition):
         self._filters: dict[int, Compiled] = {}
         self._readings: dict[int, Reading] = {}
         self._far: dict[int, asyncio.Task[None]] = {}
-        self._bytes = 0
+        self.clean_end = 0
+        """Up to where it was compacted, in this incarnation."""
+        self._compacting: asyncio.Task[int] | None = None
 
     def configure(self, item: Item) -> None:
         assert item.stream is not None
@@ -211,8 +214,11 @@ class StreamPartition(Partition):
                 self.broker.touch(subscription.sink)
 
     def housekeep(self, wall_ms: int) -> None:
-        """Applies retention: whole segments at a time."""
+        """Applies retention, whole segments at a time, and begins a compaction where one is due."""
         spec = self.spec
+        if spec.compaction and self._compacting is None and compacting.due(self):
+            self._compacting = self.broker.spawn(compacting.run(self))
+            self._compacting.add_done_callback(self._compacted)
         if not (spec.retention_ms or spec.retention_bytes or spec.retention_records):
             return
         start = self.store.retain(
@@ -220,6 +226,11 @@ class StreamPartition(Partition):
         )
         if start > self.machine.start_offset:
             self.moved_start(min(start, self.high_watermark))
+
+    def _compacted(self, task: asyncio.Task[int]) -> None:
+        self._compacting = None
+        for reading in self._readings.values():
+            reading.forget()
 
     # ------------------------------------------------------------ each tick
 

@@ -70,14 +70,15 @@ class LostFlushes(NamedTuple):
 class PartitionTail:
     """What the log holds of one partition. Indexes run from ``first_index`` to ``last_index`` but for ``lost`` (half-open ranges, ascending)."""
 
-    __slots__ = ("epoch_max", "epochs", "first_index", "last_index", "last_seq", "lost", "promised", "why")
+    __slots__ = ("epoch", "epochs", "first_index", "last_index", "last_seq", "lost", "promised", "why")
 
     def __init__(self) -> None:
         self.first_index = 0
         self.last_index = -1
         self.epochs: list[tuple[int, int]] = []
         """(first index, epoch) of each run of one epoch."""
-        self.epoch_max = 0
+        self.epoch = 0
+        """The highest so far."""
         self.promised = 0
         """Highest epoch of a PROMISE, 0 = none."""
         self.lost: list[tuple[int, int]] = []
@@ -103,6 +104,14 @@ class PartitionTail:
                 break
         if not self.lost:
             self.why = ""
+
+    def lost_above(self, held_index: int) -> list[tuple[int, int]]:
+        """What is lost if everything up to ``held_index`` is held elsewhere (checkpoint, segments; 0 = nothing): half-open ranges of indexes. A log
+        that begins later than that has lost its begin."""
+        lost = [(max(first, held_index + 1), end) for first, end in self.lost if end > held_index + 1]
+        if self.last_index >= 0 and self.first_index > held_index + 1:
+            lost.insert(0, (held_index + 1, self.first_index))
+        return lost
 
     def lose(self, first: int, end: int, why: str) -> None:
         """The entries ``[first, end)`` were there and cannot be read."""
@@ -148,8 +157,8 @@ class Recovered:
         return {pid: tail for pid, tail in self.partitions.items() if tail.lost}
 
     def suspect(self, pid: int) -> bool:
-        """Whether entries of this partition may have been in a flush of which nothing is known, and no later entry proves otherwise (an entry after
-        the gap does: a missing one before it would be a gap in the indexes)."""
+        """Whether entries of this partition may have been in a flush of which nothing is known, without showing in ``lost_above``: an entry after the
+        gap shows them, since indexes are dense."""
         if not self.unknown:
             return False
         end = self.unknown[-1].end_seq
@@ -209,11 +218,13 @@ class _Source:
             chunk = self.pread(position, min(WINDOW_BYTES, stop - position))
             if not chunk:
                 return None
-            at = chunk.find(sought)
-            while at >= 0:
-                if at % BLOCK == 0 and (head := self.head(position + at)) is not None:
+            begins = chunk[::BLOCK]
+            block = begins.find(sought[:1])
+            while block >= 0:
+                at = block * BLOCK
+                if chunk[at : at + len(sought)] == sought and (head := self.head(position + at)) is not None:
                     return head
-                at = chunk.find(sought, at + 1)
+                block = begins.find(sought[:1], block + 1)
             position += WINDOW_BYTES
         return None
 
@@ -359,6 +370,8 @@ class _Recovery:
     def _file(self, at: int, source: _Source) -> int:
         """Reads one file of the chain; answers where its valid flushes end."""
         following = self._chain[at + 1] if at + 1 < len(self._chain) else None
+        if at and self._last_seq is None:
+            self._last_seq = 0  # nothing could be read of the files before: all they held is lost
         if source.header is None:
             self._scar(f"log file {source.file_id}: both copies of its header are damaged, nothing in it can be verified")
             return source.size
@@ -439,7 +452,7 @@ class _Recovery:
         self._last = (source, head)
         self._found.flushes += 1
         if read is not None:
-            self._report(read, head.seq, source.file_id)
+            self._report(read, head.seq, source)
             return True
         rows = source.rows(head)
         if rows is None and successor is not None and successor[1].seq == head.seq + 1:
@@ -482,55 +495,49 @@ class _Recovery:
 
     def _sections(self, source: _Source | None, position: int, rows: Sequence[Row], seq: int) -> None:
         """Saves what is sound of a damaged flush, row by row: a directory that can be trusted says where each partition's entries lie."""
-        for pid, first, last, nbytes, marker in rows:
+        for row in rows:
+            pid, first, last, nbytes, marker = row
             data = source.view(position, nbytes) if source is not None else memoryview(b"")
-            good = _section(data, position, pid, first, last, exact=nbytes, marker=marker)
-            if marker and not good.pids:
-                epoch, index = (first, 0) if marker == PROMISE else (0, first)
-                good.add(pid, epoch, index, marker, position, nbytes, data[:0])
-            self._report(good, seq, source.file_id if source is not None else 0)
-            have = good.indexes[-1] + 1 if good.indexes else first
+            good = _section(data, position, row)
+            self._report(good, seq, source)
+            have = first + len(good.entries)
             if not marker and have <= last:
-                self._lose(pid, have, last + 1, seq, f"flush {seq} is damaged")
+                tail = self._found.partitions.setdefault(pid, PartitionTail())
+                tail.last_seq = seq
+                tail.lose(have, last + 1, f"flush {seq} is damaged")
             position += nbytes
 
     # Entries
 
-    def _report(self, read: "_Read", seq: int, file_id: int) -> None:
+    def _report(self, read: "_Read", seq: int, source: _Source | None) -> None:
         """Applies entries in order to their partitions' tails and hands those that count to the sink."""
         partitions = self._found.partitions
-        kept: list[int] | None = None
-        bad = iter(read.bad)
-        next_bad = next(bad, -1)
+        skipped: set[int] = set()
         pid_before = -1
         tail = PartitionTail()
-        for n, (pid, epoch, index, kind) in enumerate(zip(read.pids, read.epochs, read.indexes, read.kinds, strict=True)):
+        for n, (pid, epoch, index, kind, _position, length) in enumerate(read.entries):
             if pid != pid_before:
                 found = partitions.get(pid)
                 if found is None:
                     found = partitions[pid] = PartitionTail()
                 tail, pid_before = found, pid
                 tail.last_seq = seq
-            if n == next_bad:
-                next_bad = next(bad, -1)
-                if kind not in MARKERS:
-                    kept = list(range(n)) if kept is None else kept
-                    self._lose(pid, index, index + 1, seq, f"an entry in flush {seq} is damaged")
-                    continue
-                read.payloads[n] = read.payloads[n][:0]
-            if index == tail.last_index + 1 and epoch == tail.epoch_max and tail.epochs and kind not in MARKERS and tail.epochs[-1][1] == epoch:
+            if n in read.bad and kind not in MARKERS:
+                tail.lose(index, index + 1, f"an entry in flush {seq} is damaged")
+                skipped.add(n)
+            elif index == tail.last_index + 1 and epoch == tail.epoch and tail.epochs and kind not in MARKERS:
                 tail.last_index = index
             elif not self._turn(tail, epoch, index, kind):
-                kept = list(range(n)) if kept is None else kept
-                continue
-            if kept is not None:
-                kept.append(n)
-        if kept is not None:
-            read = read.picked(kept)
-        self._found.entries += len(read.pids)
-        self._found.nbytes += sum(read.lengths)
-        if self._sink is not None and read.pids:
-            self._sink(read.located(file_id), read.payloads)
+                skipped.add(n)
+            self._found.nbytes += length
+        entries, payloads = read.entries, read.payloads
+        if skipped:
+            payloads = [p for n, p in enumerate(payloads) if n not in skipped]
+            entries = [e for n, e in enumerate(entries) if n not in skipped]
+        self._found.entries += len(entries)
+        if self._sink is not None and entries:
+            columns = [list(column) for column in zip(*entries, strict=True)]
+            self._sink(Located(source.file_id if source is not None else 0, *columns), payloads)
 
     def _turn(self, tail: PartitionTail, epoch: int, index: int, kind: int) -> bool:
         """Applies an entry that is not simply the next one; False: it must not be used."""
@@ -541,8 +548,8 @@ class _Recovery:
             if index <= tail.last_index or tail.last_index < 0:
                 tail.discard(index)
             return True
-        if epoch < tail.epoch_max:
-            tail.lose(index, index + 1, f"the epoch falls back from {tail.epoch_max} to {epoch} at index {index}")
+        if epoch < tail.epoch:
+            tail.lose(index, index + 1, f"the epoch falls back from {tail.epoch} to {epoch} at index {index}")
             return False
         if tail.last_index < 0:
             tail.first_index = index
@@ -552,14 +559,9 @@ class _Recovery:
             tail.lose(tail.last_index + 1, index, f"the entries from {tail.last_index + 1} to {index - 1} are missing")
         if not tail.epochs or tail.epochs[-1][1] != epoch:
             tail.epochs.append((index, epoch))
-        tail.epoch_max = epoch
+        tail.epoch = epoch
         tail.last_index = index
         return True
-
-    def _lose(self, pid: int, first: int, end: int, seq: int, why: str) -> None:
-        tail = self._found.partitions.setdefault(pid, PartitionTail())
-        tail.last_seq = seq
-        tail.lose(first, end, why)
 
     def _unknown(self, first_seq: int, end_seq: int | None, why: str) -> None:
         self._found.unknown.append(LostFlushes(first_seq, end_seq, why))
@@ -571,37 +573,15 @@ class _Recovery:
 
 
 class _Read:
-    """Entries of one flush as columns; ``bad``: numbers of those whose payload does not match."""
+    """Entries of one flush; ``bad``: numbers of those whose payload does not match (a marker among them has an empty payload)."""
 
-    __slots__ = ("bad", "epochs", "indexes", "kinds", "lengths", "payloads", "pids", "positions")
+    __slots__ = ("bad", "entries", "payloads")
 
     def __init__(self) -> None:
-        self.pids: list[int] = []
-        self.epochs: list[int] = []
-        self.indexes: list[int] = []
-        self.kinds: list[int] = []
-        self.positions: list[int] = []
-        self.lengths: list[int] = []
+        self.entries: list[tuple[int, int, int, int, int, int]] = []
+        """(partition, epoch, index, kind, position, length)."""
         self.payloads: list[memoryview] = []
-        self.bad: list[int] = []
-
-    def add(self, pid: int, epoch: int, index: int, kind: int, position: int, length: int, payload: memoryview) -> None:
-        self.pids.append(pid)
-        self.epochs.append(epoch)
-        self.indexes.append(index)
-        self.kinds.append(kind)
-        self.positions.append(position)
-        self.lengths.append(length)
-        self.payloads.append(payload)
-
-    def located(self, file_id: int) -> Located:
-        return Located(file_id, self.pids, self.epochs, self.indexes, self.kinds, self.positions, self.lengths)
-
-    def picked(self, numbers: Sequence[int]) -> "_Read":
-        other = _Read()
-        for n in numbers:
-            other.add(self.pids[n], self.epochs[n], self.indexes[n], self.kinds[n], self.positions[n], self.lengths[n], self.payloads[n])
-        return other
+        self.bad: set[int] = set()
 
 
 def _walk(body: memoryview, base: int, head: FlushHead, seed: int) -> _Read | None:
@@ -609,26 +589,33 @@ def _walk(body: memoryview, base: int, head: FlushHead, seed: int) -> _Read | No
     if len(body) < head.entry_bytes:
         return None
     read = _Read()
-    heads: list[memoryview] = []
+    entries, payloads = read.entries, read.payloads
     at, end = 0, len(body)
-    unpack, add = ENTRY.unpack_from, read.add
+    unpack = ENTRY.unpack_from
+    heads_crc = seed
     while at < end:
-        if at + ENTRY_BYTES > end:
+        inner = at + ENTRY_BYTES
+        if inner > end:
             return None
         length, crc, pid, epoch, index, kind, _flags = unpack(body, at)
-        stop = at + ENTRY_BYTES + length
+        stop = inner + length
         if stop > end:
             return None
-        heads.append(body[at : at + ENTRY_BYTES])
+        heads_crc = crc32c(body[at:inner], heads_crc)
+        payload = body[inner:stop]
         if crc32c(body[at + 8 : stop]) != crc:
-            read.bad.append(len(heads) - 1)
-        add(pid, epoch, index, kind, base + at, stop - at, body[at + ENTRY_BYTES : stop])
+            read.bad.add(len(entries))
+            if kind in MARKERS:
+                payload = payload[:0]
+        entries.append((pid, epoch, index, kind, base + at, stop - at))
+        payloads.append(payload)
         at = stop
-    return read if crc32c(b"".join(heads), seed) == head.body_crc else None
+    return read if heads_crc == head.body_crc else None
 
 
-def _section(data: memoryview, base: int, pid: int, first: int, last: int, *, exact: int, marker: int) -> _Read:
+def _section(data: memoryview, base: int, row: Row) -> _Read:
     """The sound entries at the begin of a row's bytes, as far as they are what the row says."""
+    pid, first, last, nbytes, marker = row
     read = _Read()
     at = 0
     expected = first
@@ -638,11 +625,16 @@ def _section(data: memoryview, base: int, pid: int, first: int, last: int, *, ex
         if stop > len(data) or of != pid or crc32c(data[at + 8 : stop]) != crc:
             break
         if marker:
-            if kind != marker or stop != exact:
+            if kind != marker or stop != nbytes:
                 break
-        elif kind in MARKERS or index != expected or (index == last) != (stop == exact):
+        elif kind in MARKERS or index != expected or (index == last) != (stop == nbytes):
             break
-        read.add(pid, epoch, index, kind, base + at, stop - at, data[at + ENTRY_BYTES : stop])
+        read.entries.append((pid, epoch, index, kind, base + at, stop - at))
+        read.payloads.append(data[at + ENTRY_BYTES : stop])
         expected += 1
         at = stop
+    if marker and not read.entries:
+        epoch, index = (first, 0) if marker == PROMISE else (0, first)
+        read.entries.append((pid, epoch, index, marker, base, nbytes))
+        read.payloads.append(data[:0])
     return read

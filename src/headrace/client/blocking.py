@@ -21,7 +21,7 @@ from headrace.client.payload import Duration
 from headrace.client.publisher import Confirm, Publisher
 from headrace.client.reader import Reader, Record
 from headrace.model import limits
-from headrace.model.errors import Conflict, NotConnected
+from headrace.model.errors import Conflict, HeadraceError, NotConnected
 
 if TYPE_CHECKING:
     from typing import Self
@@ -329,6 +329,8 @@ class BlockingPublisher:
     def __init__(self, loop: _Loop, publisher: Publisher) -> None:
         self._loop = loop
         self._publisher = publisher
+        self._posted = 0
+        """Posts on their way to the loop; a little more or less with several threads does no harm."""
 
     def __enter__(self) -> "Self":
         return self
@@ -347,20 +349,20 @@ class BlockingPublisher:
     def post(self, value: Any, **options: Any) -> "Future[Receipt]":
         """Publishes without waiting; blocks only while too much is in flight. The future gives the receipt."""
         answered: Future[Receipt] = Future()
+        answered.set_running_or_notify_cancel()  # what was posted cannot be called back
         publisher = self._publisher
-        if publisher.full:
-            self._loop.run(publisher.room())
-
-        def post() -> None:
-            try:
-                inner = publisher.post(value, **options)
-            except BaseException as e:
-                answered.set_exception(e)
-            else:
-                inner.add_done_callback(functools.partial(_copy, answered))
-
-        self._loop.soon(post)
+        if self._posted >= CHUNK or publisher.full:
+            self._loop.run(publisher.room())  # after what was posted before, which is carried out first
+        self._posted += 1
+        self._loop.soon(functools.partial(self._post, answered, value, options))
         return answered
+
+    def _post(self, answered: "Future[Receipt]", value: Any, options: dict[str, Any]) -> None:
+        self._posted -= 1
+        try:
+            self._publisher.post_to(answered, value, **options)
+        except HeadraceError as e:
+            answered.set_exception(e)
 
     def flush(self) -> None:
         """Waits until everything posted is answered."""
@@ -374,15 +376,6 @@ class BlockingPublisher:
     def close(self) -> None:
         self.flush()
         self._loop.run(self._publisher.close())
-
-
-def _copy(answered: "Future[Receipt]", inner: "asyncio.Future[Receipt]") -> None:
-    if inner.cancelled():
-        answered.cancel()
-    elif (error := inner.exception()) is not None:
-        answered.set_exception(error)
-    else:
-        answered.set_result(inner.result())
 
 
 class BlockingClient:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from headrace.client.connection import Connection
-from headrace.client.lane import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt
+from headrace.client.lane import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt, Waiter
 from headrace.client.payload import Duration, Headers, encode_headers, encode_key, encode_value, milliseconds
 from headrace.core.partitioner import key_slot, partition_for
 from headrace.model import limits
@@ -197,7 +197,7 @@ class Publisher:
         self._producer_id = secrets.randbits(62) if idempotent else NO_PRODUCER
         self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
         self._lanes: dict[tuple[int, bool], _LaneUser] = {}
-        self._unrouted: list[tuple[Envelope, Record, int, asyncio.Future[Receipt] | None, int]] = []
+        self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int]] = []
         self._sticky = secrets.randbelow(1 << 16)
         self._in_flight = 0
         self._wall_ms = self._deadline_ms = 0
@@ -291,6 +291,25 @@ class Publisher:
                 f"{self._in_flight} messages ({self._in_flight_bytes} bytes) to {self.name!r} wait for their confirm",
                 hint="`await publisher.room()` before post(), use `await publisher.send()`, or raise max_in_flight",
             )
+        waiter: asyncio.Future[Receipt] | None = self._connection.loop.create_future() if receipt else None
+        self.post_to(waiter, value, key, headers, delay, ttl, priority, partition, timestamp_ms, confirm)
+        return waiter
+
+    def post_to(
+        self,
+        waiter: Waiter | None,
+        value: Any,
+        key: str | bytes | None = None,
+        headers: Mapping[str, str | bytes] | None = None,
+        delay: Duration | None = None,
+        ttl: Duration | None = None,
+        priority: int | None = None,
+        partition: int | None = None,
+        timestamp_ms: int | None = None,
+        confirm: Confirm | None = None,
+    ) -> None:
+        """As ``post``, telling ``waiter`` (anything with done, set_result and set_exception, called on the loop) what became of it;
+        it refuses nothing for lack of room."""
         if self.closed or self._connection.closed:
             raise NotConnected(f"the publisher to {self.name!r} is closed", hint="open another with client.publisher()")
         if (
@@ -309,17 +328,15 @@ class Publisher:
                 if not user.marked:  # once per loop iteration: later posts of the same one share the time
                     self._look()
                     self._connection.mark(user)
-                waiter: asyncio.Future[Receipt] | None = self._connection.loop.create_future() if receipt else None
                 user.lane.add(envelope, Record(None, value, (), self._wall_ms), nbytes, waiter, self._deadline_ms)
                 self._in_flight += 1
                 self._in_flight_bytes += nbytes
-                return waiter
+                return
         self._look()
         record, nbytes = self._record(value, key, headers, timestamp_ms)
         envelope = self._envelope(delay, ttl, priority, confirm)
         if partition is not None and not 0 <= partition < limits.PARTITIONS_MAX:
             raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
-        waiter = self._connection.loop.create_future() if receipt else None
         if partition is not None:
             self._add(partition, envelope, record, nbytes, waiter, self._deadline_ms)
         elif self.partitions:
@@ -330,7 +347,6 @@ class Publisher:
             self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms))
         self._in_flight += 1
         self._in_flight_bytes += nbytes
-        return waiter
 
     def _look(self) -> None:
         """Looks at the clocks."""
@@ -443,7 +459,7 @@ class Publisher:
             codec=self._codec,
         )
 
-    def _route(self, envelope: Envelope, record: Record, nbytes: int, waiter: "asyncio.Future[Receipt] | None", deadline_ms: int) -> None:
+    def _route(self, envelope: Envelope, record: Record, nbytes: int, waiter: Waiter | None, deadline_ms: int) -> None:
         """To the key's partition, or to the current sticky one."""
         key, partitions = record.key, self.partitions
         if key is not None:
@@ -455,9 +471,7 @@ class Publisher:
             partition = self._sticky % partitions
         self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
 
-    def _add(
-        self, partition: int, envelope: Envelope, record: Record, nbytes: int, waiter: "asyncio.Future[Receipt] | None", deadline_ms: int
-    ) -> None:
+    def _add(self, partition: int, envelope: Envelope, record: Record, nbytes: int, waiter: Waiter | None, deadline_ms: int) -> None:
         user = self._lane(partition, envelope.level != _NONE)
         user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
         if not user.marked:

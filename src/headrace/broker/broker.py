@@ -229,6 +229,8 @@ class Broker:
             sink.flush()
         self.tick_bytes = 0
         self._scheduled = False
+        self.counters.ticks += 1
+        self.counters.tick_duration.observe(int((time.monotonic() * 1000 - self.precise_ms) * 1000))
         if self._dirty or self._sinks:
             self.tick_soon()
         if self._held and not self.overloaded():
@@ -283,6 +285,7 @@ class Broker:
             self._fail(SyncFailed(f"writing the log failed: {result.error}"))
             return
         self.refresh()
+        self.counters.flushes += 1
         now = self.now_ms
         partitions = self.partitions
         for pid, index in result.partitions:
@@ -518,5 +521,6 @@ class Broker:
             bytes=sum(m.bytes for m in queues),
             consumers=max((p.attached() for p in partitions), default=0),
             publishers=sum(p.publishers for p in partitions),
+            oldest_ms=max((p.oldest_ms() for p in partitions), default=0),
             lag=max((p.high_watermark - c.next_offset for p in streams for c in p.machine.cursors.values()), default=0),
         )

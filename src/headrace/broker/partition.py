@@ -516,6 +516,10 @@ class Partition(ABC):
     def wake_at_ms(self) -> int: ...
 
     @abstractmethod
+    def oldest_ms(self) -> int:
+        """Age of the oldest unsettled message or retained record, 0 = none."""
+
+    @abstractmethod
     def attached(self) -> int:
         """How many subscriptions it has."""
 

@@ -22,7 +22,7 @@ from headrace.storage.api import StoredEntry
 from headrace.wire.batch import iter_records
 from headrace.wire.entry import blob_at
 from headrace.wire.frames import DeliverFlag, Level, PublishFlag
-from headrace.wire.journal import Kind
+from headrace.wire.journal import Kind, Reason
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -132,6 +132,10 @@ class QueuePartition(Partition):
             return self.broker.wall_ms
         return 0 if due is None else self.broker.wall_ms + max(0, due - self.broker.now_ms)
 
+    def oldest_ms(self) -> int:
+        at = int(self.machine.view()["oldest_wall_ms"])
+        return max(0, self.broker.wall_ms - at) if at else 0
+
     def attached(self) -> int:
         return len(self.subscriptions)
 
@@ -152,6 +156,8 @@ class QueuePartition(Partition):
             for grant in machine.grant(now_ms, wall_ms):
                 self._send(grant)
         for transfer in machine.take_transfers():
+            if transfer.reason not in (Reason.MOVED, Reason.REDRIVEN):
+                self.broker.counters.dead_lettered += transfer.count
             self.broker.outbox.start(self, transfer)
         floor = machine.floor
         if floor != self._floor:
@@ -204,6 +210,13 @@ class QueuePartition(Partition):
             subscription.id, action, ranges, up_to=up_to, delay_ms=delay_ms, drop=drop, now_ms=broker.now_ms, wall_ms=broker.wall_ms
         )
         self.settled_count += settled.count
+        counters = broker.counters
+        if action == 0:
+            counters.settled += settled.count
+        elif action == 1:
+            counters.retried += settled.count
+        if settled.stale:
+            counters.stale_settles += sum(n for _, n in settled.stale)
         self._answer(subscription, settled, correlation, confirm)
         if len(subscription.partitions) > 1:
             subscription.wake()
@@ -274,6 +287,7 @@ class QueuePartition(Partition):
         if grant.attempt > 1:
             flags |= DeliverFlag.REDELIVERED
         reached = first
+        counters = self.broker.counters
         for parcel in parcels(entries, first, end):
             reached = parcel.first + parcel.count
             if sink is not None and subscription is not None:
@@ -290,6 +304,10 @@ class QueuePartition(Partition):
                     flags,
                 )
                 self.delivered += parcel.count
+                counters.delivered += parcel.count
+                counters.delivered_bytes += parcel.nbytes
+                if grant.attempt > 1:
+                    counters.redelivered += parcel.count
                 if subscription.fetches:
                     subscription.delivered(parcel.count)
         if sink is not None:

@@ -25,7 +25,7 @@ from headrace.wire import control
 from headrace.wire.batch import iter_records
 from headrace.wire.entry import blob_at
 from headrace.wire.frames import DeliverFlag, Level
-from headrace.wire.journal import Kind
+from headrace.wire.journal import RECORDS_HEAD, Kind
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -102,6 +102,10 @@ class StreamPartition(Partition):
 
     def wake_at_ms(self) -> int:
         return 0
+
+    def oldest_ms(self) -> int:
+        entries = self.store.cached(self.pid, self.machine.start_offset, 1, self.machine.start_offset + 1)
+        return max(0, self.broker.wall_ms - int(RECORDS_HEAD.unpack_from(entries[0].payload)[3])) if entries else 0
 
     def attached(self) -> int:
         return len(self.subscriptions)

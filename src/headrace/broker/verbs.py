@@ -146,6 +146,7 @@ class Verbs:
                     settled=m.settled_count,
                     bytes=m.bytes,
                     consumers=loaded.attached(),
+                    oldest_ms=loaded.oldest_ms(),
                 )
                 for field in ("ready", "leased", "delayed", "settled", "bytes"):
                     totals[field] += getattr(row, field)
@@ -163,6 +164,7 @@ class Verbs:
                     next_offset=loaded.next_offset,
                     bytes=broker.store.log_bytes(pid),
                     consumers=loaded.attached(),
+                    oldest_ms=loaded.oldest_ms(),
                 )
                 totals["records"] += end - start
                 totals["bytes"] += row.bytes

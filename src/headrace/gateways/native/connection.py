@@ -109,6 +109,7 @@ class NativeConnection(asyncio.Protocol):
         self._tick_bytes += size
         broker = self.broker
         broker.tick_bytes += size
+        broker.counters.bytes_in += size
         self._have += size
         if self._have < self._need:
             self._parts.append(data)
@@ -122,6 +123,7 @@ class NativeConnection(asyncio.Protocol):
             try:
                 rest = self._parse(data)
             except HeadraceError as e:
+                broker.counters.protocol_errors += 1
                 self.close(e)
                 return
             self._have = len(data) - rest
@@ -342,6 +344,7 @@ class NativeConnection(asyncio.Protocol):
         self._out = []
         size, self._out_bytes = self._out_bytes, 0
         self.bytes_out += size
+        self.broker.counters.bytes_out += size
         self.sent_ms = self.broker.now_ms
         if len(out) == 1:
             self._transport.write(out[0])

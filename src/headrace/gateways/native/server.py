@@ -44,6 +44,7 @@ class NativeServer:
         sinks[connection.id] = connection
         self.broker.counters.connections_opened += 1
         if len(sinks) > self.config.limits.connections_max:
+            self.broker.counters.connections_refused += 1
             connection.close(LimitExceeded(f"this broker takes {self.config.limits.connections_max} connections and has them"))
 
     def closed(self, connection: NativeConnection) -> None:

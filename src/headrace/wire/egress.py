@@ -167,8 +167,6 @@ def parse_settle(data: bytes, pos: int, stop: int) -> SettleFrame:
     if stop - pos < SETTLE.size:
         raise Malformed(f"a settle frame of {stop - pos} bytes")
     _, _, flags, channel, correlation, partition, epoch, delay_ms = SETTLE.unpack_from(data, pos)
-    if delay_ms > limits.DELAY_MS_MAX:
-        raise Malformed(f"a retry delay of {delay_ms} ms")
     return SettleFrame(flags, channel, correlation, partition, epoch, delay_ms, _ranges(data, pos + SETTLE.size, stop))
 
 

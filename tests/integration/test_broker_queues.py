@@ -342,3 +342,23 @@ async def test_a_broken_connection_keeps_leases_within_the_grace(client: Client,
         await client.wait_connected(5)
         await message.ack(confirmed=True)
     assert (await client.describe("q")).settled == 1
+
+
+async def test_a_consumer_that_stops_reading_harms_nobody(client: Client, broker: testing.TestBroker) -> None:
+    await client.declare_queue("q")
+    async with headrace.connect(broker.url) as slow:
+        async with slow.consume("q", prefetch=100_000, prefetch_bytes=1 << 30) as messages:
+            await client.publish("q", b"first")
+            await (await anext(aiter(messages))).ack(confirmed=True)
+            slow._connection._link._transport.pause_reading()  # type: ignore[union-attr]
+            async with client.publisher("q") as publisher:
+                for _ in range(200):
+                    await publisher.send_many([b"x" * 10_000] * 10)
+            [sink] = [s for s in broker._running.broker.sinks.values() if s.blocked]  # type: ignore[union-attr]
+            assert sink.info().buffered_bytes < 12 << 20
+            assert (await client.describe("q")).ready > 0
+            found = await client.fetch("q", 5, wait=1)
+            assert len(found) == 5
+            slow._connection._link._transport.resume_reading()  # type: ignore[union-attr]
+            for _ in range(1500):
+                await (await asyncio.wait_for(anext(aiter(messages)), 10)).ack()

@@ -214,10 +214,15 @@ class Attachments:
     def connection_lost(self, sink: Sink) -> None:
         self.broker.connection_lost(self.session, sink)
 
+    def block(self) -> None:
+        """The socket's buffer is full: its consumers are granted nothing until ``wake`` (readers look at the sink themselves)."""
+        for subscription in self.session.channels.values():
+            subscription.block()
+
     def wake(self) -> None:
         """The socket drained: its subscriptions may send again."""
         for subscription in self.session.channels.values():
-            subscription.wake()
+            subscription.unblock()
 
     # ------------------------------------------------------------ inside
 

@@ -133,7 +133,7 @@ class QueuePartition(Partition):
         return 0 if due is None else self.broker.wall_ms + max(0, due - self.broker.now_ms)
 
     def oldest_ms(self) -> int:
-        at = int(self.machine.view()["oldest_wall_ms"])
+        at = self.machine.oldest_wall_ms
         return max(0, self.broker.wall_ms - at) if at else 0
 
     def attached(self) -> int:

@@ -48,6 +48,13 @@ class Subscription(ABC):
     def wake(self) -> None:
         """There may be something to send: let each partition look in this tick."""
 
+    def block(self) -> None:
+        """Its socket takes nothing more for now."""
+
+    def unblock(self) -> None:
+        """Its socket has room again."""
+        self.wake()
+
 
 class Fetch:
     """A pull request in progress."""
@@ -91,6 +98,15 @@ class QueueSubscription(Subscription):
     def wake(self) -> None:
         for partition in self.partitions.values():
             partition.broker.mark(partition)
+
+    def block(self) -> None:
+        for partition in self.partitions.values():
+            partition.machine.suspend(self.id)
+
+    def unblock(self) -> None:
+        for partition in self.partitions.values():
+            partition.machine.resume(self.id, None, partition.broker.now_ms, partition.broker.wall_ms)
+        self.wake()
 
     def delivered(self, count: int) -> None:
         """A pull counts what it was sent; a full one is answered."""

@@ -71,6 +71,12 @@ class Figures:
         assert {id(holder) for holder in self._ring} == {id(holder) for holder in state.leases.by_consumer.values()}
         assert len(self._ring) == len(state.leases.by_consumer)
 
+    @property
+    def oldest_wall_ms(self) -> int:
+        """When the oldest unsettled message was appended, 0 = there is none."""
+        state = self._state
+        return state.extents.chunk(state.floor())[1] if state.unsettled_count else 0
+
     def view(self) -> dict[str, object]:
         """What admin shows."""
         state = self._state
@@ -86,5 +92,5 @@ class Figures:
             "paused": self.paused,
             "gate": self._gate,
             "transfers": len(state.transfers.pending),
-            "oldest_wall_ms": state.extents.chunk(state.floor())[1] if state.unsettled_count else 0,
+            "oldest_wall_ms": self.oldest_wall_ms,
         }

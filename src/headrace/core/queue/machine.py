@@ -129,13 +129,16 @@ class QueueMachine(Administration):
         if holder is not None:
             holder.suspended = True
 
-    def resume(self, consumer_id: int, held_ranges: Sequence[Range], now_ms: int, wall_ms: int) -> None:
-        """It is back (or adopted leases after a restart): what it leases but does not hold never reached it and is released without counting."""
+    def resume(self, consumer_id: int, held_ranges: Sequence[Range] | None, now_ms: int, wall_ms: int) -> None:
+        """It is back (or adopted leases after a restart): what it leases but does not hold never reached it and is released without counting.
+        None: it was never away, only not to be granted more."""
         self._warm(now_ms)
         holder = self._state.leases.by_consumer.get(consumer_id)
         if holder is None:
             return
         holder.suspended = False
+        if held_ranges is None:
+            return
         held = RangeSet()
         for first, count in held_ranges:
             held.add(first, min(first + count, self._state.end))

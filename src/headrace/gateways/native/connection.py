@@ -136,6 +136,8 @@ class NativeConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.blocked = True
+        if self.attachments is not None:
+            self.attachments.block()
 
     def resume_writing(self) -> None:
         self.blocked = False

@@ -13,6 +13,7 @@ from headrace.wire import control
 from headrace.wire.frames import CONFIRM, CREDIT, DELIVER, EXTEND, FETCH, FETCH_END, HEADER, PUBLISH_ERROR, RANGE, SETTLE, SETTLED, Op
 
 Range = tuple[int, int]
+_SETTLE_FLAGS = 0x3F
 _OFFSET_END = 1 << 63
 """Offsets are stored as i64 in a batch's header, so none reaches this."""
 
@@ -167,6 +168,8 @@ def parse_settle(data: bytes, pos: int, stop: int) -> SettleFrame:
     if stop - pos < SETTLE.size:
         raise Malformed(f"a settle frame of {stop - pos} bytes")
     _, _, flags, channel, correlation, partition, epoch, delay_ms = SETTLE.unpack_from(data, pos)
+    if flags > _SETTLE_FLAGS or flags & 3 == 3:
+        raise Malformed(f"settle flags {flags:#04x} hold an unknown action or flag")
     return SettleFrame(flags, channel, correlation, partition, epoch, delay_ms, _ranges(data, pos + SETTLE.size, stop))
 
 

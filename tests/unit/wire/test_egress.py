@@ -49,6 +49,13 @@ def test_settle() -> None:
     assert egress.parse_settle(data, 0, len(data)) == egress.SettleFrame(flags, 3, 77, 1, 9, 5000, ranges)
 
 
+@pytest.mark.parametrize("flags", [0x03, 0x07, 0x40, 0x80, 0xFF])
+def test_unknown_settle_flags(flags: int) -> None:
+    data = egress.settle(3, [(5, 1)], partition=1, flags=flags)
+    with pytest.raises(Malformed, match="flags"):
+        egress.parse_settle(data, 0, len(data))
+
+
 def test_extend() -> None:
     data = egress.extend(3, [(5, 2)], partition=1, epoch=9, lease_ms=1000, correlation=4)
     whole(data)

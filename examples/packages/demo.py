@@ -92,9 +92,10 @@ class Show:
             await self.changed.wait_for(lambda: bool(self.total) and self.sum(what) >= fraction * self.total)
 
 
-async def program(name: str, *arguments: str) -> asyncio.subprocess.Process:
-    """Starts one of the example's programs."""
-    return await asyncio.create_subprocess_exec(sys.executable, str(HERE / name), *arguments, stdout=asyncio.subprocess.PIPE)
+async def program(folder: Path, name: str, *arguments: str) -> asyncio.subprocess.Process:
+    """Starts one of the example's programs; what it complains of goes to a file."""
+    with (folder / "programs.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(sys.executable, str(HERE / name), *arguments, stdout=asyncio.subprocess.PIPE, stderr=log)
 
 
 async def follow(process: asyncio.subprocess.Process, who: int, show: Show, found: dict[str, Any]) -> None:
@@ -127,15 +128,15 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
             await client.declare_queue("packages")
             await client.declare_stream("package-figures")
         with show.bars:
-            publisher = await program("publisher.py", broker.url, str(count))
+            publisher = await program(folder, "publisher.py", broker.url, str(count))
             processes.append(publisher)
             publishing = asyncio.create_task(follow(publisher, 0, show, sent))
             for who in range(WORKERS):
-                worker = await program("worker.py", broker.url)
+                worker = await program(folder, "worker.py", broker.url)
                 processes.append(worker)
                 tasks.append(asyncio.create_task(follow(worker, who, show, {})))
             await show.until("published", 0.0)
-            reader = await program("reader.py", broker.url, str(show.total))
+            reader = await program(folder, "reader.py", broker.url, str(show.total))
             processes.append(reader)
             reading = asyncio.create_task(follow(reader, 0, show, counted))
             for kill in range(kills):
@@ -147,6 +148,9 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
                 await broker.start()
                 console.print(f"broker back after {time.monotonic() - again:.1f} s")
             await asyncio.wait_for(asyncio.gather(publishing, reading), LIMIT_S)
+            for process in (publisher, reader):
+                if await process.wait():
+                    raise SystemExit((folder / "programs.log").read_text()[-4000:])
     finally:
         for process in processes:
             if process.returncode is None:

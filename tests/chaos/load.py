@@ -89,6 +89,7 @@ class Publishing(Worker):
 
     def work(self, link: Link) -> None:
         at = self.confirmed_upto
+        early: dict[int, int] = {}
         while not self.done():
             out = bytearray()
             while at < self.next or (not self.stopping.is_set() and at - self.confirmed_upto < WINDOW * self.batch and self.ahead() < AHEAD):
@@ -112,9 +113,9 @@ class Publishing(Worker):
                     *_h, count, _level, _duplicate, _r, base = frames.CONFIRM.unpack_from(link.view, begin - 12)
                     first = correlation * self.batch
                     self.history.confirm(self.partition, first, count * self.batch, base)
-                    if first != self.confirmed_upto:
-                        raise Broken(f"{self.name}: confirm of {first} while {self.confirmed_upto} waited first")
-                    self.confirmed_upto = first + count * self.batch
+                    early[first] = first + count * self.batch  # duplicates and new ones of one window may be answered in either order
+                    while self.confirmed_upto in early:
+                        self.confirmed_upto = early.pop(self.confirmed_upto)
                 elif op == Op.PUBLISH_ERROR:
                     raise OSError("refused: " + bytes(link.view[begin + 8 : end]).decode())
                 else:

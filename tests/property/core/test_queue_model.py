@@ -15,19 +15,20 @@ from headrace.wire.journal import Reason
 
 WALL = 1_000_000
 """Wall clock at monotonic time 0."""
+SIZE_MAX = 120
 BLUE = filters.compile(Filter(op="eq", header="colour", value="blue"))
 
 specs = st.builds(
     QueueSpec,
     lease_ms=st.sampled_from([100, 300]),
-    ttl_ms=st.sampled_from([0, 0, 400]),
-    max_age_ms=st.sampled_from([0, 0, 700]),
-    max_deliveries=st.sampled_from([0, 0, 2]),
+    ttl_ms=st.sampled_from([0, 0, 0, 400]),
+    max_age_ms=st.sampled_from([0, 0, 0, 700]),
+    max_deliveries=st.sampled_from([0, 0, 3]),
     backoff_ms=st.sampled_from([(), (0, 50), (30,)]),
     dead_letter=st.sampled_from(["", "graves"]),
-    max_messages=st.sampled_from([0, 0, 12]),
-    max_bytes=st.sampled_from([0, 0, 900]),
-    overflow=st.sampled_from(["refuse", "drop_oldest"]),
+    max_messages=st.sampled_from([0, 0, 9]),
+    max_bytes=st.sampled_from([0, 0, 0, 900]),
+    overflow=st.sampled_from(["refuse", "drop_oldest", "drop_oldest"]),
     ordered_by_key=st.booleans(),
 )
 
@@ -137,8 +138,8 @@ class Model:
 
 
 class QueueModel(RuleBasedStateMachine):
-    @initialize(spec=specs)
-    def begin(self, spec: QueueSpec) -> None:
+    @initialize(spec=specs, credits=st.lists(st.sampled_from([2, 5, 20]), min_size=1, max_size=3))
+    def begin(self, spec: QueueSpec, credits: list[int]) -> None:
         self.now = 0
         self.machine = QueueMachine(spec)
         self.model = Model(spec)
@@ -153,6 +154,9 @@ class QueueModel(RuleBasedStateMachine):
         self.paused = False
         self.arrived: dict[int, tuple[int, int, Reason]] = {}
         self.pending: dict[int, object] = {}
+        self.put(6, 40, 0, 0, 0, b"a", False)
+        for token, credit in enumerate(credits, 1):
+            self.join(credit, 1 << 40, 0, False, False, token)
 
     @property
     def wall(self) -> int:
@@ -162,7 +166,7 @@ class QueueModel(RuleBasedStateMachine):
 
     @rule(
         count=st.integers(1, 8),
-        size=st.integers(1, 120),
+        size=st.sampled_from([1, 40, SIZE_MAX - 1]),
         delay=st.sampled_from([0, 0, 60]),
         ttl=st.sampled_from([0, 0, 0, 200]),
         priority=st.sampled_from([0, 0, 0, 3, 9]),
@@ -170,6 +174,9 @@ class QueueModel(RuleBasedStateMachine):
         blue=st.booleans(),
     )
     def publish(self, count: int, size: int, delay: int, ttl: int, priority: int, key: bytes | None, blue: bool) -> None:
+        self.put(count, size, delay, ttl, priority, key, blue)
+
+    def put(self, count: int, size: int, delay: int, ttl: int, priority: int, key: bytes | None, blue: bool) -> None:
         machine, model, spec = self.machine, self.model, self.model.spec
         nbytes = size * count + count // 2
         refusal = machine.admit(count, nbytes, self.wall)
@@ -202,14 +209,17 @@ class QueueModel(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.parties) < 4)
     @rule(
-        credit=st.sampled_from([1, 3, 20]),
-        nbytes=st.sampled_from([1 << 40, 150]),
+        credit=st.sampled_from([2, 5, 20]),
+        nbytes=st.sampled_from([1 << 40, 60]),
         lease_ms=st.sampled_from([0, 150]),
-        auto_ack=st.sampled_from([False, False, False, True]),
+        auto_ack=st.sampled_from([False, False, False, False, True]),
         blue_only=st.sampled_from([False, False, True]),
         token=st.integers(1, 4),
     )
     def attach(self, credit: int, nbytes: int, lease_ms: int, auto_ack: bool, blue_only: bool, token: int) -> None:
+        self.join(credit, nbytes, lease_ms, auto_ack, blue_only, token)
+
+    def join(self, credit: int, nbytes: int, lease_ms: int, auto_ack: bool, blue_only: bool, token: int) -> None:
         for id in [id for id, p in self.parties.items() if p.consumer.owner_token == token]:
             del self.parties[id]
             if self.gated == id:
@@ -229,52 +239,60 @@ class QueueModel(RuleBasedStateMachine):
     def leased_by(self, party: Party) -> list[Message]:
         return [m for m in self.model.of("leased") if m.token == party.consumer.owner_token]
 
-    @rule(pick=st.integers(0, 3), undelivered=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 10)), max_size=2))
-    def detach(self, pick: int, undelivered: list[tuple[int, int]]) -> None:
+    @rule(
+        what=st.sampled_from(["detach", "suspend", "resume", "resume", "take back"]),
+        pick=st.integers(0, 3),
+        chosen=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 6)), max_size=3),
+    )
+    def trouble(self, what: str, pick: int, chosen: list[tuple[int, int]]) -> None:
         party = self.party(pick)
         if party is None:
             return
-        self.machine.detach(party.consumer.id, self.now, self.wall, undelivered)
-        for m in self.leased_by(party):
-            self.model.give_back(m, self.wall, counted=not any(f <= m.offset < f + n for f, n in undelivered))
-        del self.parties[party.consumer.id]
-        if self.gated == party.consumer.id:
-            self.gated = None
-
-    @rule(pick=st.integers(0, 3))
-    def suspend(self, pick: int) -> None:
-        party = self.party(pick)
-        if party is not None:
-            self.machine.suspend(party.consumer.id)
+        id, mine = party.consumer.id, self.leased_by(party)
+        lowest = mine[0].offset if mine else 0
+        chosen = [(lowest + skip, count) for skip, count in chosen]
+        inside = [m for m in mine if any(first <= m.offset < first + count for first, count in chosen)]
+        if what == "detach":
+            self.machine.detach(id, self.now, self.wall, chosen)
+            for m in mine:
+                self.model.give_back(m, self.wall, counted=m not in inside)
+            del self.parties[id]
+            if self.gated == id:
+                self.gated = None
+        elif what == "suspend":
+            self.machine.suspend(id)
             party.suspended = True
-
-    @rule(pick=st.integers(0, 3), held=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=3))
-    def resume(self, pick: int, held: list[tuple[int, int]]) -> None:
-        party = self.party(pick)
-        if party is None:
-            return
-        self.machine.resume(party.consumer.id, held, self.now, self.wall)
-        party.suspended = False
-        for m in self.leased_by(party):
-            if not any(f <= m.offset < f + n for f, n in held):
+        elif what == "resume":
+            self.machine.resume(id, chosen, self.now, self.wall)
+            party.suspended = False
+            for m in mine:
+                if m not in inside:
+                    self.model.give_back(m, self.wall, counted=False)
+        else:
+            assert self.machine.take_back(id, chosen, self.now, self.wall) == len(inside)
+            for m in inside:
                 self.model.give_back(m, self.wall, counted=False)
-
-    @rule(pick=st.integers(0, 3), first=st.integers(0, 60), count=st.integers(0, 10))
-    def take_back(self, pick: int, first: int, count: int) -> None:
-        party = self.party(pick)
-        if party is None:
-            return
-        mine = [m for m in self.leased_by(party) if first <= m.offset < first + count]
-        assert self.machine.take_back(party.consumer.id, [(first, count)], self.now, self.wall) == len(mine)
-        for m in mine:
-            self.model.give_back(m, self.wall, counted=False)
 
     # ------------------------------------------------------------ granting
 
-    @rule()
-    def grant(self) -> None:
-        self.model.advance(self.wall)
-        self.open_all()
+    @rule(open_at_most=st.sampled_from([99, 99, 99, 0, 1, 3]))
+    def grant(self, open_at_most: int) -> None:
+        self.hand_out(open_at_most)
+
+    @rule(pick=st.integers(0, 3), every=st.integers(1, 3), delay=st.sampled_from([None, 0, 30]))
+    def hand_out_retry_and_hand_out_again(self, pick: int, every: int, delay: int | None) -> None:
+        self.hand_out(99)
+        party = self.party(pick)
+        if party is not None:
+            mine = [m.offset for m in self.leased_by(party)]
+            self.settling(party, Settle.RETRY, [(offset, 1) for offset in mine[::every]], False, delay, False)
+            self.hand_out(99)
+            self.settling(party, Settle.ACK, [(offset, 1) for offset in mine[1::2]], False, None, False)
+
+    def hand_out(self, open_at_most: int) -> None:
+        self.machine.tick(self.now, self.wall)
+        self.tick_model()
+        all_open = self.open_some(open_at_most)
         before = {id: p.consumer.credit.messages for id, p in self.parties.items()}
         hungry = [p for p in self.parties.values() if p.hungry]
         grantable_before = [m for m in self.model.of("ready") if not self.model.blocked(m)]
@@ -284,6 +302,8 @@ class QueueModel(RuleBasedStateMachine):
             return
         for g in grants:
             self.apply(g)
+        if not all_open:
+            return
         allowed = [p for p in hungry if self.gated in ("open", p.consumer.id)]
         plain = not self.model.spec.ordered_by_key and not any(p.consumer.filter for p in self.parties.values())
         if plain and grants:
@@ -314,6 +334,7 @@ class QueueModel(RuleBasedStateMachine):
             assert m.state == "ready", f"I10: {offset} granted while {m.state}"
             assert not self.model.blocked(m), "key order"
             assert consumer.filter is None or m.blue
+            assert consumer.credit.bytes > -SIZE_MAX, "more than one message beyond the credit"
             m.attempts += 1
             assert g.attempt == m.attempts
             assert g.auto_ack == consumer.auto_ack
@@ -326,16 +347,15 @@ class QueueModel(RuleBasedStateMachine):
                 m.lease_ms = consumer.lease_ms or self.model.spec.lease_ms
                 m.deadline = self.now + m.lease_ms
 
-    def open_all(self) -> None:
-        for _ in range(100):
-            wanted = self.machine.wants()
-            if wanted is None:
-                return
-            first, count = wanted
-            self.machine.opened(
-                [(o, self.keys[o], (("colour", b"blue" if self.colours[o] else b"red"),)) for o in range(first, first + count)]
-            )
-        raise AssertionError("asks for ever")
+    def open_some(self, at_most: int) -> bool:
+        """Opens up to that many messages; says whether nothing is left to open."""
+        while (wanted := self.machine.wants()) is not None:
+            first, count = wanted[0], min(wanted[1], at_most)
+            if not count:
+                return False
+            at_most -= count
+            self.machine.opened([(o, self.keys[o], (("colour", b"blue" if self.colours[o] else b"red"),)) for o in range(first, first + count)])
+        return True
 
     # ------------------------------------------------------------ settling
 
@@ -352,6 +372,15 @@ class QueueModel(RuleBasedStateMachine):
         if party is None:
             assert self.machine.settle(99, action, ranges, now_ms=self.now, wall_ms=self.wall).stale == ranges
             return
+        self.settling(party, action, ranges, up_to, delay, drop)
+
+    @rule(pick=st.integers(0, 3), action=st.sampled_from([Settle.ACK, Settle.ACK, *Settle]), skip=st.integers(0, 4), count=st.integers(1, 6))
+    def settle_held(self, pick: int, action: Settle, skip: int, count: int) -> None:
+        party = self.party(pick)
+        if party is not None:
+            self.settling(party, action, [(m.offset, 1) for m in self.leased_by(party)[skip : skip + count]], False, None, False)
+
+    def settling(self, party: Party, action: Settle, ranges: list[tuple[int, int]], up_to: bool, delay: int | None, drop: bool) -> None:
         answer = self.machine.settle(party.consumer.id, action, ranges, up_to=up_to, delay_ms=delay, drop=drop, now_ms=self.now, wall_ms=self.wall)
         count, stale_counts = 0, 0
         for first, n in ranges:
@@ -403,6 +432,9 @@ class QueueModel(RuleBasedStateMachine):
 
     def tick(self) -> None:
         self.machine.tick(self.now, self.wall)
+        self.tick_model()
+
+    def tick_model(self) -> None:
         self.model.advance(self.wall)
         for m in self.model.of("leased"):
             if m.deadline <= self.now:
@@ -410,6 +442,7 @@ class QueueModel(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ operators
 
+    @precondition(lambda self: self.model.end > 20)
     @rule(leased=st.booleans())
     def purge(self, leased: bool) -> None:
         gone = self.model.of("ready", "delayed", *(["leased"] if leased else []))
@@ -417,14 +450,14 @@ class QueueModel(RuleBasedStateMachine):
         for m in gone:
             del self.model.messages[m.offset]
 
-    @rule(first=st.integers(0, 60), count=st.integers(1, 5))
+    @rule(first=st.integers(0, 60), count=st.integers(1, 3))
     def drop_unreadable(self, first: int, count: int) -> None:
         gone = [m for m in self.model.messages.values() if first <= m.offset < first + count]
         assert self.machine.drop_unreadable(first, count, self.now, self.wall) == len(gone)
         for m in gone:
             del self.model.messages[m.offset]
 
-    @rule(paused=st.booleans())
+    @rule(paused=st.sampled_from([False, False, True]))
     def pause(self, paused: bool) -> None:
         self.machine.pause(paused)
         self.paused = paused
@@ -433,7 +466,7 @@ class QueueModel(RuleBasedStateMachine):
     def gate(self, pick: int) -> None:
         self.generation += 1
         assert not self.machine.gate(None, self.generation - 2) or self.gated == "open"
-        if pick > 3:
+        if pick > 2:
             self.machine.ungate()
             self.gated = "open"
             return
@@ -506,6 +539,8 @@ class QueueModel(RuleBasedStateMachine):
             m.deadline = self.now + m.lease_ms
         self.tick()
         self.carry_transfers(False)
+        for token in (1, 2):
+            self.join(20, 1 << 40, 0, False, False, token)
 
     # ------------------------------------------------------------ always
 
@@ -533,5 +568,5 @@ class QueueModel(RuleBasedStateMachine):
 
 
 TestQueueModel = QueueModel.TestCase
-TestQueueModel.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestQueueModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 

@@ -17,7 +17,7 @@ def test_consumers_share_equally_and_the_turn_moves_on() -> None:
     machine = given(10)
     for id in (1, 2, 3):
         given_consumer(machine, id)
-    assert [(g.consumer_id, g.count) for g in machine.grant(0, 0)] == [(1, 4), (2, 4), (3, 2)]
+    assert [(g.consumer_id, g.count) for g in machine.grant(0, 0)] == [(1, 4), (2, 3), (3, 3)]
     machine.enqueue(10, 1, 10, wall_ms=0, now_ms=0)
     assert [(g.consumer_id, g.count) for g in machine.grant(0, 0)] == [(2, 1)]
 
@@ -27,6 +27,13 @@ def test_a_consumer_without_credit_holds_nobody_up() -> None:
     slow, quick = given_consumer(machine, 1, credit=2), given_consumer(machine, 2, credit=100)
     assert [(g.consumer_id, g.count) for g in machine.grant(0, 0)] == [(1, 2), (2, 8)]
     assert (slow.credit.messages, quick.credit.messages) == (0, 92)
+
+
+def test_what_one_cannot_take_is_divided_among_the_others() -> None:
+    machine = given(20)
+    for id, credit in ((1, 30), (2, 1), (3, 5), (4, 30)):
+        given_consumer(machine, id, credit=credit)
+    assert {g.consumer_id: g.count for g in machine.grant(0, 0)} == {1: 7, 2: 1, 3: 5, 4: 7}
 
 
 def test_credit_in_bytes_is_kept_but_for_one_message() -> None:

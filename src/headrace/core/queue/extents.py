@@ -17,7 +17,7 @@ FORGET_CHUNKS_MIN = 1024
 class Extents:
     """Sizes and append times by offset; see the module's head."""
 
-    __slots__ = ("before", "end", "starts", "total", "walls")
+    __slots__ = ("_newest_before", "_newest_start", "before", "end", "starts", "total", "walls")
 
     def __init__(self) -> None:
         self.starts = array("Q")
@@ -25,6 +25,9 @@ class Extents:
         self.walls = array("q")
         self.end = 0
         self.total = 0
+        # the newest chunk's entries again: almost every question is about it
+        self._newest_start = 0
+        self._newest_before = 0
 
     def add(self, first: int, count: int, nbytes: int, wall_ms: int, *, grain_ms: int) -> None:
         """Appends a chunk; a gap before ``first`` has no bytes."""
@@ -35,7 +38,7 @@ class Extents:
                 wall_ms = last_wall
             if first > self.end:
                 self._append(self.end, wall_ms)
-            elif wall_ms - last_wall <= grain_ms and (self.total - self.before[-1]) * count == nbytes * (self.end - starts[-1]):
+            elif wall_ms - last_wall <= grain_ms and (self.total - self._newest_before) * count == nbytes * (self.end - self._newest_start):
                 self.end = first + count
                 self.total += nbytes
                 return
@@ -44,6 +47,7 @@ class Extents:
         self.total += nbytes
 
     def _append(self, first: int, wall_ms: int) -> None:
+        self._newest_start, self._newest_before = first, self.total
         self.starts.append(first)
         self.before.append(self.total)
         self.walls.append(wall_ms)
@@ -63,12 +67,11 @@ class Extents:
 
     def size(self, first: int, end: int) -> int:
         """Bytes of ``[first, end)``."""
-        starts = self.starts
-        if not starts or first < starts[-1] or end > self.end:
+        start = self._newest_start
+        count = self.end - start
+        if first < start or end > self.end or not count:
             return self.below(end) - self.below(first)
-        # almost always both ends lie in the newest chunk
-        start = starts[-1]
-        nbytes, count = self.total - self.before[-1], self.end - start
+        nbytes = self.total - self._newest_before
         return (end - start) * nbytes // count - (first - start) * nbytes // count
 
     def fit(self, first: int, nbytes: int) -> int:
@@ -110,4 +113,5 @@ class Extents:
             extents.starts.append(first)
             extents.before.append(before)
             extents.walls.append(wall_ms)
+            extents._newest_start, extents._newest_before = first, before
         return extents

@@ -74,18 +74,24 @@ class Round:
         return found
 
     def _divide(self, candidates: list[Holder], ready: int) -> int:
-        share = -(-ready // len(candidates))
-        if all(_credit(holder) >= share for holder in candidates):
-            handed = 0
-            for holder in candidates:
-                handed += self._hand_out(holder, min(share, ready - handed))
-            return handed
+        left, remaining = len(candidates), ready
+        share = -(-ready // left)
+        if any(_credit(holder) < share for holder in candidates):
+            return self._divide_unevenly(candidates, ready)
+        handed = 0
+        for holder in candidates:
+            share = -(-remaining // left)
+            remaining -= share
+            left -= 1
+            handed += self._hand_out(holder, share)
+        return handed
+
+    def _divide_unevenly(self, candidates: list[Holder], ready: int) -> int:
+        """Those with the least credit take all of it, the others divide what is left."""
         shares: dict[int, int] = {}
-        left = len(candidates)
-        remaining = ready
+        left, remaining = len(candidates), ready
         for holder in sorted(candidates, key=_credit):
-            share = min(_credit(holder), -(-remaining // left))
-            shares[holder.token] = share
+            share = shares[holder.token] = min(_credit(holder), -(-remaining // left))
             remaining -= share
             left -= 1
         return sum(self._hand_out(holder, shares[holder.token]) for holder in candidates if shares[holder.token])

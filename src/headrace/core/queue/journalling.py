@@ -13,10 +13,12 @@ COUNT_MAX = (1 << 32) - 1
 class Journal:
     """Entries of one machine that are not taken yet."""
 
-    __slots__ = ("_acks", "_closed", "_high", "_leases", "_low", "_settlements", "_transfers")
+    __slots__ = ("_closed", "_high", "_leases", "_low", "_settlements", "_transfers", "acks")
 
     def __init__(self) -> None:
-        self._acks: list[tuple[int, int]] = []
+        self.acks: list[tuple[int, int]] = []
+        """(first, end) of plainly acked ranges. Append to it: an ack needs no place among the leases, since replaying a lease of something settled
+        does nothing."""
         self._settlements: list[tuple[int, int, int, int, int, int]] = []
         self._leases: list[tuple[int, int, int, int, int]] = []
         self._transfers: list[bytes] = []
@@ -39,12 +41,6 @@ class Journal:
             first += COUNT_MAX
         leases.append((first, end - first, attempt, lease_ms, owner_token))
 
-    def ack(self, first: int, end: int) -> None:
-        """``[first, end)`` was acked."""
-        if first < self._high and end > self._low:
-            self._close()
-        self._acks.append((first, end))
-
     def settle(self, action: Action, reason: Reason, attempts: int, first: int, end: int, when_ms: int = 0) -> None:
         """``[first, end)`` was settled, returned, delayed or extended."""
         if first < self._high and end > self._low:
@@ -65,9 +61,9 @@ class Journal:
         self._transfers.append(payload)
 
     def _close(self) -> None:
-        acks = self._acks
+        acks = self.acks
         if acks:
-            self._acks = []
+            self.acks = []
             if len(acks) > 1:
                 acks.sort()
             held_first, held_end = acks[0]
@@ -102,7 +98,7 @@ class Journal:
         return taken
 
     def __bool__(self) -> bool:
-        return bool(self._acks or self._settlements or self._leases or self._transfers or self._closed)
+        return bool(self.acks or self._settlements or self._leases or self._transfers or self._closed)
 
 
 assert (Action.ACK, Reason.NONE) == (0, 0)

@@ -216,6 +216,7 @@ class QueueMachine(Administration):
         if holder is None or action not in _ACTIONS:
             return Settled(0, list(ranges))
         consumer = holder.consumer
+        acks = state.journal.acks
         settled = 0
         stale: list[Range] = []
         for first, count in ranges:
@@ -237,11 +238,11 @@ class QueueMachine(Administration):
                 start, stop, _ = pieces[0]
                 for low, high, _ in pieces:
                     if low > stop:
-                        state.journal.ack(start, stop)
+                        acks.append((start, stop))
                         size += state.settle(start, stop)
                         start = low
                     stop = high
-                state.journal.ack(start, stop)
+                acks.append((start, stop))
                 size += state.settle(start, stop)
                 if consumer is not None and consumer.replenish:
                     consumer.credit.messages += found

@@ -148,9 +148,9 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
                 await broker.start()
                 console.print(f"broker back after {time.monotonic() - again:.1f} s")
             await asyncio.wait_for(asyncio.gather(publishing, reading), LIMIT_S)
-            for process in (publisher, reader):
-                if await process.wait():
-                    raise SystemExit((folder / "programs.log").read_text()[-4000:])
+            await asyncio.gather(publisher.wait(), reader.wait())
+            if any(process.returncode for process in processes):
+                raise SystemExit(f"a program failed: {(folder / 'programs.log').read_text()[-4000:]}")
     finally:
         for process in processes:
             if process.returncode is None:

@@ -13,7 +13,7 @@ BATCH = 500
 async def main(url: str, count: int) -> None:
     work = list(records(count))
     say(total=len(work), fingerprint=fingerprint(name for name, _ in work))
-    async with headrace.connect(url) as client:
+    async with headrace.connect(url, wait=30) as client:
         # What was not confirmed when the broker died is sent again with its sequence number, so it is stored once.
         async with client.publisher("packages", confirm_timeout=60) as publisher:
             for at in range(0, len(work), BATCH):

@@ -11,7 +11,7 @@ from records import fingerprint
 
 async def main(url: str, total: int) -> None:
     totals = Totals()
-    async with headrace.connect(url) as client:
+    async with headrace.connect(url, wait=30) as client:
         async with client.read("package-figures", start="earliest") as stream:
             while len(totals.counted) < total:
                 for record in await stream.take(1000):

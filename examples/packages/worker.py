@@ -10,7 +10,7 @@ from figures import figures_of
 
 async def main(url: str) -> None:
     handled = 0
-    async with headrace.connect(url) as client:
+    async with headrace.connect(url, wait=30) as client:
         async with client.publisher("package-figures", confirm_timeout=60) as figures, client.consume("packages", prefetch=1000) as packages:
             while True:
                 messages = await packages.take(250)

@@ -28,13 +28,14 @@ class MemoryState:
 class _Log:
     """One partition: records entries by offset; other kinds only while the partition may be loaded again without a checkpoint."""
 
-    __slots__ = ("bases", "checkpoint", "entries", "epoch", "index", "nbytes", "next_offset", "others")
+    __slots__ = ("bases", "checkpoint", "entries", "epoch", "folding", "index", "nbytes", "next_offset", "others")
 
     def __init__(self) -> None:
         self.entries: list[StoredEntry] = []
         self.bases: list[int] = []
         self.others: list[StoredEntry] = []
         self.checkpoint: Checkpoint | None = None
+        self.folding = False
         self.epoch = self.index = self.next_offset = self.nbytes = 0
 
 
@@ -92,13 +93,15 @@ class MemoryStore:
         """Replaces what was journalled beside records by a checkpoint, at a moment when the owner is not in the middle of appending."""
 
         def fold() -> None:
+            log.folding = False
             checkpoint = self._owner.checkpoint(pid) if self._owner is not None else None
             if checkpoint is not None:
                 log.checkpoint = checkpoint
-                log.others.clear()
+                log.others = [e for e in log.others if e.index > checkpoint.index]
 
-        log.others = log.others[-4096:]
-        self._loop.call_soon(fold)
+        if not log.folding:
+            log.folding = True
+            self._loop.call_soon(fold)
 
     def flush(self) -> None:
         if self._pending and not self._flushing:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 ENTRY_BYTES_MAX = 8 * 1024 * 1024
 OVERHEAD_BYTES = ENVELOPE.size + BATCH.size
 _RECORDS = int(Kind.RECORDS)
+_HEAD_BYTES = RECORDS_HEAD.size
+_RUN_BYTES = RUN.size
 _pack_run = RUN.pack
 _pack_head = RECORDS_HEAD.pack
 _encode = msgspec.msgpack.Encoder().encode
@@ -64,16 +66,16 @@ class InFlight:
 
     __slots__ = ("answers", "base_offset", "index", "metas", "nbytes", "publishes", "record_count", "wall_ms")
 
-    def __init__(self, index: int) -> None:
+    def __init__(self, index: int, base_offset: int, record_count: int, nbytes: int, wall_ms: int, publishes: list[Publish]) -> None:
         self.index = index
-        self.base_offset = -1
-        self.record_count = 0
-        self.nbytes = 0
-        self.wall_ms = 0
-        self.publishes: list[Publish] = []
+        self.base_offset = base_offset
+        self.record_count = record_count
+        self.nbytes = nbytes
+        self.wall_ms = wall_ms
+        self.publishes = publishes
         self.metas: list[tuple[int, int, int, int, int]] | None = None
         """(record_count, nbytes, not_before_ms, expires_at_ms, priority) per run, None when no run has any of the last three."""
-        self.answers: list[Callable[[], None]] = []
+        self.answers: list[Callable[[], None]] | None = None
 
 
 class Partition(ABC):
@@ -106,10 +108,14 @@ class Partition(ABC):
         self._sampled = (0, 0, 0)
         self.limited = False
         """Whether ``admit`` has anything to say."""
+        self.tells_appended = False
+        """Whether ``appended`` has anything to do."""
         self.poked = False
         """Whether there is more to do in this tick than to append."""
         self._levels: tuple[int, ...] = ()
         self._early = False
+        self._accepted = False
+        """Whether a gathered run is confirmed as soon as it is appended."""
         self._gathered: list[Publish] = []
         self._blobs: list[bytes] = []
         self._parts: list[bytes] = []
@@ -221,6 +227,8 @@ class Partition(ABC):
                 self._refuse(sink, channel, run, asked_level, error)
                 return
         sink.in_flight_bytes += nbytes
+        if level == 1:
+            self._accepted = True
         self._gather(Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
 
     def _above(self, asked_level: int) -> HeadraceError | None:
@@ -257,7 +265,8 @@ class Partition(ABC):
             self._answers.append(answer)
             self.broker.mark(self)
         elif self.in_flight:
-            self.in_flight[-1].answers.append(answer)
+            last = self.in_flight[-1]
+            last.answers = [*(last.answers or ()), answer]
         else:
             answer()
 
@@ -313,19 +322,18 @@ class Partition(ABC):
 
     def _append_gathered(self) -> None:
         """Makes the one ``records`` entry of this tick."""
-        broker = self.broker
-        wall, base, gathered, size = broker.wall_ms, self._gather_base, self._gathered, self._gather_bytes
+        broker, base, gathered, size = self.broker, self._gather_base, self._gathered, self._gather_bytes
+        wall = broker.wall_ms
         records = self.next_offset - base
-        frames = 0
-        for publish in gathered:
-            frames += publish.frames
-        runs_count = len(gathered)
-        head = _pack_head(base, records, frames, wall, runs_count)
-        nbytes = len(head) + runs_count * RUN.size + size
         self.last_index = index = self.last_index + 1
-        self.store.append(self.pid, self.epoch, index, _RECORDS, (head, *self._parts, *self._blobs), nbytes, base, records)
-        entry = InFlight(index)
-        entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms, entry.publishes = base, records, size, wall, gathered
+        if len(gathered) == 1:
+            runs_count, frames = 1, gathered[0].frames
+            payload: Sequence[bytes] = (_pack_head(base, records, frames, wall, 1), self._parts[0], self._blobs[0])
+        else:
+            runs_count, frames = len(gathered), sum([publish.frames for publish in gathered])
+            payload = (_pack_head(base, records, frames, wall, runs_count), *self._parts, *self._blobs)
+        self.store.append(self.pid, self.epoch, index, _RECORDS, payload, _HEAD_BYTES + runs_count * _RUN_BYTES + size, base, records)
+        entry = InFlight(index, base, records, size, wall, gathered)
         if self._special:
             plain = (0, 0, 0)
             entry.metas = [(p.records, p.nbytes, *self._special.get(i, plain)) for i, p in enumerate(gathered)]
@@ -335,15 +343,13 @@ class Partition(ABC):
         counters = broker.counters
         counters.published += records
         counters.published_bytes += size
-        if self._early:
-            self._confirm(gathered, Level.ACCEPTED)
-        else:
-            early = [p for p in gathered if p.level == 1]
-            if early:
-                self._confirm(early, Level.ACCEPTED)
+        if self._accepted:
+            self._accepted = False
+            self._confirm([p for p in gathered if p.level == 1], Level.ACCEPTED)
         self._gathered, self._blobs, self._parts = [], [], []
         self._gather_bytes = 0
-        self.appended(base, records, size, wall)
+        if self.tells_appended:
+            self.appended(base, records, size, wall)
 
     def _append(self, kind: Kind, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0) -> int:
         self.last_index += 1
@@ -373,11 +379,12 @@ class Partition(ABC):
         if self._answers:
             answers, self._answers = self._answers, []
             if index:
-                entry = InFlight(index)
+                entry = InFlight(index, -1, 0, 0, 0, [])
                 entry.answers = answers
                 self.in_flight.append(entry)
             elif self.in_flight:
-                self.in_flight[-1].answers.extend(answers)
+                last = self.in_flight[-1]
+                last.answers = [*(last.answers or ()), *answers]
             else:
                 for answer in answers:
                     answer()

@@ -42,6 +42,7 @@ class StreamPartition(Partition):
         self.machine = StreamMachine(item.stream)
         self.message_bytes_max = item.stream.max_message_bytes
         self.settings_changed()
+        self.tells_appended = item.stream.tier != "durable"
         self.subscriptions: dict[int, StreamSubscription] = {}
         self._filters: dict[int, Compiled] = {}
         self._readings: dict[int, Reading] = {}
@@ -67,9 +68,8 @@ class StreamPartition(Partition):
         return None
 
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:
-        if self.spec.tier != "durable":
-            self.machine.appended(base + count)
-            self.broker.mark(self)
+        self.machine.appended(base + count)
+        self.broker.mark(self)
 
     def committed(
         self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int

@@ -48,6 +48,7 @@ class Subscription(ABC):
     def wake(self) -> None:
         """There may be something to send: let each partition look in this tick."""
 
+    @abstractmethod
     def block(self) -> None:
         """Its socket takes nothing more for now."""
 
@@ -153,6 +154,9 @@ class StreamSubscription(Subscription):
         for partition in self.partitions.values():
             partition.close_reader(self)
         self.partitions.clear()
+
+    def block(self) -> None:
+        """Nothing to do: each read looks at the sink first."""
 
     def wake(self) -> None:
         for partition in self.partitions.values():

@@ -5,6 +5,7 @@ or with ``HEADRACE_PURE=1``, the package is built without extensions and nobody 
 """
 
 import os
+import runpy
 import shutil
 import sysconfig
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
-HOT = ["src/headrace/wire/ingress.py"]
+HOT = [f"src/{name.replace('.', '/')}.py" for name in runpy.run_path("src/headrace/hot.py")["MODULES"]]
 
 
 def has_compiler() -> bool:

@@ -95,10 +95,9 @@ def _software() -> Iterator[Finding]:
 
 def _hot_modules() -> list[str]:
     """Names of the modules that are compiled where a C compiler is."""
-    names = ("headrace.wire.ingress",)
-    from importlib.util import find_spec
+    from headrace.hot import MODULES
 
-    return [name for name in names if find_spec(name) is not None]
+    return list(MODULES)
 
 
 def _is_compiled(name: str) -> bool:

@@ -1,0 +1,8 @@
+"""The hot modules: those that the build compiles with mypyc where a C compiler is. Compiled or not they do the same."""
+
+MODULES = (
+    "headrace.wire.ingress",
+    "headrace.core.ranges",
+    "headrace.core.queue.extents",
+    "headrace.core.queue.journalling",
+)

@@ -353,7 +353,10 @@ class MemoryFiles:
         self._ask("rename", old, 0)
         if old not in self._names:
             raise FileNotFoundError(errno.ENOENT, "no such file", old)
-        self._names[new] = self._names.pop(old)
+        node = self._names[new] = self._names.pop(old)
+        for handle, (_path, open_node) in self._handles.items():
+            if open_node is node:
+                self._handles[handle] = (new, node)
 
     def listdir(self, path: str) -> list[str]:
         known = [*self._names, *self._dirs]
@@ -412,7 +415,8 @@ class MemoryFiles:
         whole = data
         if allowed is not None:
             data = data[:allowed]
-        node.undo.append((offset, bytes(node.data[offset : offset + len(data)]), len(node.data)))
+        if len(data) == len(whole):  # what is left of a torn write stays
+            node.undo.append((offset, bytes(node.data[offset : offset + len(data)]), len(node.data)))
         if offset > len(node.data):
             node.data.extend(bytes(offset - len(node.data)))
         node.data[offset : offset + len(data)] = data

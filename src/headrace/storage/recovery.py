@@ -274,10 +274,10 @@ class _Recovery:
     def run(self, progress: Callable[[int, int], None] | None) -> Recovered:
         found = self._found
         prepared, discard, next_id = self._inventory()
-        chain = self._chain
-        if chain:
-            self._files.fsync_and_forget(chain[-1].handle)
+        if self._chain:
+            self._files.fsync_and_forget(self._chain[-1].handle)
         self._drop_retired(discard)
+        chain = self._chain
         total, done = sum(s.size for s in chain), 0
         ends: list[int] = []
         for at, source in enumerate(chain):

@@ -10,8 +10,11 @@ served. I3 ``commit`` runs on one storage thread; ``get`` and ``scan`` may be ca
 """
 
 import asyncio
+import contextlib
 import errno
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from struct import Struct
@@ -33,6 +36,24 @@ _MAP_BYTES: Final = 64 * 1024 * 1024
 _META: Final = Struct("=IIQQ")
 """LMDB's meta page after its page header of 16 bytes: magic, version, address, map size; then two databases of 48 bytes, last page, transaction."""
 _META_MAGIC: Final = 0xBEEFC0DE
+
+_OPENED_MAX: Final = 2
+"""Opened so often without a close in between, an environment is read through first: a damaged page may be what ended the process each time."""
+_READ_THROUGH: Final = """
+import sys, lmdb
+try:
+    env = lmdb.open(sys.argv[1], map_size=int(sys.argv[2]), create=False)
+    with env.begin() as txn, txn.cursor() as cursor:
+        for item in cursor:
+            pass
+    with env.begin(write=True) as txn:
+        txn.put(b"\\0", bytes(3000))
+        txn.abort()
+except lmdb.MapFullError:
+    pass
+except lmdb.Error:
+    sys.exit(66)
+"""
 
 
 class StateStore(Protocol):
@@ -119,18 +140,20 @@ class LmdbStateStore:
         self.set_aside: str | None = None
         self._resizing = threading.Lock()
         self._map_bytes = map_bytes
+        self._mark = f"{path}.opened"
+        opened = _read_number(self._mark)
         try:
-            short = not _long_enough(path)
+            whole = _long_enough(path)
+            if not (whole and opened < _OPENED_MAX) and not _survives(path):
+                raise lmdb.CorruptedError("reading it through ends a process")
             self._env = self._open()
-            if short:
-                self._walk()
         except (lmdb.CorruptedError, lmdb.InvalidError, lmdb.VersionMismatchError, lmdb.PanicError, lmdb.PageNotFoundError, lmdb.IncompatibleError):
-            if hasattr(self, "_env"):
-                self._env.close()
             self.set_aside = set_aside(path)
             self._env = self._open()
         except lmdb.Error as e:
             raise StorageError(f"the state in {path} cannot be opened: {e}", hint="check the permissions and the disk of the data directory") from e
+        with open(self._mark, "w", encoding="ascii") as file:
+            file.write(str(1 if opened >= _OPENED_MAX else opened + 1))
 
     def get(self, key: bytes) -> bytes | None:
         with self._resizing:
@@ -190,12 +213,8 @@ class LmdbStateStore:
 
     def close(self) -> None:
         self._env.close()
-
-    def _walk(self) -> None:
-        """Touches every value: ``lmdb.CorruptedError`` if a page is not what it should be."""
-        with self._env.begin() as txn, txn.cursor() as cursor:
-            for _key, _value in cursor:
-                pass
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._mark)
 
     def _open(self) -> Any:
         os.makedirs(self.path, mode=0o750, exist_ok=True)
@@ -334,6 +353,22 @@ def _long_enough(path: str) -> bool:
         return True
     os.truncate(data, wanted)
     return False
+
+
+def _survives(path: str) -> bool:
+    """Whether another process can read the environment through. LMDB trusts its pages: a damaged one may end the process that reads it, so it is not
+    this one that tries."""
+    command = [sys.executable, "-c", _READ_THROUGH, path, str(max(_MAP_BYTES, _grown(path)))]
+    code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+    return code >= 0 and code != 66  # any other code says something of the system, not of the environment
+
+
+def _read_number(path: str) -> int:
+    try:
+        with open(path, encoding="ascii") as file:
+            return int(file.read() or 0)
+    except (FileNotFoundError, ValueError):
+        return 0
 
 
 def _grown(path: str) -> int:

@@ -24,6 +24,8 @@ PIECES_MAX: Final = 1024
 _JOIN_BYTES: Final = 4096
 """Pieces smaller than this are cheaper to copy than to hand over one by one."""
 
+_JOIN_ALL_BYTES: Final = 256 * 1024
+
 _FILL: Final = bytes(1 << 20)
 
 
@@ -205,9 +207,12 @@ class OsFiles:
 
 
 def joined(pieces: Sequence[Buffer]) -> list[Buffer]:
-    """The same bytes in few pieces: neighbours under 4 KiB are copied together, large ones are kept as they are."""
+    """The same bytes in few pieces: neighbours under 4 KiB are copied together, large ones are kept as they are. Many pieces that are small together
+    become one: a call of ``join`` costs less than looking at each."""
     if len(pieces) <= 8:
         return [p for p in pieces if len(p)]
+    if sum(map(len, pieces)) <= _JOIN_ALL_BYTES:
+        return [b"".join(pieces)]
     out: list[Buffer] = []
     small: list[Buffer] = []
     for piece in pieces:

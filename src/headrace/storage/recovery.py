@@ -9,20 +9,15 @@ damage and names its partitions, or, when both copies of a directory are gone, t
 discards that partition's entries, and losses, at and above i. I4 A gap in a partition's indexes is a loss, an epoch that falls back is damage.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
-from crc32c import crc32c
-
-from headrace.storage.files import Files, Handle
+from headrace.storage.files import Files
 from headrace.storage.walfiles import Continuation, WalFile, id_of, name_of
 from headrace.storage.walformat import (
     BLOCK,
     CLOSING,
     DATA_START,
-    ENTRY,
-    ENTRY_BYTES,
-    HEAD_BYTES,
     HEADER_BLOCK,
     MARKERS,
     NO_PREVIOUS,
@@ -34,18 +29,17 @@ from headrace.storage.walformat import (
     Located,
     Previous,
     Row,
-    decode_head,
     decode_header,
     decode_rows,
     needle,
     seed_of,
 )
+from headrace.storage.walreading import Read, Source, section, walk
 
 Sink = Callable[[Located, Sequence[memoryview]], None]
 """Takes entries in the order of the log with their payloads, which are valid only during the call. A marker whose own bytes are damaged comes with
 what its directory says (TRUNCATE: the index, epoch 0; PROMISE: the epoch, index 0) and an empty payload."""
 
-WINDOW_BYTES: Final = 1 << 20
 _NO_LIMIT: Final = 1 << 63
 _SCARS_MAX: Final = 100
 
@@ -166,93 +160,13 @@ class Recovered:
         return end is None or tail is None or tail.last_seq < end
 
 
-class _Source:
-    """A log file being read through a window."""
-
-    __slots__ = ("_at", "_files", "_window", "file_id", "handle", "header", "scarred", "seed", "size")
-
-    def __init__(self, files: Files, file_id: int, handle: Handle) -> None:
-        self._files = files
-        self.file_id = file_id
-        self.handle = handle
-        self.size = files.size(handle)
-        self.header: FileHeader | None = None
-        self.seed = 0
-        self.scarred = False
-        self._at = 0
-        self._window = memoryview(b"")
-
-    def view(self, position: int, length: int) -> memoryview:
-        """Those bytes; fewer at the end of the file."""
-        at = position - self._at
-        if at < 0 or at + length > len(self._window):
-            self._window = memoryview(self.pread(position, max(length, WINDOW_BYTES)))
-            self._at = position
-            at = 0
-        return self._window[at : at + length]
-
-    def pread(self, position: int, length: int) -> bytes:
-        """Those bytes, fewer at the end of the file; what the disk refuses to give reads as zeros."""
-        length = min(length, self.size - position)
-        if length <= 0:
-            return b""
-        try:
-            return self._files.pread(self.handle, length, position)
-        except OSError:
-            self.scarred = True
-            return b"".join([self._block(at, min(HEADER_BLOCK, position + length - at)) for at in range(position, position + length, HEADER_BLOCK)])
-
-    def _block(self, position: int, length: int) -> bytes:
-        try:
-            return self._files.pread(self.handle, length, position)
-        except OSError:
-            return bytes(length)
-
-    def head(self, position: int) -> FlushHead | None:
-        return decode_head(self.view(position, HEAD_BYTES), 0, self.seed, file_id=self.file_id, position=position)
-
-    def search(self, position: int, stop: int) -> FlushHead | None:
-        """The first sound head from ``position`` (a multiple of 512) on that begins before ``stop``."""
-        sought = needle(self.file_id)
-        while position < stop:
-            chunk = self.pread(position, min(WINDOW_BYTES, stop - position))
-            if not chunk:
-                return None
-            begins = chunk[::BLOCK]
-            block = begins.find(sought[:1])
-            while block >= 0:
-                at = block * BLOCK
-                if chunk[at : at + len(sought)] == sought and (head := self.head(position + at)) is not None:
-                    return head
-                block = begins.find(sought[:1], block + 1)
-            position += WINDOW_BYTES
-        return None
-
-    def heads(self, stop: int) -> Iterator[FlushHead]:
-        """All sound heads."""
-        position = DATA_START
-        while (head := self.head(position) or self.search(position + BLOCK, stop)) is not None and head.position < stop:
-            yield head
-            position = head.end
-
-    def rows(self, head: FlushHead) -> list[Row] | None:
-        """A flush's own directory; None if it is damaged."""
-        return decode_rows(self.view(head.rows_at, head.rows * ROW.size), head.rows_crc, self.seed)
-
-    def previous_rows(self, head: FlushHead) -> list[Row] | None:
-        """The directory of the flush before, as repeated in this one; None if it is damaged or not known."""
-        if not head.previous_file_id:
-            return None
-        return decode_rows(self.view(head.previous_rows_at, head.previous_rows * ROW.size), head.previous_rows_crc, self.seed)
-
-
 def recover(files: Files, directory: str, sink: Sink | None = None, *, progress: Callable[[int, int], None] | None = None) -> Recovered:
     """Reads the log in ``directory``. ``progress(bytes read, bytes in all)`` is called after each file.
 
     Raises only if the directory cannot be listed, a file cannot be opened or the last one synced (``OSError``), or for a log of a later format
     (``UnsupportedVersion``): never for what the bytes are.
     """
-    opened: list[_Source] = []
+    opened: list[Source] = []
     try:
         return _Recovery(files, directory, sink, opened).run(progress)
     finally:
@@ -261,15 +175,15 @@ def recover(files: Files, directory: str, sink: Sink | None = None, *, progress:
 
 
 class _Recovery:
-    def __init__(self, files: Files, directory: str, sink: Sink | None, opened: list[_Source]) -> None:
+    def __init__(self, files: Files, directory: str, sink: Sink | None, opened: list[Source]) -> None:
         self._files = files
         self._directory = directory
         self._sink = sink
         self._opened = opened
-        self._chain: list[_Source] = []
+        self._chain: list[Source] = []
         self._found = Recovered()
         self._last_seq: int | None = None
-        self._last: tuple[_Source, FlushHead] | None = None
+        self._last: tuple[Source, FlushHead] | None = None
 
     def run(self, progress: Callable[[int, int], None] | None) -> Recovered:
         found = self._found
@@ -317,7 +231,7 @@ class _Recovery:
             if file_id is None:
                 continue
             next_id = max(next_id, file_id + 1)
-            source = _Source(self._files, file_id, self._files.open(f"{self._directory}/{name}"))
+            source = Source(self._files, file_id, self._files.open(f"{self._directory}/{name}"))
             self._opened.append(source)
             if self._in_use(source):
                 self._chain.append(source)
@@ -332,7 +246,7 @@ class _Recovery:
                 source.seed = seed_of(told.previous_salt)
         return prepared, discard, next_id
 
-    def _in_use(self, source: _Source) -> bool:
+    def _in_use(self, source: Source) -> bool:
         """Whether a file was ever written as this id; sets its header if one copy of it is sound."""
         blocks = [source.pread(0, 128), source.pread(HEADER_BLOCK, 128)]
         headers = [decode_header(block) for block in blocks]
@@ -352,7 +266,8 @@ class _Recovery:
         for source in reversed(self._chain):
             if source.header is None:
                 continue
-            oldest = max([source.header.oldest_id, *(h.oldest_id for h in source.heads(source.size))])
+            last = source.last_head()
+            oldest = max(source.header.oldest_id, last.oldest_id if last is not None else 0)
             break
         discard += [name_of(s.file_id) for s in self._chain if s.file_id < oldest]
         self._chain = [s for s in self._chain if s.file_id >= oldest]
@@ -367,7 +282,7 @@ class _Recovery:
 
     # One file
 
-    def _file(self, at: int, source: _Source) -> int:
+    def _file(self, at: int, source: Source) -> int:
         """Reads one file of the chain; answers where its valid flushes end."""
         following = self._chain[at + 1] if at + 1 < len(self._chain) else None
         if at and self._last_seq is None:
@@ -399,15 +314,15 @@ class _Recovery:
             return position
         return source.size if limit == _NO_LIMIT else limit
 
-    def _short(self, source: _Source) -> bool:
+    def _short(self, source: Source) -> bool:
         return source.header is not None and source.size < source.header.file_bytes
 
-    def _look_for_torn(self, source: _Source, position: int) -> None:
+    def _look_for_torn(self, source: Source, position: int) -> None:
         """A head that began to be written, or lost its checksum with nothing behind it, is a torn flush too."""
         if bytes(source.view(position, 16)) == needle(source.file_id) and not self._short(source):
             self._found.cut = Cut(source.file_id, position, (self._last_seq or 0) + 1, ())
 
-    def _end_of_chain(self, source: _Source) -> bool:
+    def _end_of_chain(self, source: Source) -> bool:
         """Whether the end of the last file is damaged in a way that hides how much it held."""
         first = (self._last_seq or 0) + 1
         if source.header is None:
@@ -433,11 +348,11 @@ class _Recovery:
 
     # One flush
 
-    def _flush(self, at: int, source: _Source, head: FlushHead, proven: bool) -> bool:
+    def _flush(self, at: int, source: Source, head: FlushHead, proven: bool) -> bool:
         """Reports a flush's entries; False: it is torn and the log ends before it."""
         base = head.position + head.entries_at
         body = source.view(base, head.entry_bytes)
-        read = _walk(body, base, head, source.seed)
+        read = walk(body, base, head, source.seed)
         if read is None or read.bad:
             successor = self._successor(at, source, head)
             if successor is None and not proven:
@@ -463,7 +378,7 @@ class _Recovery:
             self._sections(source, base, rows, head.seq)
         return True
 
-    def _successor(self, at: int, source: _Source, head: FlushHead) -> tuple[_Source, FlushHead] | None:
+    def _successor(self, at: int, source: Source, head: FlushHead) -> tuple[Source, FlushHead] | None:
         """The next sound flush, in this file or a later one: it proves that ``head``'s was complete."""
         for later in self._chain[at:]:
             if later.header is None:
@@ -473,7 +388,7 @@ class _Recovery:
                 return later, found
         return None
 
-    def _gap(self, at: int, source: _Source, head: FlushHead) -> None:
+    def _gap(self, at: int, source: Source, head: FlushHead) -> None:
         """Accounts for the flushes between the last one that was read and ``head``."""
         if self._last_seq is None:
             # The header of the first file is gone but for its salt: it began before this flush, by how much only this flush can tell.
@@ -493,12 +408,12 @@ class _Recovery:
             self._sections(holder, head.previous_position + head.previous_entries_at, rows, named)
         self._last_seq = head.seq - 1
 
-    def _sections(self, source: _Source | None, position: int, rows: Sequence[Row], seq: int) -> None:
+    def _sections(self, source: Source | None, position: int, rows: Sequence[Row], seq: int) -> None:
         """Saves what is sound of a damaged flush, row by row: a directory that can be trusted says where each partition's entries lie."""
         for row in rows:
             pid, first, last, nbytes, marker = row
             data = source.view(position, nbytes) if source is not None else memoryview(b"")
-            good = _section(data, position, row)
+            good = section(data, position, row)
             self._report(good, seq, source)
             have = first + len(good.entries)
             if not marker and have <= last:
@@ -509,7 +424,7 @@ class _Recovery:
 
     # Entries
 
-    def _report(self, read: "_Read", seq: int, source: _Source | None) -> None:
+    def _report(self, read: Read, seq: int, source: Source | None) -> None:
         """Applies entries in order to their partitions' tails and hands those that count to the sink."""
         partitions = self._found.partitions
         skipped: set[int] = set()
@@ -570,71 +485,3 @@ class _Recovery:
     def _scar(self, text: str) -> None:
         if len(self._found.scars) < _SCARS_MAX:
             self._found.scars.append(text)
-
-
-class _Read:
-    """Entries of one flush; ``bad``: numbers of those whose payload does not match (a marker among them has an empty payload)."""
-
-    __slots__ = ("bad", "entries", "payloads")
-
-    def __init__(self) -> None:
-        self.entries: list[tuple[int, int, int, int, int, int]] = []
-        """(partition, epoch, index, kind, position, length)."""
-        self.payloads: list[memoryview] = []
-        self.bad: set[int] = set()
-
-
-def _walk(body: memoryview, base: int, head: FlushHead, seed: int) -> _Read | None:
-    """All entries of a flush, whose lengths are proven by the checksum over their headers; None if it does not match."""
-    if len(body) < head.entry_bytes:
-        return None
-    read = _Read()
-    entries, payloads = read.entries, read.payloads
-    at, end = 0, len(body)
-    unpack = ENTRY.unpack_from
-    heads_crc = seed
-    while at < end:
-        inner = at + ENTRY_BYTES
-        if inner > end:
-            return None
-        length, crc, pid, epoch, index, kind, _flags = unpack(body, at)
-        stop = inner + length
-        if stop > end:
-            return None
-        heads_crc = crc32c(body[at:inner], heads_crc)
-        payload = body[inner:stop]
-        if crc32c(body[at + 8 : stop]) != crc:
-            read.bad.add(len(entries))
-            if kind in MARKERS:
-                payload = payload[:0]
-        entries.append((pid, epoch, index, kind, base + at, stop - at))
-        payloads.append(payload)
-        at = stop
-    return read if heads_crc == head.body_crc else None
-
-
-def _section(data: memoryview, base: int, row: Row) -> _Read:
-    """The sound entries at the begin of a row's bytes, as far as they are what the row says."""
-    pid, first, last, nbytes, marker = row
-    read = _Read()
-    at = 0
-    expected = first
-    while at + ENTRY_BYTES <= len(data):
-        length, crc, of, epoch, index, kind, _flags = ENTRY.unpack_from(data, at)
-        stop = at + ENTRY_BYTES + length
-        if stop > len(data) or of != pid or crc32c(data[at + 8 : stop]) != crc:
-            break
-        if marker:
-            if kind != marker or stop != nbytes:
-                break
-        elif kind in MARKERS or index != expected or (index == last) != (stop == nbytes):
-            break
-        read.entries.append((pid, epoch, index, kind, base + at, stop - at))
-        read.payloads.append(data[at + ENTRY_BYTES : stop])
-        expected += 1
-        at = stop
-    if marker and not read.entries:
-        epoch, index = (first, 0) if marker == PROMISE else (0, first)
-        read.entries.append((pid, epoch, index, marker, base, nbytes))
-        read.payloads.append(data[:0])
-    return read

@@ -14,6 +14,7 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate, chain
 from typing import Final, NamedTuple
 
 from crc32c import crc32c
@@ -67,19 +68,26 @@ class FlushResult(NamedTuple):
 
 
 class _Slot:
-    """Entries of one partition that will lie together: one row of the directory."""
+    """Entries of one partition that will lie together: one row of the directory. Most have one entry, so that one is not a list."""
 
-    __slots__ = ("entries", "first", "heads", "last", "marker", "nbytes", "pid", "pieces")
+    __slots__ = ("epoch", "first", "head", "kind", "last", "length", "marker", "more", "nbytes", "pid", "pieces")
 
-    def __init__(self, pid: int, first: int, marker: int) -> None:
+    def __init__(self, pid: int, epoch: int, index: int, kind: int, length: int, head: bytes, pieces: list[Buffer]) -> None:
         self.pid = pid
-        self.first = first
-        self.last = first
-        self.marker = marker
-        self.nbytes = 0
-        self.pieces: list[Buffer] = []
-        self.heads: list[bytes] = []
-        self.entries: list[tuple[int, int, int, int]] = []
+        self.epoch = epoch
+        self.first = self.last = index
+        self.kind = kind
+        self.marker = kind if kind in MARKERS else 0
+        self.length = self.nbytes = length
+        self.head = head
+        self.pieces = pieces
+        self.more: list[tuple[int, int, int, int, bytes]] | None = None
+        """The entries after the first: (epoch, index, kind, length, head)."""
+
+    def row(self) -> Row:
+        if self.marker == PROMISE:
+            return self.pid, self.epoch, self.epoch, self.nbytes, PROMISE
+        return self.pid, self.first, self.last, self.nbytes, self.marker
 
 
 class _Flight:
@@ -230,14 +238,18 @@ class Wal:
         if slot is None or slot.last + 1 != index or slot.marker or kind in MARKERS or slot.nbytes + length > SLOT_BYTES_MAX:
             if length > self._entry_bytes_max:
                 raise Invalid(f"an entry of {length} bytes does not fit in a log file, which takes {self._entry_bytes_max}")
-            slot = self._open[pid] = _Slot(pid, index, kind if kind in MARKERS else 0)
+            slot = self._open[pid] = _Slot(pid, epoch, index, kind, length, head, [head, *pieces])
             self._slots.append(slot)
-        slot.last = index
-        slot.nbytes += length
-        slot.heads.append(head)
-        slot.pieces.append(head)
-        slot.pieces.extend(pieces)
-        slot.entries.append((epoch, index, kind, length))
+        else:
+            slot.last = index
+            slot.nbytes += length
+            slot.pieces.append(head)
+            slot.pieces += pieces
+            entry = (epoch, index, kind, length, head)
+            if slot.more is None:
+                slot.more = [entry]
+            else:
+                slot.more.append(entry)
         self._gathered += length
 
     def flush(self) -> None:
@@ -350,28 +362,11 @@ class Wal:
         file = self._file
         assert file is not None
         started_ns = self._now_ns()
-        rows: list[Row] = []
-        pieces: list[Buffer] = [b""]
-        heads: list[bytes] = []
-        located = Located(file.file_id, [], [], [], [], [], [])
-        _, pids, epochs, indexes, kinds, positions, lengths = located
         entries_at = HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows)
-        at = start = self._end + entries_at
-        for slot in slots:
-            pid, first, last = slot.pid, slot.first, slot.last
-            if slot.marker == PROMISE:
-                first = last = slot.entries[0][0]
-            rows.append((pid, first, last, slot.nbytes, slot.marker))
-            pieces += slot.pieces
-            heads += slot.heads
-            for epoch, index, kind, length in slot.entries:
-                pids.append(pid)
-                epochs.append(epoch)
-                indexes.append(index)
-                kinds.append(kind)
-                positions.append(at)
-                lengths.append(length)
-                at += length
+        start = self._end + entries_at
+        located, heads = _locate(slots, file.file_id, start)
+        entry_bytes = sum(located.lengths)
+        rows = [slot.row() for slot in slots]
         pack = ROW.pack
         directory = b"".join([pack(*row) for row in rows])
         oldest_id = self._set.oldest_id
@@ -381,18 +376,17 @@ class Wal:
             position=self._end,
             seq=self._seq,
             rows=directory,
-            entry_bytes=at - start,
+            entry_bytes=entry_bytes,
             entry_heads=b"".join(heads),
             previous=self._previous,
             flags=flags,
             oldest_id=oldest_id,
             wall_ms=self._wall_ms(),
         )
-        pieces[0] = head
-        pieces.append(_ZEROS[:zeros])
-        self._gathered -= at - start
+        pieces = [head, *chain.from_iterable([slot.pieces for slot in slots]), _ZEROS[:zeros]]
+        self._gathered -= entry_bytes
         previous = Previous(file.file_id, self._end, total, entries_at, directory)
-        return pieces, _Flight(self._seq, rows, located, at - start, total, oldest_id, previous, started_ns)
+        return pieces, _Flight(self._seq, rows, located, entry_bytes, total, oldest_id, previous, started_ns)
 
     def _written(self, _result: object, error: BaseException | None) -> None:
         flight = self._flight
@@ -518,9 +512,38 @@ class Wal:
         if flight is not None and flight.rows:
             self._on_flushed(FlushResult(flight.seq, error, flight.rows, nowhere, 0, self._now_ns() - flight.started_ns))
         if slots:
-            rows = [(s.pid, s.first, s.last, s.nbytes, s.marker) for s in slots]
-            self._on_flushed(FlushResult(self._seq + 1, error, rows, nowhere, 0, 0))
+            self._on_flushed(FlushResult(self._seq + 1, error, [slot.row() for slot in slots], nowhere, 0, 0))
         self._ended()
+
+
+def _locate(slots: Sequence[_Slot], file_id: int, start: int) -> tuple[Located, list[bytes]]:
+    """Where each entry lies when the slots' entries are written back to back from ``start``, and the entries' heads."""
+    if any(slot.more for slot in slots):
+        located, heads = Located(file_id, [], [], [], [], [], []), []
+        _, pids, epochs, indexes, kinds, _, lengths = located
+        for slot in slots:
+            pid = slot.pid
+            for epoch, index, kind, length, head in ((slot.epoch, slot.first, slot.kind, slot.length, slot.head), *(slot.more or ())):
+                pids.append(pid)
+                epochs.append(epoch)
+                indexes.append(index)
+                kinds.append(kind)
+                lengths.append(length)
+                heads.append(head)
+    else:
+        heads = [slot.head for slot in slots]
+        lengths = [slot.length for slot in slots]
+        located = Located(
+            file_id,
+            [slot.pid for slot in slots],
+            [slot.epoch for slot in slots],
+            [slot.first for slot in slots],
+            [slot.kind for slot in slots],
+            [],
+            lengths,
+        )
+    located.positions.extend(accumulate(lengths[:-1], initial=start) if lengths else ())
+    return located, heads
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

@@ -42,7 +42,7 @@ def directory(files: Files, tmp_path: Path) -> str:
 
 def test_pieces_land_back_to_back(files: Files, directory: str) -> None:
     pieces: list[Buffer] = [bytes([i % 256]) * (i % 50) for i in range(3000)]
-    pieces.insert(1500, memoryview(b"large" * 4000))
+    pieces.insert(1500, memoryview(b"large" * 60_000))
     handle = files.create(f"{directory}/f")
     files.pwritev_durable(handle, pieces, 10)
     data = b"".join(pieces)
@@ -98,7 +98,8 @@ def test_one_holder_of_the_lock(files: Files, directory: str) -> None:
 
 
 def test_few_pieces_of_many() -> None:
-    pieces: list[Buffer] = [b"ab"] * 5000 + [b"x" * 5000] + [b"cd"] * 10
+    assert joined([b"ab"] * 5000) == [b"ab" * 5000]
+    pieces: list[Buffer] = [b"ab"] * 5000 + [b"x" * 300_000] + [b"cd"] * 10
     out = joined(pieces)
     assert len(out) == 3
     assert out[1] is pieces[5000]

@@ -10,7 +10,9 @@ from headrace.storage.walformat import DATA_START, PROMISE, TRUNCATE
 from tests.unit.storage.rig import DIRECTORY, Collected, Key, Rig, reopened
 
 FILE_BYTES = 64 * 1024
-STEPS = pytest.mark.parametrize("step", [pytest.param(1, marks=[pytest.mark.slow, pytest.mark.timeout(600)]), 29])
+SWEEPS = pytest.mark.parametrize(
+    ("closed", "step"), [pytest.param(False, 1, marks=[pytest.mark.slow, pytest.mark.timeout(600)]), (False, 29), (True, 29)]
+)
 
 
 def written(*, closed: bool) -> tuple[Rig, set[Key]]:
@@ -61,9 +63,8 @@ def check(rig: Rig, found: Collected, last: set[Key], *, closed: bool, what: str
     return {pid for pid, _ in missing}
 
 
-@pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("file_id", [1, 2])
-@STEPS
+@SWEEPS
 def test_every_flipped_byte(closed: bool, file_id: int, step: int) -> None:
     rig, last = written(closed=closed)
     assert isinstance(rig.files, MemoryFiles)
@@ -86,9 +87,8 @@ def test_every_flipped_byte(closed: bool, file_id: int, step: int) -> None:
     assert Collected(rig.files).entries == rig.truth
 
 
-@pytest.mark.parametrize("closed", [True, False])
 @pytest.mark.parametrize("file_id", [1, 2])
-@STEPS
+@SWEEPS
 def test_every_length(closed: bool, file_id: int, step: int) -> None:
     rig, last = written(closed=closed)
     assert isinstance(rig.files, MemoryFiles)

@@ -1,0 +1,504 @@
+"""Keeps the log short: moves what must outlive it into segments, erases what is dead, rewrites files that are mostly dead.
+
+Owns when and what; the bytes are written by ``moving`` and ``rewriting`` on a thread. Everything that changes references runs while ``ground.moving`` is
+held, one thing at a time.
+
+I1 Order of durability: log synced up to the checkpoint's index, segments and their directory synced, one commit {moved_to, checkpoint, references}, then
+the log file goes. So at every moment each live entry stands in a place that the small state or the log itself names. I2 Only durable entries move
+(durable = committed with one copy), so what was moved is never truncated. I3 Nothing is erased before what made it dead is durable. I4 The loop is
+held for at most one checkpoint, or 0.5 ms.
+"""
+
+import asyncio
+import time
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Final
+
+from headrace.storage import keys, rewriting
+from headrace.storage.api import Checkpoint
+from headrace.storage.ground import Ground, log
+from headrace.storage.index import Part, live_bytes
+from headrace.storage.keys import Moved, SegmentRef, number_key
+from headrace.storage.moving import Job, Moves, Writing
+from headrace.storage.rewriting import Rewrite
+from headrace.storage.system import SYSTEM_PID, SystemJournal
+
+SLICE_NS: Final = 500_000
+PAUSE_S: Final = 0.001
+QUIET_ROUNDS: Final = 10
+"""A file is rewritten only when nothing in it died for so long: what is being consumed will be gone by itself."""
+SMALL_ARCHIVES: Final = 16
+"""So many archives below a quarter of the smallest own segment are merged into one."""
+REWRITE_BYTES_MAX: Final = 64 * 1024 * 1024
+Puts = dict[bytes, bytes | None]
+
+
+class Mover:
+    """See the module's head."""
+
+    def __init__(self, ground: Ground, system: SystemJournal, durable: Callable[[Part, int], Awaitable[None]], flush: Callable[[], None]) -> None:
+        self.passes = 0
+        self.moved_bytes = 0
+        self._ground = ground
+        self._system = system
+        self._durable = durable
+        self._flush = flush
+        self._wanted = asyncio.Event()
+        self._floors: dict[int, Part] = {}
+        self._last_death: dict[int, int] = {}
+        self._round = 0
+        storage = ground.config.storage
+        self._threshold = min(storage.wal_bytes_max // 4, 4 * storage.wal_file_bytes)
+
+    # ------------------------------------------------------------ when
+
+    def due(self) -> bool:
+        """Whether the log is long enough for a pass."""
+        return self._ground.wal.total_bytes >= self._threshold
+
+    def wake(self) -> None:
+        """Ends ``wait``."""
+        self._wanted.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until woken, or for that long."""
+        try:
+            await asyncio.wait_for(self._wanted.wait(), seconds)
+        except TimeoutError:
+            pass
+        self._wanted.clear()
+
+    def floor_moved(self, part: Part) -> None:
+        """Some of what a partition has in segments may be dead."""
+        self._floors[part.pid] = part
+
+    async def round(self) -> None:
+        """A pass if one is due, then what died, then a rewrite if one is worth it."""
+        self._round += 1
+        if self.due() or self._wanted.is_set():
+            await self.pass_once()
+        await self._sweep()
+        numbers = self._worth_rewriting()
+        if numbers:
+            await self._rewrite(numbers)
+
+    # ------------------------------------------------------------ a pass
+
+    async def pass_once(self, *, everything: bool = False) -> int:
+        """Moves the older half of the closed log files (``everything``: all of them); how many files could go."""
+        closed = self._ground.wal.files()[:-1]
+        if not closed:
+            return 0
+        upto = closed[-1 if everything else (len(closed) - 1) // 2].file_id
+        ground = self._ground
+        pids: set[int] = set()
+        for file in closed:
+            if file.file_id <= upto:
+                pids |= ground.file_pids.get(file.file_id, set())
+        await self._move([(part, part.rows_up_to_file(upto)) for pid in sorted(pids) if (part := ground.parts.get(pid)) is not None], upto)
+        gone = 0
+        for file in closed:
+            if file.file_id <= upto:
+                ground.wal.retire(file.file_id)
+                ground.file_pids.pop(file.file_id, None)
+                gone += 1
+        self.passes += 1
+        return gone
+
+    async def evacuate(self, part: Part, *, last_index: int | None = None) -> None:
+        """Moves everything durable of one partition out of the log (at most up to ``last_index``)."""
+        rows = len(part.sizes)
+        if last_index is not None:
+            rows = max(0, min(rows, last_index + 1 - part.first_index))
+        await self._move([(part, rows)], None, least_index=last_index or 0)
+
+    async def _move(self, wanted: Sequence[tuple[Part, int]], upto: int | None, *, least_index: int = 0) -> None:
+        ground = self._ground
+        taken = await self._checkpoints([(part, rows) for part, rows in wanted if rows > 0 or least_index > part.moved.moved_to])
+        jobs: list[Job] = []
+        parts: dict[int, Part] = {}
+        fresh: dict[int, Checkpoint] = {}
+        began_ns = time.perf_counter_ns()
+        for part, rows, checkpoint in taken:
+            jobs.append(self._job(part, rows, checkpoint, least_index))
+            parts[part.pid] = part
+            if checkpoint is not None:
+                fresh[part.pid] = checkpoint
+            if time.perf_counter_ns() - began_ns > SLICE_NS:
+                await asyncio.sleep(PAUSE_S)
+                began_ns = time.perf_counter_ns()
+        storage = ground.config.storage
+        writing = Writing(
+            ground.files,
+            ground.segment_directory,
+            ground.take_number,
+            own_bytes_min=storage.segment_own_bytes_min,
+            file_bytes=storage.segment_file_bytes,
+            wall_ms=ground.wall_ms(),
+        )
+        moves = await ground.on(ground.io, lambda: writing.move(ground.wal, jobs)) if jobs else Moves()
+        self.moved_bytes += moves.moved_bytes
+        await self._commit_moves(jobs, parts, fresh, moves, upto)
+
+    async def _checkpoints(self, wanted: Sequence[tuple[Part, int]]) -> list[tuple[Part, int, Checkpoint | None]]:
+        """Asks for the state of each partition, in slices, and waits until it is durable."""
+        ground = self._ground
+        taken: list[tuple[Part, int, Checkpoint | None]] = []
+        began_ns = time.perf_counter_ns()
+        for part, rows in wanted:
+            checkpoint: Checkpoint | None = None
+            if part.pid == SYSTEM_PID:
+                checkpoint = await self._system.checkpoint()
+            elif part.pid not in ground.damaged:
+                checkpoint = ground.owner.checkpoint(part.pid)
+            if checkpoint is not None and checkpoint.index < part.checkpoint_index:
+                checkpoint = None
+            taken.append((part, rows, checkpoint))
+            if time.perf_counter_ns() - began_ns > SLICE_NS:
+                self._flush()
+                await asyncio.sleep(PAUSE_S)
+                began_ns = time.perf_counter_ns()
+        self._flush()
+        for part, _, checkpoint in taken:
+            if checkpoint is not None:
+                await self._durable(part, checkpoint.index)
+        return taken
+
+    def _job(self, part: Part, rows: int, checkpoint: Checkpoint | None, least_index: int) -> Job:
+        columns = part.columns(rows)
+        refs = part.moved.refs
+        last_index = max(part.first_index + rows - 1, part.moved.moved_to, least_index)
+        end_offset = columns.bases[-1] + columns.counts[-1] if columns.bases else refs[-1].end_offset if refs else 0
+        if checkpoint is not None:
+            after, floor, packed = checkpoint.index, checkpoint.floor_offset, keys.pack_checkpoint(checkpoint)
+        else:
+            after, floor = part.checkpoint_index, part.checkpoint_floor
+            raw = self._ground.state.get(number_key(keys.CHECKPOINT, part.pid)) if after and part.pid != SYSTEM_PID else None
+            packed = raw or b""
+        return Job(part.pid, columns, after=after, floor=floor, last_index=last_index, end_offset=end_offset, checkpoint=packed)
+
+    async def _commit_moves(self, jobs: Sequence[Job], parts: dict[int, Part], fresh: dict[int, Checkpoint], moves: Moves, upto: int | None) -> None:
+        ground = self._ground
+        puts: Puts = {}
+        change: dict[int, int] = {}
+        moved: dict[int, Moved] = {}
+        newer: list[tuple[Part, Checkpoint]] = []
+        for job in jobs:
+            part = parts[job.pid]
+            old = part.moved
+            covered = max(job.after, part.checkpoint_index)
+            refs = tuple(_covered(ref) if ref.tail_index and ref.tail_index <= covered else ref for ref in old.refs) + tuple(moves.refs.get(job.pid, ()))
+            file, nbytes = moves.checkpoints.get(job.pid, (0, 0))
+            if file and old.checkpoint_file:
+                change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
+            if not file:
+                file, nbytes = old.checkpoint_file, old.checkpoint_bytes
+            now = moved[job.pid] = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes)
+            puts[number_key(keys.MOVED, job.pid)] = keys.pack(now)
+            checkpoint = fresh.get(job.pid)
+            if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
+                newer.append((part, checkpoint))
+        for pid, file_id in list(ground.deleted.items()):
+            if upto is not None and file_id <= upto:
+                puts[number_key(keys.DELETED, pid)] = None
+        file_puts, after = ground.files_changed(change, moves.files)
+        puts |= file_puts
+        for part, checkpoint in newer:
+            puts |= self.checkpoint_puts(part, checkpoint)
+        if not puts:
+            return
+        try:
+            await ground.writer.submit(puts)
+        except BaseException:
+            # Whether it is committed is unknown: the new files stay, the next start finds out which of them count.
+            log.error("a pass of the mover could not be committed")
+            raise
+        ground.apply_files(after)
+        for job in jobs:
+            part = parts[job.pid]
+            part.moved = moved[job.pid]
+            part.drop_rows(job.rows)
+            if not part.sizes:
+                part.first_index = max(part.first_index, job.last_index + 1)
+            if moves.bad.get(job.pid):
+                bad = moves.bad[job.pid]
+                ground.isolate(job.pid, f"{len(bad)} entries in the log were damaged, the first at index {bad[0]}", bad[0] - 1, part.floor, len(bad))
+            if job.pid not in fresh:
+                ground.forget(part)
+        for pid, file_id in list(ground.deleted.items()):
+            if upto is not None and file_id <= upto:
+                del ground.deleted[pid]
+
+    # ------------------------------------------------------------ checkpoints
+
+    def checkpoint_puts(self, part: Part, checkpoint: Checkpoint) -> Puts:
+        """What makes a checkpoint, whose index is durable, the partition's current one; its object is changed at once."""
+        wakes = self._ground.wakes
+        puts: Puts = {}
+        stored = checkpoint._replace(data=b"") if part.pid == SYSTEM_PID else checkpoint
+        puts[number_key(keys.CHECKPOINT, part.pid)] = keys.pack_checkpoint(stored)
+        if checkpoint.wake_at_ms != part.wake_at_ms:
+            puts[number_key(keys.WAKE, part.pid)] = checkpoint.wake_at_ms.to_bytes(8, "big") if checkpoint.wake_at_ms else None
+        if checkpoint.wake_at_ms:
+            wakes[part.pid] = checkpoint.wake_at_ms
+        else:
+            wakes.pop(part.pid, None)
+        part.checkpoint_epoch, part.checkpoint_index = checkpoint.epoch, checkpoint.index
+        part.checkpoint_floor, part.checkpoint_next, part.wake_at_ms = checkpoint.floor_offset, checkpoint.next_offset, checkpoint.wake_at_ms
+        if checkpoint.floor_offset > part.floor:
+            part.set_floor(checkpoint.floor_offset)
+        return puts
+
+    async def checkpoint_all(self) -> None:
+        """Before a clean stop: so that the next start replays nothing."""
+        ground = self._ground
+        wanted = [(p, 0) for p in ground.parts.values() if p.pid != SYSTEM_PID and p.last_index > p.checkpoint_index and p.pid not in ground.damaged]
+        puts: Puts = {}
+        for part, _, checkpoint in await self._checkpoints(wanted):
+            if checkpoint is not None:
+                puts |= self.checkpoint_puts(part, checkpoint)
+        if puts:
+            await ground.writer.submit(puts)
+
+    # ------------------------------------------------------------ what died
+
+    def retained_from(self, part: Part, *, wall_ms: int, age_ms: int, bytes_max: int, records_max: int) -> int:
+        """The start offset after retention: whole segments, then entries still in the log."""
+        refs, bases, counts = part.moved.refs, part.bases, part.counts
+        start = part.floor
+        end = part.end_in_log() if bases else refs[-1].end_offset if refs else start
+        old_before = wall_ms - age_ms if age_ms else -1
+        below = end - records_max if records_max else -1
+        excess = part.stored_bytes() - bytes_max if bytes_max else -1
+        for ref in refs:
+            if ref.end_offset <= part.floor:
+                continue
+            size = live_bytes(ref, part.floor)
+            if not (ref.last_wall_ms < old_before or ref.end_offset <= below or 0 < size <= excess):
+                return start
+            start = ref.end_offset
+            excess -= size
+        at, first = part.dead_rows, part.first_index
+        by_age = bisect_left(part.walls, old_before, at) if age_ms else at
+        while at < len(bases):
+            size = part.sizes[part.records[at] - first]
+            if not (at < by_age or bases[at] + counts[at] <= below or size <= excess):
+                break
+            start = bases[at] + counts[at]
+            excess -= size
+            at += 1
+        return start
+
+    async def _sweep(self) -> None:
+        """Erases what floors have left behind: dead references go, dead parts are counted."""
+        floors, self._floors = self._floors, {}
+        ground = self._ground
+        targets = [(part, part.floor, part.last_index) for part in floors.values() if ground.parts.get(part.pid) is part]
+        if not targets:
+            return
+        self._flush()
+        puts: Puts = {}
+        change: dict[int, int] = {}
+        moved: list[tuple[Part, Moved]] = []
+        for part, floor, index in targets:
+            await self._durable(part, index)
+            part.settled_floor = max(part.settled_floor, floor)
+            refs = self._still_needed(part, change)
+            if refs is not None:
+                now = Moved(part.moved.moved_to, part.moved.epoch, part.moved.promised, refs, part.moved.checkpoint_file, part.moved.checkpoint_bytes)
+                moved.append((part, now))
+                puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
+        if not puts:
+            return
+        for number in change:
+            self._last_death[number] = self._round
+        file_puts, after = ground.files_changed(change, {})
+        await ground.writer.submit(puts | file_puts)
+        for part, now in moved:
+            part.moved = now
+        ground.apply_files(after)
+
+    @staticmethod
+    def _still_needed(part: Part, change: dict[int, int]) -> tuple[SegmentRef, ...] | None:
+        """The references after what is dead was left out; None if nothing changes."""
+        kept: list[SegmentRef] = []
+        changed = False
+        for ref in part.moved.refs:
+            if ref.tail_index and ref.tail_index > part.checkpoint_index:
+                kept.append(ref)
+                continue
+            dead = ref.nbytes - live_bytes(_covered(ref), part.settled_floor)
+            if dead >= ref.nbytes:
+                change[ref.file] = change.get(ref.file, 0) - (ref.nbytes - ref.dead_bytes)
+                changed = True
+            elif dead - ref.dead_bytes >= ref.nbytes // 4:
+                change[ref.file] = change.get(ref.file, 0) - (dead - ref.dead_bytes)
+                kept.append(_with_dead(ref, dead))
+                changed = True
+            else:
+                kept.append(ref)
+        return tuple(kept) if changed else None
+
+    async def drop_refs(self, part: Part, gone: Sequence[SegmentRef]) -> None:
+        """Gives up references whose files are not there any more."""
+        old = part.moved
+        kept = tuple(ref for ref in old.refs if ref not in gone)
+        now = Moved(old.moved_to, old.epoch, old.promised, kept, old.checkpoint_file, old.checkpoint_bytes)
+        file_puts, after = self._ground.files_changed({ref.file: -(ref.nbytes - ref.dead_bytes) for ref in gone}, {})
+        await self._ground.writer.submit({number_key(keys.MOVED, part.pid): keys.pack(now), **file_puts})
+        part.moved = now
+        self._ground.apply_files(after)
+
+    async def delete(self, pids: Sequence[int]) -> None:
+        """Erases partitions: references and state in one commit, then files that held nothing else."""
+        ground = self._ground
+        newest = ground.wal.files()[-1].file_id
+        puts: Puts = {}
+        change: dict[int, int] = {}
+        for pid in pids:
+            part = ground.parts.get(pid) or ground.part(pid)
+            for ref in part.moved.refs:
+                change[ref.file] = change.get(ref.file, 0) - (ref.nbytes - ref.dead_bytes)
+            if part.moved.checkpoint_file:
+                change[part.moved.checkpoint_file] = change.get(part.moved.checkpoint_file, 0) - part.moved.checkpoint_bytes
+            for prefix in (keys.MOVED, keys.CHECKPOINT, keys.WAKE, keys.QUARANTINE):
+                puts[number_key(prefix, pid)] = None
+            puts[number_key(keys.DELETED, pid)] = newest.to_bytes(8, "big")
+            ground.deleted[pid] = newest
+            ground.cache.clear(part.tail)
+            for known in (ground.parts, ground.damaged, ground.wakes, self._floors):
+                known.pop(pid, None)
+        file_puts, after = ground.files_changed(change, {})
+        await ground.writer.submit(puts | file_puts)
+        ground.apply_files(after)
+
+    # ------------------------------------------------------------ rewriting
+
+    def _worth_rewriting(self) -> list[int]:
+        """Files that are mostly dead, or a crowd of small archives."""
+        if not self._ground.metas:
+            return []
+        small_bytes = self._ground.config.storage.segment_own_bytes_min // 4
+        dead: list[int] = []
+        small: list[int] = []
+        for number, meta in self._ground.metas.items():
+            if self._round - self._last_death.get(number, -QUIET_ROUNDS) < QUIET_ROUNDS:
+                continue
+            if meta.live_bytes * 2 < meta.nbytes and meta.nbytes > 64 * 1024:
+                dead.append(number)
+            elif meta.own_pid < 0 and meta.live_bytes < small_bytes:
+                small.append(number)
+        chosen = dead + (small if len(small) >= SMALL_ARCHIVES else [])
+        total, taken = 0, list[int]()
+        for number in chosen:
+            total += self._ground.metas[number].live_bytes
+            if taken and total > REWRITE_BYTES_MAX:
+                break
+            taken.append(number)
+        return taken
+
+    async def _rewrite(self, numbers: list[int]) -> None:
+        ground = self._ground
+        tables = await ground.on(ground.io, partial(rewriting.tables, ground.segments, numbers))
+        pids = sorted({section.pid for table in tables.values() for section in table})
+        rewrites: list[Rewrite] = []
+        before = set(ground.parts)
+        for pid in pids:
+            part = ground.part(pid)
+            refs = [ref for ref in part.moved.refs if ref.file in tables]
+            copy = part.moved.checkpoint_file in tables
+            if pid in ground.damaged or not (refs or copy):
+                continue
+            raw = ground.state.get(number_key(keys.CHECKPOINT, pid)) if copy and pid != SYSTEM_PID else None
+            rewrites.append(Rewrite(part, refs, part.settled_floor, checkpoint=raw or b"", carry_copy=copy))
+        await self.replace(rewrites, tables, own_pid=-1)
+        for number in numbers:
+            self._last_death[number] = self._round
+        for pid in pids:
+            if pid not in before and (part_now := ground.parts.get(pid)) is not None:
+                ground.forget(part_now)
+
+    async def compact(self, part: Part, keep: Callable[[bytes, int], bytes | None]) -> None:
+        """Rewrites what is sealed of one partition by ``keep``; everything durable is sealed first."""
+        await self.evacuate(part)
+        refs = [ref for ref in part.moved.refs if not ref.tail_index or ref.tail_index <= part.checkpoint_index]
+        await self.replace([Rewrite(part, refs, part.settled_floor, keep=keep)], {}, own_pid=part.pid)
+        self._ground.cache.before_index(part.tail, part.moved.moved_to)
+
+    async def replace(self, rewrites: Sequence[Rewrite], tables: rewriting.Tables, *, own_pid: int) -> None:
+        """Writes and commits new sections in the place of old ones."""
+        ground = self._ground
+        if not rewrites:
+            return
+        storage = ground.config.storage
+        writing = Writing(
+            ground.files,
+            ground.segment_directory,
+            ground.take_number,
+            own_bytes_min=storage.segment_own_bytes_min,
+            file_bytes=storage.segment_file_bytes,
+            wall_ms=ground.wall_ms(),
+        )
+        done = await ground.on(ground.io, lambda: rewriting.rewrite(ground.segments, writing, rewrites, tables, own_pid))
+        for pid, why in done.damaged.items():
+            hurt = ground.part(pid)
+            ground.isolate(pid, why, hurt.moved.moved_to, hurt.first_offset(), -1)
+        puts: Puts = {}
+        change: dict[int, int] = {}
+        moved: list[tuple[Part, Moved]] = []
+        for rewrite in rewrites:
+            part, old = rewrite.part, rewrite.part.moved
+            gone = set(done.replaced.get(part.pid, ()))
+            file, nbytes = done.copies.get(part.pid, (old.checkpoint_file, old.checkpoint_bytes))
+            if not gone and file == old.checkpoint_file:
+                continue
+            for ref in gone:
+                change[ref.file] = change.get(ref.file, 0) - (ref.nbytes - ref.dead_bytes)
+            if file != old.checkpoint_file and old.checkpoint_file:
+                change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
+            kept = [ref for ref in old.refs if ref not in gone] + done.made.get(part.pid, [])
+            kept.sort(key=_first_index)
+            now = Moved(old.moved_to, old.epoch, old.promised, tuple(kept), file, nbytes)
+            moved.append((part, now))
+            puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
+        if not puts:
+            return
+        file_puts, after = ground.files_changed(change, done.files)
+        await ground.writer.submit(puts | file_puts)
+        for part, now in moved:
+            part.moved = now
+        ground.apply_files(after)
+
+
+def _first_index(ref: SegmentRef) -> int:
+    return ref.first_index
+
+
+def _covered(ref: SegmentRef) -> SegmentRef:
+    """The same, with a checkpoint that covers its entries."""
+    return _replaced(ref, 0, ref.dead_bytes) if ref.tail_index else ref
+
+
+def _with_dead(ref: SegmentRef, dead_bytes: int) -> SegmentRef:
+    return _replaced(ref, ref.tail_index, dead_bytes)
+
+
+def _replaced(ref: SegmentRef, tail_index: int, dead_bytes: int) -> SegmentRef:
+    return SegmentRef(
+        ref.file,
+        ref.first_index,
+        ref.last_index,
+        ref.first_offset,
+        ref.end_offset,
+        ref.entries,
+        ref.position,
+        ref.nbytes,
+        ref.first_wall_ms,
+        ref.last_wall_ms,
+        ref.rows_at,
+        ref.rows,
+        tail_index,
+        dead_bytes,
+    )

@@ -1,0 +1,153 @@
+"""The mover's work on its thread: copies what lives of some partitions from the log into new segment files.
+
+Owns the choice of file per partition (its own from ``segment_own_bytes_min`` live bytes, else a shared archive) and the writing. Decides nothing about
+which partitions, commits nothing. Blocks; raises ``OSError`` after removing what it wrote.
+"""
+
+from collections.abc import Callable, Sequence
+
+from headrace.storage.files import Files
+from headrace.storage.index import Columns
+from headrace.storage.keys import FileMeta, SegmentRef
+from headrace.storage.reads import Row, raw_entries, rows_of
+from headrace.storage.segments import Section, SegmentWriter
+from headrace.storage.wal import Wal
+
+class Job:
+    """One partition of a pass. Records entries up to ``after`` live above ``floor``; above ``after`` everything lives."""
+
+    __slots__ = ("after", "checkpoint", "columns", "end_offset", "floor", "last_index", "pid", "rows")
+
+    def __init__(self, pid: int, columns: Columns, *, after: int, floor: int, last_index: int, end_offset: int, checkpoint: bytes) -> None:
+        self.pid = pid
+        self.columns = columns
+        self.rows = len(columns.sizes)
+        self.after = after
+        self.floor = floor
+        self.last_index = last_index
+        self.end_offset = end_offset
+        self.checkpoint = checkpoint
+        """Packed; a copy is kept beside the entries."""
+
+
+class Moves:
+    """What a pass has written, synced and not yet committed."""
+
+    __slots__ = ("bad", "checkpoints", "files", "moved_bytes", "refs")
+
+    def __init__(self) -> None:
+        self.files: dict[int, FileMeta] = {}
+        self.refs: dict[int, list[SegmentRef]] = {}
+        self.checkpoints: dict[int, tuple[int, int]] = {}
+        """pid: (file, bytes) of the copy of its checkpoint."""
+        self.bad: dict[int, list[int]] = {}
+        """pid: indexes of entries that are damaged in the log."""
+        self.moved_bytes = 0
+
+
+Live = list[tuple[Row, int, int, int]]
+
+
+class Writing:
+    """The files of one pass."""
+
+    def __init__(
+        self, files: Files, directory: str, take_number: Callable[[], int], *, own_bytes_min: int, file_bytes: int, wall_ms: int
+    ) -> None:
+        self._files = files
+        self._directory = directory
+        self._take_number = take_number
+        self._own_bytes_min = own_bytes_min
+        self.file_bytes = file_bytes
+        self._wall_ms = wall_ms
+        self._open: SegmentWriter | None = None
+        self._made: list[SegmentWriter] = []
+        self.moves = Moves()
+
+    def move(self, wal: Wal, jobs: Sequence[Job]) -> Moves:
+        """All jobs, which are sorted by partition: own files first, then archives; every file is durable when it returns."""
+        shared: list[tuple[Job, Live]] = []
+        entries = 0
+        try:
+            for job in jobs:
+                live = rows_of(job.columns, job.after, job.floor)
+                nbytes = sum(row[1] for row, *_ in live)
+                entries += len(live)
+                self.moves.moved_bytes += nbytes
+                if nbytes >= self._own_bytes_min:
+                    self._copy(wal, job, live, own=True)
+                    self.close(job.pid)
+                elif live or job.checkpoint:
+                    shared.append((job, live))
+            for job, live in shared:
+                self._copy(wal, job, live, own=False)
+            self.finish()
+        except OSError:
+            self.abandon()
+            if entries:
+                raise
+            self.moves = Moves()  # only copies of checkpoints were to be written, which the small state has too
+        except BaseException:
+            self.abandon()
+            raise
+        return self.moves
+
+    def writer(self) -> SegmentWriter:
+        """The open file, a new one if there is none."""
+        if self._open is None:
+            self._open = SegmentWriter(self._files, self._directory, self._take_number(), self._wall_ms)
+            self._made.append(self._open)
+        return self._open
+
+    def close(self, own_pid: int = -1) -> list[Section]:
+        """Finishes the open file."""
+        writer, self._open = self._open, None
+        if writer is None:
+            return []
+        sections = writer.finish()
+        live = sum(s.ref.nbytes + s.checkpoint_bytes for s in sections)
+        self.moves.files[writer.number] = FileMeta(writer.size, live, own_pid)
+        for section in sections:
+            if section.ref.entries:
+                self.moves.refs.setdefault(section.pid, []).append(section.ref)
+            if section.checkpoint_at:
+                self.moves.checkpoints[section.pid] = (writer.number, section.checkpoint_bytes)
+        return sections
+
+    def finish(self, own_pid: int = -1) -> None:
+        """Everything is durable when it returns."""
+        self.close(own_pid)
+        if self._made:
+            self._files.fsync_dir(self._directory)
+
+    def abandon(self) -> None:
+        """Removes everything written."""
+        for writer in self._made:
+            writer.abandon()
+        self._made.clear()
+        self._open = None
+
+    def _copy(self, wal: Wal, job: Job, live: Live, *, own: bool) -> None:
+        pid, bad = job.pid, list[int]()
+        meta = {row[2]: (base, count, wall) for row, base, count, wall in live}
+        writer = self.writer()
+        if writer.size > self.file_bytes:
+            self.close()
+            writer = self.writer()
+        first = job.columns.first_index
+        end_offset = job.end_offset
+        writer.begin(pid, first_index=first, last_index=job.last_index, end_offset=end_offset, tail_index=job.last_index if job.last_index > job.after else 0)
+        for index, raw in raw_entries(wal, pid, [row for row, *_ in live], bad=bad):
+            if own and writer.size >= self.file_bytes:
+                writer.cut(index - 1, tail_index=index - 1 if index - 1 > job.after else 0)
+                writer.end()
+                self.close(pid)
+                writer = self.writer()
+                writer.begin(
+                    pid, first_index=index, last_index=job.last_index, end_offset=end_offset, tail_index=job.last_index if job.last_index > job.after else 0
+                )
+            base, count, wall = meta[index]
+            writer.add(raw, index, base, count, wall)
+        writer.end(job.checkpoint)
+        if bad:
+            self.moves.bad[pid] = bad

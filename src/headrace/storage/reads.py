@@ -1,0 +1,238 @@
+"""Reading stored entries: finds them by the index, reads them in large pieces, verifies every one.
+
+Owns the plan of a read. What is planned on the loop is carried out on a thread; where a file went in between, the read is planned anew.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Final
+
+from crc32c import crc32c
+
+from headrace.model import limits
+from headrace.model.errors import Damaged, NotFound
+from headrace.storage import segments
+from headrace.storage.api import StoredEntry
+from headrace.storage.ground import Ground
+from headrace.storage.index import POSITION_BITS, POSITION_MASK, Columns, Part
+from headrace.storage.keys import SegmentRef
+from headrace.storage.wal import Wal
+from headrace.storage.walformat import ENTRY, ENTRY_BYTES
+from headrace.wire.journal import RECORDS_HEAD, Kind
+
+_GAP_BYTES: Final = 4096
+"""Other partitions' bytes worth reading over rather than reading twice."""
+_PLANS_MAX: Final = 20
+_RECORDS: Final = int(Kind.RECORDS)
+
+
+class DamagedEntry(Damaged):
+    """An entry in the log that was sound when it was written."""
+
+    def __init__(self, message: str, index: int) -> None:
+        super().__init__(message)
+        self.index = index
+
+
+Row = tuple[int, int, int]
+"""place, size, index."""
+
+
+def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | None = None) -> Iterator[tuple[int, memoryview]]:
+    """(index, whole entry) of each row, verified; neighbours are read together. A bad one is added to ``bad`` and left out; without it, ``DamagedEntry``.
+
+    From any thread. ``NotFound`` if a log file is gone.
+    """
+    at, count = 0, len(rows)
+    while at < count:
+        place, size, _ = rows[at]
+        file_id, start = place >> POSITION_BITS, place & POSITION_MASK
+        stop = start + size
+        upto = at + 1
+        while upto < count:
+            place, size, _ = rows[upto]
+            position = place & POSITION_MASK
+            if place >> POSITION_BITS != file_id or not stop <= position <= stop + _GAP_BYTES or position + size - start > limits.READ_CHUNK_BYTES:
+                break
+            stop = position + size
+            upto += 1
+        try:
+            data = memoryview(wal.pread(file_id, start, stop - start))
+        except OSError as e:
+            if bad is None:
+                raise DamagedEntry(f"log file {file_id} cannot be read at {start}: {e}", rows[at][2]) from e
+            data = memoryview(b"")
+        for place, size, index in rows[at:upto]:
+            begin = (place & POSITION_MASK) - start
+            raw = data[begin : begin + size]
+            if len(raw) == size and size >= ENTRY_BYTES:
+                length, crc, of, _epoch, number, _kind, _flags = ENTRY.unpack_from(raw)
+                if of == pid and number == index and length == size - ENTRY_BYTES and crc32c(raw[8:]) == crc:
+                    yield index, raw
+                    continue
+            if bad is None:
+                raise DamagedEntry(f"log file {file_id}: the entry at {place & POSITION_MASK} does not match its checksum", index)
+            bad.append(index)
+        at = upto
+
+
+def stored(raw: memoryview) -> StoredEntry:
+    """The value of a verified entry."""
+    _length, _crc, _pid, epoch, index, kind, _flags = ENTRY.unpack_from(raw)
+    payload = bytes(raw[ENTRY_BYTES:])
+    if kind == _RECORDS and len(payload) >= RECORDS_HEAD.size:
+        base, count = RECORDS_HEAD.unpack_from(payload)[:2]
+        return StoredEntry(epoch, index, kind, base, count, payload)
+    return StoredEntry(epoch, index, kind, -1, 0, payload)
+
+
+def _from_log(wal: Wal, pid: int, rows: Sequence[Row]) -> list[StoredEntry]:
+    return [stored(raw) for _, raw in raw_entries(wal, pid, rows)]
+
+
+def record_rows(part: Part, offset: int, bytes_max: int, end_offset: int) -> list[Row]:
+    """The log's rows of records entries from the one that ends above ``offset`` on: at least one if there is one."""
+    at = part.records_row(offset)
+    rows: list[Row] = []
+    first, places, sizes, records, bases = part.first_index, part.places, part.sizes, part.records, part.bases
+    while at < len(bases):
+        index = records[at]
+        size = sizes[index - first]
+        bytes_max -= size
+        if rows and (bytes_max < 0 or bases[at] >= end_offset):
+            break
+        rows.append((places[index - first], size, index))
+        at += 1
+    return rows
+
+
+def rows_after(part: Part, index: int) -> list[Row]:
+    """The log's rows of all entries above an index. Holes end it: what follows one cannot be replayed."""
+    rows: list[Row] = []
+    first = part.first_index
+    for k in range(max(0, index + 1 - first), len(part.sizes)):
+        if not part.sizes[k]:
+            break
+        rows.append((part.places[k], part.sizes[k], first + k))
+    return rows
+
+
+def rows_of(columns: Columns, after: int, floor: int) -> list[tuple[Row, int, int, int]]:
+    """What of the copied rows is to be kept: records above ``floor``, and everything above index ``after``. (row, base offset or -1, count, wall_ms)."""
+    first, places, sizes = columns.first_index, columns.places, columns.sizes
+    found: list[tuple[Row, int, int, int]] = []
+    follows = iter(zip(columns.records, columns.bases, columns.counts, columns.walls, strict=True))
+    row = next(follows, None)
+    if after < first + len(sizes) - 1:
+        for k in range(len(sizes)):
+            index = first + k
+            at_records = row is not None and row[0] == index
+            base, count, wall = row[1:] if at_records and row is not None else (-1, 0, 0)
+            if at_records:
+                row = next(follows, None)
+            if sizes[k] and (index > after or (base >= 0 and base + count > floor)):
+                found.append(((places[k], sizes[k], index), base, count, wall))
+        return found
+    while row is not None:
+        index, base, count, wall = row
+        if base + count > floor:
+            found.append(((places[index - first], sizes[index - first], index), base, count, wall))
+        row = next(follows, None)
+    return found
+
+
+class Reader:
+    """Reads for the store."""
+
+    def __init__(self, ground: Ground) -> None:
+        self._ground = ground
+
+    async def read(self, pid: int, offset: int, bytes_max: int, end_offset: int) -> list[StoredEntry]:
+        """See ``api.Store.read``; damage isolates the partition."""
+        ground = self._ground
+        for _ in range(_PLANS_MAX):
+            if pid in ground.damaged:
+                raise Damaged(f"partition {pid} is quarantined: {ground.damaged[pid].why}")
+            part = ground.part(pid)
+            found = part.tail.find(offset, bytes_max, end_offset)
+            if found is not None:
+                return found
+            try:
+                at = part.ref_at(offset)
+                if at < len(part.moved.refs):
+                    ref = part.moved.refs[at]
+                    found = await ground.on(ground.reader, partial(self._from_segment, pid, ref, offset, bytes_max, end_offset))
+                    if found:
+                        return found
+                    if ref not in part.moved.refs:
+                        continue
+                    offset = ref.end_offset  # the rest of this section was compacted away
+                    if offset >= end_offset:
+                        return []
+                    continue
+                rows = record_rows(part, offset, bytes_max, end_offset)
+                if not rows:
+                    return []
+                return await ground.on(ground.reader, partial(_from_log, ground.wal, pid, rows))
+            except NotFound:
+                continue
+            except Damaged as e:
+                ground.isolate(pid, str(e), self._before(part, e, offset), offset, 1 if isinstance(e, DamagedEntry) else -1)
+                raise
+        raise Damaged(f"partition {pid}: the place of offset {offset} kept changing")
+
+    def _from_segment(self, pid: int, ref: SegmentRef, offset: int, bytes_max: int, end_offset: int) -> list[StoredEntry]:
+        files = self._ground.segments
+        with files.opened(ref.file) as handle:
+            return segments.read_from(files.files, handle, pid, ref, files.rows(handle, pid, ref), offset, bytes_max, end_offset)
+
+    @staticmethod
+    def _before(part: Part, error: Damaged, offset: int) -> int:
+        if isinstance(error, DamagedEntry):
+            return error.index - 1
+        at = part.ref_at(offset)
+        return part.moved.refs[at].first_index - 1 if at < len(part.moved.refs) else part.moved.moved_to
+
+    def offset_for_time(self, pid: int, wall_ms: int) -> int:
+        """See ``api.Store.offset_for_time``: at most one small read."""
+        ground = self._ground
+        part = ground.part(pid)
+        for ref in part.moved.refs:
+            if ref.end_offset > max(part.floor, ref.first_offset) and ref.last_wall_ms >= wall_ms:
+                if ref.first_wall_ms >= wall_ms:
+                    return max(part.floor, ref.first_offset)
+                try:
+                    with ground.segments.opened(ref.file) as handle:
+                        rows = ground.segments.rows(handle, pid, ref)
+                        return max(part.floor, segments.offset_at(ground.files, handle, pid, ref, rows, wall_ms))
+                except (Damaged, NotFound, OSError) as e:
+                    ground.isolate(pid, str(e), ref.first_index - 1, ref.first_offset, -1, ref.file)
+                    return max(part.floor, ref.first_offset)
+        at = bisect_left(part.walls, wall_ms, part.dead_rows)
+        if at < len(part.bases):
+            return max(part.floor, part.bases[at])
+        for _index, base, _count, wall in part.unflushed:
+            if wall >= wall_ms:
+                return max(part.floor, base)
+        return part.next_offset
+
+    def entries_after(self, part: Part, index: int) -> list[StoredEntry]:
+        """All entries above an index, from segments and log, on the calling thread. ``Damaged`` isolates the partition."""
+        ground = self._ground
+        found: list[StoredEntry] = []
+        try:
+            for ref in part.moved.refs:
+                if ref.tail_index > index:
+                    with ground.segments.opened(ref.file) as handle:
+                        found += segments.entries_after(ground.files, handle, part.pid, ref, index)
+            last = max(index, part.moved.moved_to)
+            found += [stored(raw) for _, raw in raw_entries(ground.wal, part.pid, rows_after(part, last))]
+        except (Damaged, NotFound) as e:
+            ground.isolate(part.pid, str(e), found[-1].index if found else index, part.next_offset, -1)
+            raise Damaged(f"partition {part.pid} cannot be read: {e}") from e
+        return found
+
+
+
+

@@ -35,7 +35,7 @@ async def test_messages_counts_and_settlements_survive() -> None:
                     message = await anext(aiter(messages))
                     attempts.append(message.attempt)
                     await message.ack(confirmed=True)
-            assert sorted(attempts)[-1] == 2
+            assert max(attempts) >= 2  # one more if it had been prefetched again before the consumer left
             assert (await client.describe("q")).settled == 50
 
 

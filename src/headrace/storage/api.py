@@ -11,7 +11,7 @@ class StoredEntry(NamedTuple):
     """An entry as it was appended. ``base_offset`` is -1 but for records; ``payload`` is whole, with its head."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # the journal's word; tuple.index is not used
     kind: int
     base_offset: int
     record_count: int
@@ -31,7 +31,7 @@ class Checkpoint(NamedTuple):
     """A partition's state after all entries up to ``index``. It may be made durable only once that index is."""
 
     epoch: int
-    index: int
+    index: int  # type: ignore[assignment]  # the journal's word; tuple.index is not used
     data: bytes
     floor_offset: int
     """Offsets below are not needed any more."""

@@ -25,26 +25,35 @@ from tests.chaos.load import Consuming, Publishing, Reading, Worker
 
 START_S = 30.0
 DRAIN_S = 60.0
+TIGHT = {
+    "limits.frame_bytes_max": "256KiB", "limits.message_bytes_max": "128KiB", "storage.flush_bytes_max": "512KiB", "storage.wal_file_bytes": "1MiB", "storage.wal_bytes_max": "6MiB", "storage.segment_own_bytes_min": "64KiB",
+    "storage.segment_file_bytes": "1MiB", "storage.tail_cache_bytes": "1MiB", "storage.idle_unload_ms": "1s",
+}  # fmt: skip
+"""So little of everything that moving, recycling, compacting and reading from disk never rest: what a kill has to hit."""
 BEGIN, END = "<!-- kills: begin (written by `make chaos`) -->", "<!-- kills: end -->"
 
 
 class Broker:
     """One data directory and the process that serves it at the moment."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, chance: random.Random) -> None:
         self.folder = folder
+        self.chance = chance
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
         self.serving = threading.Condition()
         self.over = False
 
     def spawn(self) -> None:
-        """Starts the broker; ``wait`` until it serves."""
+        """Starts the broker, every second time with tight settings; ``wait`` until it serves."""
         ready = self.folder / "ready.json"
         ready.unlink(missing_ok=True)
         command = [str(Path(sys.executable).with_name("headrace")), "start", "--data-dir", str(self.folder / "data"), "--ready-file", str(ready)]
+        command += ["--listen", "127.0.0.1:0", "--admin", "off"]
+        if self.chance.random() < 0.5:
+            command += [part for name, value in TIGHT.items() for part in ("--set", f"{name}={value}")]
         with (self.folder / "log").open("ab") as log:
-            self.process = subprocess.Popen([*command, "--listen", "127.0.0.1:0", "--admin", "off"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def wait(self) -> float:
         """Seconds until it served."""
@@ -94,7 +103,7 @@ class Broker:
 def run(kills: int, *, seed: int, folder: Path, report: Callable[[str], None] = lambda _: None) -> dict[str, float]:
     """Kills the broker ``kills`` times under load; raises ``Broken`` when a promise was not kept, else returns totals."""
     chance = random.Random(seed)
-    broker = Broker(folder)
+    broker = Broker(folder, chance)
     broker.spawn()
     starts = [broker.wait()]
     admin = Link(broker.url)

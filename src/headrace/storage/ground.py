@@ -189,8 +189,9 @@ class Ground:
             return
         moved = part.moved
         part.last_index = part.durable_index = moved.moved_to
-        part.last_epoch, part.promised = moved.epoch, moved.promised
-        part.first_index = moved.moved_to + 1
+        part.last_epoch, part.promised = max(part.last_epoch, moved.epoch), max(part.promised, moved.promised)
+        if not part.sizes:
+            part.first_index = moved.moved_to + 1
         if moved.refs:
             part.next_offset = moved.refs[-1].end_offset
         if checkpoint is not None:
@@ -200,6 +201,15 @@ class Ground:
             part.last_index = part.durable_index = max(part.last_index, checkpoint.index)
             part.last_epoch = max(part.last_epoch, checkpoint.epoch)
             part.next_offset = max(part.next_offset, checkpoint.next_offset)
+
+    def reload(self, part: Part) -> None:
+        """Reads again what the small state has of a partition; its rows in the log stay."""
+        self._load(part)
+        part.drop_rows(part.moved.moved_to + 1 - part.first_index)
+        if part.sizes:
+            part.last_index = part.durable_index = max(part.last_index, part.first_index + len(part.sizes) - 1)
+        part.next_offset = max(part.next_offset, part.end_in_log())
+        part.set_floor(part.floor)
 
     def state_readable(self, pid: int) -> bool:
         """Whether what the small state has of a partition can be read."""

@@ -75,12 +75,16 @@ class Writing:
                 entries += len(live)
                 self.moves.moved_bytes += nbytes
                 if nbytes >= self._own_bytes_min:
-                    self._copy(wal, job, live, own=True)
+                    self._copy(wal, job, live)
                     self.close(job.pid)
-                elif live or job.checkpoint:
+                    live = []
+                if live or job.checkpoint:
                     shared.append((job, live))
             for job, live in shared:
-                self._copy(wal, job, live, own=False)
+                if live:
+                    self._copy(wal, job, live, shared=True)
+                else:
+                    self._copy_checkpoint(job)
             self.finish()
         except OSError:
             self.abandon()
@@ -127,27 +131,32 @@ class Writing:
         self._made.clear()
         self._open = None
 
-    def _copy(self, wal: Wal, job: Job, live: Live, *, own: bool) -> None:
+    def _copy(self, wal: Wal, job: Job, live: Live, *, shared: bool = False) -> None:
         pid, bad = job.pid, list[int]()
         meta = {row[2]: (base, count, wall) for row, base, count, wall in live}
-        writer = self.writer()
-        if writer.size > self.file_bytes:
-            self.close()
-            writer = self.writer()
-        first = job.columns.first_index
-        end_offset = job.end_offset
-        writer.begin(pid, first_index=first, last_index=job.last_index, end_offset=end_offset, tail_index=job.last_index if job.last_index > job.after else 0)
+        writer = self._roomy()
+        tail = job.last_index if job.last_index > job.after else 0
+        writer.begin(pid, first_index=job.columns.first_index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
         for index, raw in raw_entries(wal, pid, [row for row, *_ in live], bad=bad):
-            if own and writer.size >= self.file_bytes:
+            if writer.size >= self.file_bytes and not shared:
                 writer.cut(index - 1, tail_index=index - 1 if index - 1 > job.after else 0)
                 writer.end()
                 self.close(pid)
                 writer = self.writer()
-                writer.begin(
-                    pid, first_index=index, last_index=job.last_index, end_offset=end_offset, tail_index=job.last_index if job.last_index > job.after else 0
-                )
+                writer.begin(pid, first_index=index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
             base, count, wall = meta[index]
             writer.add(raw, index, base, count, wall)
-        writer.end(job.checkpoint)
+        writer.end(job.checkpoint if shared else b"")
         if bad:
             self.moves.bad[pid] = bad
+
+    def _copy_checkpoint(self, job: Job) -> None:
+        """The copy of a checkpoint never stands in a partition's own segment: that goes as a whole when it is dead."""
+        writer = self._roomy()
+        writer.begin(job.pid, first_index=job.last_index + 1, last_index=job.last_index, end_offset=job.end_offset)
+        writer.end(job.checkpoint)
+
+    def _roomy(self) -> SegmentWriter:
+        if self.writer().size >= self.file_bytes:
+            self.close()
+        return self.writer()

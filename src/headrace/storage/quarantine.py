@@ -39,8 +39,9 @@ class Repairs:
         if not ground.state_readable(pid):
             if dry_run:
                 return Damage(known.why, part.moved.moved_to, part.next_offset, known.lost_entries_max, known.since_ms)
-            await self._rebuild(pid)
-            part = ground.part(pid)
+            await ground.writer.drained()
+            await ground.on(ground.io, lambda: rebuild(ground, sorted(ground.metas), only_pid=pid))
+            ground.reload(part)
         bad = await ground.on(ground.reader, partial(self._bad_rows, part))
         last_valid = self._last_valid(part, bad)
         hurt = await ground.on(ground.reader, partial(self._bad_refs, part))
@@ -66,12 +67,6 @@ class Repairs:
         ground.damaged.pop(pid, None)
         log.warning("partition %d is repaired: it ends at index %d, offset %d; at most %d entries are lost", pid, last_valid, end, max(lost, 0))
         return answer
-
-    async def _rebuild(self, pid: int) -> None:
-        ground = self._ground
-        ground.parts.pop(pid, None)
-        await ground.writer.drained()
-        await ground.on(ground.io, lambda: rebuild(ground, sorted(ground.metas), only_pid=pid))
 
     # ------------------------------------------------------------ finding out
 

@@ -208,6 +208,11 @@ class Attachments:
         subscription = self.session.channels.get(asked.channel)
         if subscription is None:
             return control.Done(count=0)
+        if isinstance(subscription, QueueSubscription):
+            for held in asked.undelivered:
+                partition = subscription.partitions.get(held.partition)
+                if partition is not None:
+                    partition.machine.take_back(subscription.id, held.ranges, self.broker.now_ms, self.broker.wall_ms)
         self.broker.end_subscription(subscription)
         return control.Done(count=1)
 

@@ -63,6 +63,7 @@ async def test_random_work_and_power_failures(seed: int) -> None:
         except (Killed, StorageError, OSError, AssertionError):
             if not rig.dead:
                 raise
+        if rig.dead:
             await rig.crash()
             await _check(rig)
             continue

@@ -62,6 +62,8 @@ class Moved(msgspec.Struct, frozen=True, array_like=True):
     """The file that holds the newest copy of its checkpoint, 0 = none."""
     checkpoint_bytes: int = 0
     """Size of that copy."""
+    copy_index: int = 0
+    """The index of that copy. Entries above it are never left out of segments, even if a newer checkpoint stands in the small state alone."""
 
 
 class FileMeta(msgspec.Struct, frozen=True, array_like=True):

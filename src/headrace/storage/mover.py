@@ -16,6 +16,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from headrace.storage import keys, rewriting
 from headrace.storage.api import Checkpoint
 from headrace.storage.ground import Ground, log
@@ -188,14 +190,14 @@ class Mover:
         for job in jobs:
             part = parts[job.pid]
             old = part.moved
-            covered = max(job.after, part.checkpoint_index)
-            refs = tuple(_covered(ref) if ref.tail_index and ref.tail_index <= covered else ref for ref in old.refs) + tuple(moves.refs.get(job.pid, ()))
             file, nbytes = moves.checkpoints.get(job.pid, (0, 0))
+            covered = job.after if file else old.copy_index
+            refs = tuple(_covered(ref) if ref.tail_index and ref.tail_index <= covered else ref for ref in old.refs) + tuple(moves.refs.get(job.pid, ()))
             if file and old.checkpoint_file:
                 change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
             if not file:
                 file, nbytes = old.checkpoint_file, old.checkpoint_bytes
-            now = moved[job.pid] = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes)
+            now = moved[job.pid] = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered)
             puts[number_key(keys.MOVED, job.pid)] = keys.pack(now)
             checkpoint = fresh.get(job.pid)
             if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
@@ -307,7 +309,7 @@ class Mover:
             part.settled_floor = max(part.settled_floor, floor)
             refs = self._still_needed(part, change)
             if refs is not None:
-                now = Moved(part.moved.moved_to, part.moved.epoch, part.moved.promised, refs, part.moved.checkpoint_file, part.moved.checkpoint_bytes)
+                now = msgspec.structs.replace(part.moved, refs=refs)
                 moved.append((part, now))
                 puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
         if not puts:
@@ -326,7 +328,7 @@ class Mover:
         kept: list[SegmentRef] = []
         changed = False
         for ref in part.moved.refs:
-            if ref.tail_index and ref.tail_index > part.checkpoint_index:
+            if ref.tail_index > part.moved.copy_index:
                 kept.append(ref)
                 continue
             dead = ref.nbytes - live_bytes(_covered(ref), part.settled_floor)
@@ -345,7 +347,7 @@ class Mover:
         """Gives up references whose files are not there any more."""
         old = part.moved
         kept = tuple(ref for ref in old.refs if ref not in gone)
-        now = Moved(old.moved_to, old.epoch, old.promised, kept, old.checkpoint_file, old.checkpoint_bytes)
+        now = msgspec.structs.replace(old, refs=kept)
         file_puts, after = self._ground.files_changed({ref.file: -(ref.nbytes - ref.dead_bytes) for ref in gone}, {})
         await self._ground.writer.submit({number_key(keys.MOVED, part.pid): keys.pack(now), **file_puts})
         part.moved = now
@@ -408,7 +410,8 @@ class Mover:
         for pid in pids:
             part = ground.part(pid)
             refs = [ref for ref in part.moved.refs if ref.file in tables]
-            copy = part.moved.checkpoint_file in tables
+            behind = part.checkpoint_index > part.moved.copy_index and any(ref.tail_index for ref in refs)
+            copy = part.moved.checkpoint_file in tables or behind
             if pid in ground.damaged or not (refs or copy):
                 continue
             raw = ground.state.get(number_key(keys.CHECKPOINT, pid)) if copy and pid != SYSTEM_PID else None
@@ -423,7 +426,7 @@ class Mover:
     async def compact(self, part: Part, keep: Callable[[bytes, int], bytes | None]) -> None:
         """Rewrites what is sealed of one partition by ``keep``; everything durable is sealed first."""
         await self.evacuate(part)
-        refs = [ref for ref in part.moved.refs if not ref.tail_index or ref.tail_index <= part.checkpoint_index]
+        refs = [ref for ref in part.moved.refs if ref.tail_index <= part.moved.copy_index]
         await self.replace([Rewrite(part, refs, part.settled_floor, keep=keep)], {}, own_pid=part.pid)
         self._ground.cache.before_index(part.tail, part.moved.moved_to)
 
@@ -460,7 +463,8 @@ class Mover:
                 change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
             kept = [ref for ref in old.refs if ref not in gone] + done.made.get(part.pid, [])
             kept.sort(key=_first_index)
-            now = Moved(old.moved_to, old.epoch, old.promised, tuple(kept), file, nbytes)
+            index = rewrite.checkpoint_index if part.pid in done.copies else old.copy_index
+            now = Moved(old.moved_to, old.epoch, old.promised, tuple(kept), file, nbytes, index)
             moved.append((part, now))
             puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
         if not puts:
@@ -478,27 +482,8 @@ def _first_index(ref: SegmentRef) -> int:
 
 def _covered(ref: SegmentRef) -> SegmentRef:
     """The same, with a checkpoint that covers its entries."""
-    return _replaced(ref, 0, ref.dead_bytes) if ref.tail_index else ref
+    return msgspec.structs.replace(ref, tail_index=0) if ref.tail_index else ref
 
 
 def _with_dead(ref: SegmentRef, dead_bytes: int) -> SegmentRef:
-    return _replaced(ref, ref.tail_index, dead_bytes)
-
-
-def _replaced(ref: SegmentRef, tail_index: int, dead_bytes: int) -> SegmentRef:
-    return SegmentRef(
-        ref.file,
-        ref.first_index,
-        ref.last_index,
-        ref.first_offset,
-        ref.end_offset,
-        ref.entries,
-        ref.position,
-        ref.nbytes,
-        ref.first_wall_ms,
-        ref.last_wall_ms,
-        ref.rows_at,
-        ref.rows,
-        tail_index,
-        dead_bytes,
-    )
+    return msgspec.structs.replace(ref, dead_bytes=dead_bytes)

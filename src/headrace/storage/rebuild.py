@@ -88,7 +88,7 @@ def _moved(ground: Ground, pid: int, found: list[Section], refs: tuple[SegmentRe
         ground.system_copy = checkpoint.data
         raw = keys.pack_checkpoint(checkpoint._replace(data=b""))
     refs = tuple(ref for ref in refs if ref.tail_index > best[0] or ref.end_offset > keys.unpack_checkpoint(raw).floor_offset)
-    return Moved(moved_to, epoch, 0, refs, section.ref.file, section.checkpoint_bytes), raw
+    return Moved(moved_to, epoch, 0, refs, section.ref.file, section.checkpoint_bytes, best[0]), raw
 
 
 def _last_epoch(ground: Ground, pid: int, refs: tuple[SegmentRef, ...]) -> int:

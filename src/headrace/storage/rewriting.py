@@ -39,7 +39,8 @@ class Rewrite:
         self.part = part
         self.refs = refs
         self.floor = floor
-        self.checkpoint_index = part.checkpoint_index
+        self.checkpoint_index = part.checkpoint_index if checkpoint else part.moved.copy_index
+        """Entries of other kinds above it stay."""
         self.checkpoint = checkpoint
         self.carry_copy = carry_copy
         self.keep = keep

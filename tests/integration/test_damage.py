@@ -1,0 +1,290 @@
+"""Damage under a whole broker: bytes flipped, files cut or gone. What is damaged is isolated and listed, everything else is complete and served.
+
+One data directory is made (twice: stopped cleanly, and as a kill leaves it); each test damages a copy. The truth is what the copy without damage serves.
+"""
+
+import asyncio
+import json
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import pytest
+
+import headrace
+from headrace.errors import Damaged, HeadraceError, NotFound
+from headrace.model.config import MIB, Broker, Config, Limits, Listen, Recovery, Storage
+from headrace.testing.brokers import TestBroker
+from headrace.wire import control
+
+pytestmark = [pytest.mark.timeout(120)]
+
+KIB = 1024
+STORAGE = Storage(
+    wal_file_bytes=MIB, wal_bytes_max=4 * MIB, flush_bytes_max=512 * KIB, segment_own_bytes_min=64 * KIB, segment_file_bytes=MIB,
+    tail_cache_bytes=MIB, disk_free_bytes_min=0, ballast_bytes=0, state_map_bytes=64 * MIB,
+)  # fmt: skip
+LIMITS = Limits(frame_bytes_max=512 * KIB, message_bytes_max=448 * KIB)
+QUEUES = {"small": 1, "big": 1, "two": 2, "worked": 1}
+STREAMS = {"log": 1}
+FLIPS = 64
+
+Place = tuple[str, int]
+Contents = dict[Place, dict[int, bytes]]
+"""By name and partition: offset to value."""
+
+
+class Made(NamedTuple):
+    folder: Path
+    stopped: Path
+    killed: Path
+    truth: Contents
+    settled: dict[str, int]
+
+
+def config(folder: Path, policy: str = "quarantine", admin: str = "off") -> Config:
+    return Config(
+        broker=Broker(data_dir=str(folder)), listen=Listen(native="127.0.0.1:0", admin=admin), storage=STORAGE, limits=LIMITS,
+        recovery=Recovery(on_mismatch=policy),  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+async def make(folder: Path) -> Made:
+    """Queues and a stream with messages in segments, archives and the log, some of them settled."""
+    broker = TestBroker(config(folder / "live"))
+    await broker.start()
+    filler = random.Random(1).randbytes(3000)
+    async with headrace.connect(broker.url) as client:
+        for name, partitions in QUEUES.items():
+            await client.declare_queue(name, partitions=partitions)
+        for name, partitions in STREAMS.items():
+            await client.declare_stream(name, partitions=partitions)
+        await client.declare_queue("empty")
+        publishers = {name: client.publisher(name) for name in (*QUEUES, *STREAMS)}
+        for lap in range(12):
+            posted = []
+            for name, publisher in publishers.items():
+                count, size = {"small": (2, 100), "big": (40, 3000)}.get(name, (40, 1000))
+                posted += [publisher.post(f"{name}-{lap}-{i}-".encode() + filler[:size], key=str(i)) for i in range(count)]
+            await asyncio.gather(*posted)
+            async with client.consume("worked", prefetch=20) as messages:
+                for _ in range(20):
+                    await (await anext(aiter(messages))).ack(confirmed=True)
+        assert broker._running is not None
+        for _ in range(100):
+            if broker._running.broker.store.stats()["segment_files"] >= 2:
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise AssertionError("nothing was moved into segments")
+        await asyncio.sleep(1.2)
+    shutil.copytree(folder / "live", folder / "killed")
+    await broker.stop()
+    (folder / "live").rename(folder / "stopped")
+    shutil.copytree(folder / "stopped", folder / "copy")
+    async with running(folder / "copy") as broker, headrace.connect(broker.url) as client:
+        settled = {name: (await client.describe(name)).settled for name in QUEUES}
+        truth, _ = await contents(client, damaged=set())
+    shutil.rmtree(folder / "copy")
+    assert {name: sum(len(v) for place, v in truth.items() if place[0] == name) for name in (*QUEUES, *STREAMS)} == {
+        "small": 24, "big": 480, "two": 480, "worked": 240, "log": 480,
+    }  # fmt: skip
+    return Made(folder, folder / "stopped", folder / "killed", truth, settled)
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Made]:
+    with tempfile.TemporaryDirectory(prefix="headrace-damage-") as folder:
+        yield asyncio.run(make(Path(folder)))
+
+
+class running:  # noqa: N801 - a context manager
+    """A broker on that directory, in this process."""
+
+    def __init__(self, folder: Path, policy: str = "quarantine", admin: str = "off") -> None:
+        self.broker = TestBroker(config(folder, policy, admin))
+
+    async def __aenter__(self) -> TestBroker:
+        await self.broker.start()
+        return self.broker
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.broker.stop()
+
+
+@contextmanager
+def copied(made: Made, which: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="copy-", dir=made.folder))
+    try:
+        shutil.copytree(which, folder / "data")
+        yield folder / "data"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def contents(client: headrace.Client, *, damaged: set[Place]) -> tuple[Contents, set[Place]]:
+    """Everything that partitions in service hold, and what is quarantined in the end: segments are verified when they are read. Queues are emptied."""
+    found: Contents = {}
+    damaged = set(damaged)
+    for name in (*QUEUES, *STREAMS):
+        info = await client.describe(name)
+        for row in info.partitions:
+            assert (row.state == "quarantined") == ((name, row.partition) in damaged), (name, row)
+            if row.state != "quarantined":
+                found[name, row.partition] = {}
+        waiting = {r.partition: r.ready if name in QUEUES else r.next_offset - r.start_offset for r in info.partitions}
+        if not any(waiting.values()):
+            continue
+        ends = {r.partition: r.next_offset for r in info.partitions}
+        async with client.consume(name, prefetch=500) if name in QUEUES else client.read(name, start="earliest") as messages:
+            if name in STREAMS:
+                await client.publish(name, b"the end")  # a repaired partition may have gaps: the end is where a later offset comes
+            waited = 0
+            while any(waiting.values()):
+                try:
+                    message = await asyncio.wait_for(anext(aiter(messages)), 0.5)
+                except (TimeoutError, HeadraceError):
+                    new = {(i.name, i.partition) for i in await client.quarantine()} - damaged
+                    damaged |= new
+                    for other, partition in new:
+                        if other == name:
+                            waiting[partition] = 0
+                    waited += 1
+                    assert waited < 20, f"{name}: {waiting} never came"
+                    continue
+                if name in STREAMS:
+                    if message.offset >= ends[message.partition]:
+                        waiting[message.partition] = 0
+                        continue
+                else:
+                    waiting[message.partition] -= 1
+                    await message.ack(confirmed=not any(waiting.values()))
+                found[name, message.partition][message.offset] = message.value
+    return found, damaged
+
+
+async def verify(broker: TestBroker, made: Made, *, repair: str = "client") -> set[Place]:
+    """What is not listed is complete, what is listed is refused; after a repair it serves what it holds, unchanged. Answers what was listed."""
+    async with headrace.connect(broker.url) as client:
+        listed = await client.quarantine()
+        damaged = {(item.name, item.partition) for item in listed if item.name != "empty"}
+        assert "?" not in {name for name, _ in damaged}, listed
+        names = {item.name for item in (await client.list())}
+        assert names >= {*QUEUES, *STREAMS, "empty"}, names
+        before = {name: await client.describe(name) for name in QUEUES}
+        for name, info in before.items():
+            if not any(place[0] == name for place in damaged):
+                assert info.settled == made.settled[name], (name, info)
+        found, damaged = await contents(client, damaged=damaged)
+        for place, values in found.items():
+            if place in damaged:
+                assert values.items() <= made.truth[place].items(), f"{place}: other contents than there were"
+            else:
+                assert values == made.truth[place], f"{place}: {len(values)} of {len(made.truth[place])}, {listed}"
+        listed = await client.quarantine()
+        assert {(item.name, item.partition) for item in listed if item.name != "empty"} == damaged
+        for item in listed:
+            dry = await client.repair(item.name, partition=item.partition, dry_run=True)
+            assert isinstance(dry, control.Done)
+            if repair == "client":
+                await client.repair(item.name, partition=item.partition)
+            elif repair == "cli":
+                command = [sys.executable, "-m", "headrace.cli", "quarantine", "repair", item.name, "--partition", str(item.partition), "--yes"]
+                done = await asyncio.to_thread(subprocess.run, [*command, "--url", broker.url, "--json"], capture_output=True, check=False)
+                assert done.returncode == 0, done
+                assert json.loads(done.stdout)["count"] == 1
+            else:
+                async with httpx.AsyncClient(base_url=broker.admin_url) as http:
+                    shown = (await http.get("/admin/api/quarantine")).json()["items"]
+                    assert (item.name, item.partition) in {(i["name"], i.get("partition", 0)) for i in shown}
+                    answer = await http.post("/admin/api/quarantine/repair", json={"name": item.name, "partition": item.partition})
+                    assert answer.status_code == 200, answer.text
+        assert await client.quarantine() == ()
+        if listed:
+            found, later = await contents(client, damaged=set())
+            assert not later, "a repaired partition is damaged still"
+            for place in damaged:
+                truth = made.truth[place]
+                wrong = [offset for offset, value in found[place].items() if offset in truth and truth[offset] != value]
+                assert not wrong, f"{place}: other contents at {wrong[:5]}"
+        for name in (*QUEUES, *STREAMS):
+            for key in range(4):
+                await client.publish(name, b"after", key=str(key))
+    await broker.restart()
+    async with headrace.connect(broker.url) as client:
+        assert await client.quarantine() == ()
+        for name in QUEUES:
+            assert (await client.describe(name)).ready == 4, name
+    return damaged
+
+
+def data_files(folder: Path) -> list[Path]:
+    return sorted([*(folder / "wal").glob("wal-*"), *(folder / "segments").glob("*.seg")])
+
+
+def flip(path: Path, at: int, count: int = 1, *, chance: random.Random) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        old = file.read(count)
+        file.seek(at)
+        file.write(bytes(b ^ chance.randrange(1, 256) for b in old))
+
+
+def hurt(folder: Path, chance: random.Random) -> str:
+    """One piece of damage at a random place where something is written."""
+    path = chance.choice(data_files(folder))
+    size = len(path.read_bytes().rstrip(b"\0"))
+    what = chance.choices(["flip", "burst", "cut", "zeros"], [6, 2, 1, 1])[0]
+    at = chance.randrange(max(1, size))
+    if what == "flip":
+        flip(path, at, chance=chance)
+    elif what == "burst":
+        flip(path, at, chance.randrange(2, 5000), chance=chance)
+    elif what == "cut":
+        with path.open("r+b") as file:
+            file.truncate(at)
+    else:
+        with path.open("r+b") as file:
+            file.seek(at & ~4095)
+            file.write(bytes(4096))
+    return f"{what} {path.name} at {at} of {size}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(FLIPS))
+async def test_damage_at_random_places(made: Made, seed: int) -> None:
+    chance = random.Random(seed)
+    with copied(made, made.stopped if seed % 2 else made.killed) as folder:
+        done = [hurt(folder, chance) for _ in range(chance.choice([1, 1, 1, 3]))]
+        print(seed, done)
+        async with running(folder) as broker:
+            print(await verify(broker, made))
+
+
+def place_of(folder: Path, value: bytes) -> tuple[Path, int]:
+    """File and position where those bytes are stored."""
+    for path in reversed(data_files(folder)):
+        at = path.read_bytes().find(value)
+        if at >= 0:
+            return path, at
+    raise AssertionError(f"{value[:20]!r} is nowhere")
+
+
+@pytest.mark.parametrize(("value", "place", "repair"), [
+    (b"big-11-7-", ("big", 0), "cli"), (b"big-0-7-", ("big", 0), "http"), (b"log-11-1-", ("log", 0), "http"), (b"log-0-1-", ("log", 0), "client"),
+    (b"small-0-1-", ("small", 0), "cli"), (b"worked-11-39-", ("worked", 0), "http"),
+])  # fmt: skip
+async def test_one_flipped_byte_isolates_one_partition(made: Made, value: bytes, place: Place, repair: str) -> None:
+    with copied(made, made.stopped) as folder:
+        path, at = place_of(folder, value)
+        flip(path, at + 3, chance=random.Random(1))
+        async with running(folder, admin="127.0.0.1:0") as broker:
+            assert await verify(broker, made, repair=repair) == {place}

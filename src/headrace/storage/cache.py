@@ -2,9 +2,9 @@
 
 Owns whole RECORDS entries as appended, per partition in offset order, and the order of their age over all partitions. Knows neither log nor segments.
 
-I1 The oldest entries over all partitions go first. I2 An entry that is not durable is never dropped: nowhere else can it be read. I3 What a tail holds is
-without a gap up to the partition's end, so an offset above its first is in it. I4 ``nbytes`` is at most the bound plus what is not durable.
-"""
+I1 The oldest entries over all partitions go first. I2 An entry that is not durable is never dropped: nowhere else can it be read. I3 What a tail
+holds is without a gap up to the partition's end, so an offset above its first is in it. I4 ``nbytes`` is at most the bound plus what is not
+durable."""
 
 from bisect import bisect_right
 from collections import deque
@@ -50,8 +50,8 @@ class Tail:
             entry = entries[at]
         left = bytes_max - len(entry.payload)
         found = [entry]
-        for at in range(at + 1, count):
-            entry = entries[at]
+        for number in range(at + 1, count):
+            entry = entries[number]
             left -= len(entry.payload)
             if left < 0 or entry.base_offset >= end_offset:
                 break

@@ -2,9 +2,8 @@
 
 Owns positions and counts only, no payload. Does no I/O. A partition without entries in the log and not in use has no object at all.
 
-I1 Row k of the log columns is the entry with index ``first_index + k``; a hole (size 0) is an entry that was lost. I2 The records columns are ascending
-in index and offset, and each names a row. I3 References lie below everything in the log columns, in index and in offset.
-"""
+I1 Row k of the log columns is the entry with index ``first_index + k``; a hole (size 0) is an entry that was lost. I2 The records columns are
+ascending in index and offset, and each names a row. I3 References lie below everything in the log columns, in index and in offset."""
 
 from array import array
 from bisect import bisect_left, bisect_right

@@ -1,7 +1,7 @@
 """Storage's own keys and values in the small state: what moved where, checkpoints, wake-ups, files, quarantine.
 
-Owns their byte layouts. Everything of storage stands below one prefix that no other user of the state writes. Partition and file numbers are u64 big-endian,
-so a scan gives them in order.
+Owns their byte layouts. Everything of storage stands below one prefix that no other user of the state writes. Partition and file numbers are u64
+big-endian, so a scan gives them in order.
 
     c/<pid>: epoch u32, index u64, floor u64, next offset u64, wake_at_ms u64, then the checkpoint's data
     m/<pid>: Moved (msgpack)        w/<pid>: wake_at_ms u64       f/<file>: FileMeta (msgpack)       q/<pid>: Quarantine (msgpack)
@@ -30,7 +30,7 @@ _HEAD: Final = Struct(">IQQQQ")
 
 
 class SegmentRef(msgspec.Struct, frozen=True, array_like=True):
-    """One partition's entries within one segment file. It stands for the journal's entries ``[first_index, last_index]``; those that were dead are left out."""
+    """One partition's entries within one segment file. It stands for the journal's ``[first_index, last_index]``, without what was dead."""
 
     file: int
     first_index: int

@@ -1,18 +1,18 @@
 """Keeps the log short: moves what must outlive it into segments, erases what is dead, rewrites files that are mostly dead.
 
-Owns when and what; the bytes are written by ``moving`` and ``rewriting`` on a thread. Everything that changes references runs while ``ground.moving`` is
-held, one thing at a time.
+Owns when and what; the bytes are written by ``moving`` and ``rewriting`` on a thread. Everything that changes references runs while
+``ground.moving`` is held, one thing at a time.
 
-I1 Order of durability: log synced up to the checkpoint's index, segments and their directory synced, one commit {moved_to, checkpoint, references}, then
-the log file goes. So at every moment each live entry stands in a place that the small state or the log itself names. I2 Only durable entries move
-(durable = committed with one copy), so what was moved is never truncated. I3 Nothing is erased before what made it dead is durable. I4 The loop is
-held for at most one checkpoint, or 0.5 ms.
-"""
+I1 Order of durability: log synced up to the checkpoint's index, segments and their directory synced, one commit {moved_to, checkpoint, references},
+then the log file goes. So at every moment each live entry stands in a place that the small state or the log itself names. I2 Only durable entries
+move (durable = committed with one copy), so what was moved is never truncated. I3 Nothing is erased before what made it dead is durable. I4 The
+loop is held for at most one checkpoint, or 0.5 ms."""
 
 import asyncio
 import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -66,10 +66,8 @@ class Mover:
 
     async def wait(self, seconds: float) -> None:
         """Until woken, or for that long."""
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(self._wanted.wait(), seconds)
-        except TimeoutError:
-            pass
         self._wanted.clear()
 
     def floor_moved(self, part: Part) -> None:
@@ -192,7 +190,7 @@ class Mover:
             old = part.moved
             file, nbytes = moves.checkpoints.get(job.pid, (0, 0))
             covered = job.after if file else old.copy_index
-            refs = tuple(_covered(ref) if ref.tail_index and ref.tail_index <= covered else ref for ref in old.refs) + tuple(moves.refs.get(job.pid, ()))
+            refs = (*(_covered(ref) if ref.tail_index <= covered else ref for ref in old.refs), *moves.refs.get(job.pid, ()))
             if file and old.checkpoint_file:
                 change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
             if not file:

@@ -1,8 +1,7 @@
 """The mover's work on its thread: copies what lives of some partitions from the log into new segment files.
 
-Owns the choice of file per partition (its own from ``segment_own_bytes_min`` live bytes, else a shared archive) and the writing. Decides nothing about
-which partitions, commits nothing. Blocks; raises ``OSError`` after removing what it wrote.
-"""
+Owns the choice of file per partition (its own from ``segment_own_bytes_min`` live bytes, else a shared archive) and the writing. Decides nothing
+about which partitions, commits nothing. Blocks; raises ``OSError`` after removing what it wrote."""
 
 from collections.abc import Callable, Sequence
 
@@ -12,6 +11,7 @@ from headrace.storage.keys import FileMeta, SegmentRef
 from headrace.storage.reads import Row, raw_entries, rows_of
 from headrace.storage.segments import Section, SegmentWriter
 from headrace.storage.wal import Wal
+
 
 class Job:
     """One partition of a pass. Records entries up to ``after`` live above ``floor``; above ``after`` everything lives."""

@@ -11,10 +11,10 @@ from typing import Final
 
 from headrace.model.errors import Damaged, StorageError
 from headrace.storage import keys, segments
+from headrace.storage.flusher import Lane
 from headrace.storage.ground import Ground, log
 from headrace.storage.index import POSITION_BITS, Part
 from headrace.storage.keys import number_key, number_of
-from headrace.storage.flusher import Lane
 from headrace.storage.rebuild import rebuild
 from headrace.storage.recovery import Recovered, recover
 from headrace.storage.state import LmdbStateStore, StateStore, StateWriter
@@ -165,12 +165,14 @@ def _find_damage(ground: Ground, found: Recovered) -> None:
         lost = tail.lost_above(part.moved.moved_to)
         if lost:
             first = lost[0][0]
-            _isolate(ground, part, first - 1, sum(end - begin for begin, end in lost), tail.why or "the log begins later than what was moved out of it ends")
+            why = tail.why or "the log begins later than what was moved out of it ends"
+            _isolate(ground, part, first - 1, sum(end - begin for begin, end in lost), why)
     for part in list(ground.parts.values()):
         stored = max(part.moved.moved_to, part.first_index + len(part.sizes) - 1 if part.sizes else 0)
         if part.checkpoint_index > stored and part.pid not in ground.damaged:
             lost_count = part.checkpoint_index - stored
-            _isolate(ground, part, stored, lost_count, f"the checkpoint at index {part.checkpoint_index} is past what is stored, which ends at {stored}")
+            why = f"the checkpoint at index {part.checkpoint_index} is past what is stored, which ends at {stored}"
+            _isolate(ground, part, stored, lost_count, why)
     if not found.unknown_damage:
         return
     why = f"it may have lost entries: {found.unknown[-1].why}"
@@ -197,7 +199,7 @@ def _look_at_strangers(ground: Ground, numbers: list[int]) -> None:
             part = ground.load_for_recovery(section.pid)
             stored = max(part.moved.moved_to, part.first_index + len(part.sizes) - 1 if part.sizes else 0)
             if section.ref.entries and section.ref.last_index > stored and section.pid not in ground.deleted:
-                why = f"segment {number} holds entries up to {section.ref.last_index}, of which the small state knows nothing: was an older one restored?"
+                why = f"segment {number} holds entries up to {section.ref.last_index}, unknown to the small state: was an older one restored?"
                 _isolate(ground, part, stored, section.ref.last_index - stored, why)
                 break
         else:

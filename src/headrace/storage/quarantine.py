@@ -146,7 +146,7 @@ class Repairs:
         """Writes damaged sections anew without what is damaged."""
         ground = self._ground
         refs = [part.moved.refs[n] for n in numbers]
-        there = {name for name in ground.files.listdir(ground.segment_directory)}
+        there = set(ground.files.listdir(ground.segment_directory))
         gone = [ref for ref in refs if f"segment-{ref.file:016x}.seg" not in there]
         share = Rewrite(part, [ref for ref in refs if ref not in gone], part.settled_floor, salvage=True)
         await self._mover.replace([share], {}, own_pid=part.pid)

@@ -40,7 +40,7 @@ Row = tuple[int, int, int]
 
 
 def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | None = None) -> Iterator[tuple[int, memoryview]]:
-    """(index, whole entry) of each row, verified; neighbours are read together. A bad one is added to ``bad`` and left out; without it, ``DamagedEntry``.
+    """(index, whole entry) of each row, verified; neighbours are read together. A bad one is added to ``bad``; without it, ``DamagedEntry``.
 
     From any thread. ``NotFound`` if a log file is gone.
     """
@@ -119,7 +119,7 @@ def rows_after(part: Part, index: int) -> list[Row]:
 
 
 def rows_of(columns: Columns, after: int, floor: int) -> list[tuple[Row, int, int, int]]:
-    """What of the copied rows is to be kept: records above ``floor``, and everything above index ``after``. (row, base offset or -1, count, wall_ms)."""
+    """What of the copied rows is to be kept: records above ``floor``, everything above index ``after``: (row, base offset or -1, count, wall_ms)."""
     first, places, sizes = columns.first_index, columns.places, columns.sizes
     found: list[tuple[Row, int, int, int]] = []
     follows = iter(zip(columns.records, columns.bases, columns.counts, columns.walls, strict=True))

@@ -1,8 +1,7 @@
 """A lost small state, rebuilt from segment footers: references, files, the copies of checkpoints. What followed them is still in the log.
 
-Owns the choice among sections that stand for the same entries: the file with the higher number is newer. Blocks; repeatable until the state is marked as
-complete.
-"""
+Owns the choice among sections that stand for the same entries: the file with the higher number is newer. Blocks; repeatable until the state is
+marked as complete."""
 
 from headrace.model.errors import NotFound
 from headrace.storage import keys, segments

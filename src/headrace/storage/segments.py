@@ -11,9 +11,9 @@ A file is written once, synced, and never changed. All integers are big-endian.
     table:   SECTIONs, ascending by partition, then index
     trailer: magic 8s, file number u64, table position u64, sections u32, table crc u32, crc u32 of the trailer
 
-I1 An entry's checksum covers its partition and index, so a misread never passes for another's. I2 Damage to an entry concerns only its partition; rows
-that do not match are rebuilt by walking the section; a damaged table only matters when the small state is lost, and is rebuilt by walking the file.
-"""
+I1 An entry's checksum covers its partition and index, so a misread never passes for another's. I2 Damage to an entry concerns only its partition;
+rows that do not match are rebuilt by walking the section; a damaged table only matters when the small state is lost, and is rebuilt by walking the
+file."""
 
 import contextlib
 from array import array
@@ -80,7 +80,7 @@ def number_of(name: str) -> int | None:
 
 
 class SegmentWriter:
-    """Writes one file, section after section. ``finish`` syncs it; the caller syncs the directory. Raises ``OSError``; ``abandon`` removes it then."""
+    """Writes one file, section after section. ``finish`` syncs it; the caller syncs the directory. After an ``OSError``: ``abandon``."""
 
     _first_index: int
     _last_index: int

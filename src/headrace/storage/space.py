@@ -2,9 +2,8 @@
 
 Owns the ballast, a file kept only to be given up when the disk is full. Looks once a second and after a write found no room.
 
-I1 Nearly full is told once, from ``disk_free_bytes_min`` down or when a write found no room; room is told once, from a quarter above it on and only when
-no write waits for room. I2 The ballast is made only when there is room for it three times over.
-"""
+I1 Nearly full is told once, from ``disk_free_bytes_min`` down or when a write found no room; room is told once, from a quarter above it on and only
+when no write waits for room. I2 The ballast is made only when there is room for it three times over."""
 
 import contextlib
 import errno
@@ -52,7 +51,7 @@ class Space:
     def _ran_out(self) -> None:
         if self._held:
             self._held = False
-            log.warning("the disk is full: the ballast of %d bytes is given up so that messages can still be settled and deleted", self._ballast_bytes)
+            log.warning("the disk is full: the ballast of %d bytes is given up, for settling and deleting", self._ballast_bytes)
             self._ground.io.submit(self._drop, lambda _result, _error: None)
         self._tell(True)
 

@@ -1,10 +1,11 @@
 """The store on disk: one facade over log, segments, small state and cache.
 
-Owns the order of things on the loop: what was appended, what became durable, who waits for it. Does not know what entries mean (but where records are).
-Everything synchronous is cheap; disks are touched on lanes, but for the first read of a partition (``replay``) and one small read of ``offset_for_time``.
+Owns the order of things on the loop: what was appended, what became durable, who waits for it. Does not know what entries mean (but where records
+are). Everything synchronous is cheap; disks are touched on lanes, but for the first read of a partition (``replay``) and one small read of
+``offset_for_time``.
 
-I1 ``flushed`` is told only what the log has made durable. I2 A checkpoint reaches the small state only once its index is durable. I3 Data below a floor is
-erased only once what moved the floor is durable. I4 After a failed write nothing is taken any more.
+I1 ``flushed`` is told only what the log has made durable. I2 A checkpoint reaches the small state only once its index is durable. I3 Data below a
+floor is erased only once what moved the floor is durable. I4 After a failed write nothing is taken any more.
 
     data directory: FORMAT, LOCK, wal/ (log), segments/ (what outlives it), state/ (small state), set-aside/ (cut by repairs), ballast
 """
@@ -312,15 +313,20 @@ class DiskStore:
         self._ground.owner.flushed(Flushed([(row[0], row[2]) for row in result.rows if row[0] != SYSTEM_PID], result.error, False))
 
     def _look_at_size(self) -> None:
-        total, bound = self._ground.wal.total_bytes, self._config.storage.wal_bytes_max
-        if not self._pressure and total >= bound:
+        if not self._pressure and self._ground.wal.total_bytes >= self._config.storage.wal_bytes_max:
             self._pressure = True
             self._ground.owner.pressure(True)
-        elif self._pressure and total < bound - bound // 8:
-            self._pressure = False
-            self._ground.owner.pressure(False)
+        elif self._pressure:
+            self._look_at_room()
         if self._mover.due() and self._maintain:
             self._mover.wake()
+
+    def _look_at_room(self) -> None:
+        """Publishers may go on once an eighth of the log is free. Held back, they cause no flush, so a round of the mover asks too."""
+        bound = self._config.storage.wal_bytes_max
+        if self._pressure and self._ground.wal.total_bytes < bound - bound // 8:
+            self._pressure = False
+            self._ground.owner.pressure(False)
 
     def _full(self, full: bool) -> None:
         self._space.ran_full(full)
@@ -455,6 +461,7 @@ class DiskStore:
         await self._space.look()
         async with self._ground.moving:
             await self._mover.round()
+        self._look_at_room()
 
     def stats(self) -> dict[str, float]:
         ground = self._ground

@@ -1,7 +1,7 @@
 """Partition 0: a journal of every change of the small state that is not storage's own, so that a lost state does not lose the catalogue.
 
-Owns its entries (CONFIG, a msgpack list of (key, value or nil)) and its checkpoint (all keys and values at an index). They live in log and segments as any
-partition's; only the copy of its checkpoint in a segment file has the data, the small state itself needs none.
+Owns its entries (CONFIG, a msgpack list of (key, value or nil)) and its checkpoint (all keys and values at an index). They live in log and segments
+as any partition's; only the copy of its checkpoint in a segment file has the data, the small state itself needs none.
 
 I1 Replaying puts that the state already has changes nothing, so the copy may be newer than its index says.
 """
@@ -66,7 +66,7 @@ class SystemJournal:
         return _encode(pairs)
 
     async def begin(self, reader: _Reader) -> list[int]:
-        """At start: restores the state if it was lost, from the copy and the entries after it; marks it as complete. The partitions to delete again."""
+        """At start: restores the state if it was lost, and marks it as complete. The answer: partitions that must be deleted again."""
         ground = self._ground
         deleted: list[int] = []
         if ground.lost_state:

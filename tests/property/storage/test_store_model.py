@@ -1,4 +1,5 @@
-"""Random work on the disk store (appends, floors, passes, unloading, compaction of nothing, restarts, power failures at any step) against the plain truth."""
+"""Random work on the disk store (appends, floors, passes, unloading, compaction of nothing, restarts, power failures at any step) against the plain
+truth."""
 
 import random
 

@@ -1,4 +1,5 @@
-"""A disk store on a disk in memory, without threads, and an owner whose state is a running checksum: what a partition recovers can be told from what it was.
+"""A disk store on a disk in memory, without threads, and an owner whose state is a running checksum: what a partition recovers can be told from what
+it was.
 
 ``Rig.kill_at(n)`` ends the process at the n-th thing done to the disk or the small state from then on: nothing after it happens.
 """
@@ -113,7 +114,7 @@ class Rig:
 
     async def start(self) -> "Rig":
         self.loop = asyncio.get_running_loop()
-        self.loop.set_exception_handler(lambda _loop, context: None if isinstance(context.get("exception"), Killed) else self.events.append(("error", context)))
+        self.loop.set_exception_handler(self._unhandled)
         self.dead = False
         self._kill_at = -1
         self.timers: list[Callable[[], None]] = []
@@ -131,6 +132,10 @@ class Rig:
         )
         await self.store.open(self)
         return self
+
+    def _unhandled(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if not isinstance(context.get("exception"), Killed):
+            self.events.append(("error", context))
 
     async def crash(self) -> None:
         """Power fails and comes back; what was not durable is gone from the truth too."""

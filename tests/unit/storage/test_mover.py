@@ -1,6 +1,7 @@
 """Moving out of the log: nothing is lost or doubled, wherever the process ends; what is dead goes, what is mostly dead is rewritten."""
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -73,11 +74,10 @@ async def test_wherever_a_pass_is_killed_nothing_is_lost() -> None:
     for step in range(1, steps + 1):
         rig = await filled()
         rig.kill_at(step)
-        with pytest.raises(Killed):
+        with suppress(Killed):
             await rig.store._mover.pass_once(everything=True)
             for call in rig.timers:
                 call()
-            raise Killed
         await rig.crash()
         await check_all(rig)
         rig.put(1)

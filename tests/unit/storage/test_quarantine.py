@@ -10,9 +10,9 @@ from headrace.storage import segments
 from tests.unit.storage.store_rig import END, KIB, Rig
 
 
-async def logged(**settings: int) -> Rig:
+async def logged() -> Rig:
     """Partitions 1 and 2 in the log, several flushes each, then a clean stop without checkpoints."""
-    rig = await Rig(**settings).start()
+    rig = await Rig().start()
     for n in range(12):
         rig.put(1, size=300, count=2)
         rig.put(2, size=200)
@@ -81,7 +81,7 @@ async def test_damage_below_a_checkpoint_costs_only_the_records() -> None:
 
 async def test_damage_found_while_reading_isolates_and_a_repair_drops_the_entry() -> None:
     rig = await Rig().start()
-    for n in range(400):
+    for _ in range(400):
         rig.put(1, size=4 * KIB)
         rig.put(2, size=100)
         await rig.flush()
@@ -89,7 +89,7 @@ async def test_damage_found_while_reading_isolates_and_a_repair_drops_the_entry(
     rig.files.contents(path)[position + 100] ^= 1
     with pytest.raises(Damaged):
         await rig.records(1, 0)
-    assert [e for e in rig.events if e[0] == "quarantined"][0][1] == 1
+    assert next(e for e in rig.events if e[0] == "quarantined")[1] == 1
     await rig.unload(1)
     done = await rig.store.repair(1, dry_run=False)
     assert (done.last_valid_index, done.lost_entries_max) == (400, 1)
@@ -181,7 +181,7 @@ async def bases(rig: Rig, pid: int) -> list[int] | None:
         return None
 
 
-@pytest.fixture()
+@pytest.fixture
 def quiet() -> Iterator[None]:
     """Thousands of findings need not be kept as log records."""
     logger = logging.getLogger("headrace.storage")

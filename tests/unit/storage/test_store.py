@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from headrace.model.errors import DataDirLocked, StorageError
-from headrace.storage.api import Checkpoint
+from headrace.storage.api import Checkpoint, Flushed
 from headrace.storage.store import DiskStore
 from tests.unit.storage.store_rig import END, KIB, ROOT, Rig
 
@@ -171,8 +171,8 @@ async def test_a_failed_flush_fails_everything_that_waits() -> None:
     rig = await Rig().start()
     rig.put(1)
     await rig.flush()
-    failed = []
-    rig.flushed = failed.append  # type: ignore[method-assign, assignment]
+    failed: list[Flushed] = []
+    rig.flushed = failed.append  # type: ignore[method-assign]
 
     def broken(operation: str, path: str, _nbytes: int) -> int | None:
         if operation == "pwritev_durable":

@@ -56,7 +56,7 @@ class StubBroker:
                 old = self.items.get(r.name)
                 if old is not None and (old.kind != kind or old.spec != spec):
                     raise Conflict(f"{r.name!r} exists with other settings")
-                self.items[r.name] = control.Info(name=r.name, kind=kind, id="x" * 32, spec=spec, partitions=(_partition(0),))
+                self.items[r.name] = control.Info(name=r.name, kind=kind, id="x" * 32, spec=spec, partitions=(_partition(0),), oldest_ms=1234)
                 return self.items[r.name]
             case control.AlterQueue() | control.AlterStream():
                 old = self.info(r.name)

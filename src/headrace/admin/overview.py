@@ -60,6 +60,6 @@ def _row(info: control.Info) -> dict[str, Any]:
     """A line of the page: an ``Info`` without what it does not show."""
     row: dict[str, Any] = shown(info)
     row["partition_count"] = len(info.partitions) or info.spec.get("partitions", 1)
-    row["oldest_ms"] = max((p.oldest_ms for p in info.partitions), default=0)
+    row["oldest_ms"] = info.oldest_ms
     del row["partitions"], row["spec"], row["id"]
     return row

@@ -182,6 +182,7 @@ class Verbs:
             deliver_rate=rates[1],
             settle_rate=rates[2],
             partitions=tuple(rows) if partitions or load else (),
+            oldest_ms=max((r.oldest_ms for r in rows), default=0),
             attention=tuple(f"partition {r.partition} is quarantined: {r.why}" for r in rows if r.state == "quarantined"),
             **totals,
         )

@@ -272,6 +272,8 @@ class Info(Message, tag="info"):
     settle_rate: float = 0.0
     partitions: tuple[PartitionInfo, ...] = ()
     attention: tuple[str, ...] = ()
+    oldest_ms: int = 0
+    """Age of the oldest unsettled message or retained record of the loaded partitions."""
 
 
 class Listing(Message, tag="listing"):

@@ -15,7 +15,7 @@ from headrace.core.ranges import RangeSet
 from headrace.log import get_logger
 from headrace.wire.batch import batch_info, decode_batch, encode_batch, iter_records
 from headrace.wire.compression import CODECS
-from headrace.wire.entry import RUN, blob_at, runs
+from headrace.wire.entry import COMPACTED, RUN, blob_at, runs
 from headrace.wire.frames import ENVELOPE
 from headrace.wire.ingress import walk
 from headrace.wire.journal import RECORDS_HEAD
@@ -97,7 +97,7 @@ def kept(payload: bytes, base_offset: int, gone: RangeSet) -> bytes | None:
             offset += span
         at += run_.nbytes
         blobs += parts
-        table.append(RUN.pack(*run_._replace(nbytes=sum(map(len, parts)), frame_bytes=0)))
+        table.append(RUN.pack(*run_._replace(nbytes=sum(map(len, parts)), frame_bytes=0, compressed=run_.compressed | COMPACTED)))
     if not left:
         return None
     return RECORDS_HEAD.pack(base, records, frames, wall_ms, count) + b"".join(table) + b"".join(blobs)

@@ -23,7 +23,7 @@ from headrace.model.specs import StreamSpec
 from headrace.storage.api import StoredEntry
 from headrace.wire import control
 from headrace.wire.batch import iter_records
-from headrace.wire.entry import blob_at
+from headrace.wire.entry import blob_at, compacted
 from headrace.wire.frames import DeliverFlag, Level
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
@@ -137,7 +137,7 @@ class StreamPartition(Partition):
             nbytes=nbytes,
             cursor=cursor,
             auto_commit=auto_commit,
-            filter=filter is not None,
+            filter=filter is not None or self.spec.compaction,  # it may have to look further than its window for a record
             generation=generation,
             resume=resume,
         )
@@ -264,8 +264,10 @@ class StreamPartition(Partition):
             if id in self.subscriptions and self.machine.valid(read):
                 if entries:
                     self._emit(subscription, read, entries)
+                elif self.store.first_offset(self.pid) > read.from_offset:
+                    self.moved_start(min(self.store.first_offset(self.pid), self.high_watermark))
                 else:
-                    self.moved_start(max(self.store.first_offset(self.pid), min(read.from_offset + 1, self.high_watermark)))
+                    self.machine.sent(id, read.end, 0, 0)  # compacted away
         except Damaged:
             pass
         finally:
@@ -281,8 +283,11 @@ class StreamPartition(Partition):
         reached, messages, size = first, 0, 0
         high_watermark = self.high_watermark
         bytes_max = min(limits.READ_CHUNK_BYTES, max(1, read.max_bytes))
-        found = parcels(entries, first, end, bytes_max) if compiled is None else self._matching(entries, first, end, compiled, read.max_messages)
-        selected: list[tuple[int, int]] | None = None if compiled is None else []
+        picking = compiled is not None or (self.spec.compaction and any(compacted(entry.payload) for entry in entries))
+        if not picking:
+            end = min(end, first + read.max_messages)
+        found = self._matching(entries, first, end, compiled, read.max_messages) if picking else parcels(entries, first, end, bytes_max)
+        selected: list[tuple[int, int]] | None = [] if picking or self.spec.compaction else None
         for parcel in found:
             if size and size + parcel.nbytes > read.max_bytes:
                 break
@@ -296,7 +301,7 @@ class StreamPartition(Partition):
             if selected is not None:
                 selected.append((parcel.first, parcel.count))
         else:
-            if messages < read.max_messages or compiled is None:
+            if messages < read.max_messages or not picking:
                 last = entries[-1]
                 reached = max(reached, min(end, last.base_offset + last.record_count))
         self.delivered += messages
@@ -307,14 +312,14 @@ class StreamPartition(Partition):
         self.broker.mark(self)
 
     @staticmethod
-    def _matching(entries: Sequence[StoredEntry], first: int, end: int, compiled: Compiled, count_max: int) -> list[Parcel]:
-        """Parcels of only those records that the filter lets through, contiguous ones together, at most ``count_max`` records."""
+    def _matching(entries: Sequence[StoredEntry], first: int, end: int, compiled: Compiled | None, count_max: int) -> list[Parcel]:
+        """Parcels of only those records that are there and that the filter lets through, contiguous ones together, at most ``count_max`` records."""
         found: list[Parcel] = []
         count = 0
         for entry in entries:
             low = high = -1
             for offset, record, _ in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=first, end=end):
-                if not compiled.match(record.key, record.headers):
+                if compiled is not None and not compiled.match(record.key, record.headers):
                     continue
                 if count == count_max:
                     break

@@ -44,5 +44,8 @@ class Opener:
 
 
 def _of(records: list[Record], base: int, first: int, end: int) -> Iterator[Item]:
+    if records and records[-1].offset_delta != len(records) - 1:  # compaction took some out
+        yield from ((base + r.offset_delta, r, None) for r in records if first <= base + r.offset_delta < end)
+        return
     for record in islice(records, max(0, first - base), end - base):
         yield base + record.offset_delta, record, None

@@ -5,7 +5,8 @@ replay rebuild
 producers, delays and expiry without opening a frame, and lets a delivery find a message's bytes by arithmetic where a run's frames are of one size.
 
     head: base_offset u64, record_count u32, frame_count u32, wall_ms i64, runs u32, 4 zero bytes
-    run:  producer_id i64, producer_epoch i16, priority u8, compressed u8, first_sequence i32, record_count u32, frame_count u32, nbytes u32,
+    run:  producer_id i64, producer_epoch i16, priority u8, compressed u8 (1: any batch is, 2: compacted),
+          first_sequence i32, record_count u32, frame_count u32, nbytes u32,
           frame_bytes u32 (0 = mixed), not_before_ms i64, expires_at_ms i64, key_slot u16, 2 zero bytes
 """
 
@@ -15,6 +16,8 @@ from typing import NamedTuple
 from headrace.wire import ingress
 from headrace.wire.journal import RECORDS_HEAD
 
+COMPACTED = 2
+"""In a run's ``compressed``: compaction took records out, so its frames hold fewer than they span."""
 RUN = Struct(">qhBBiIIIIqqHxx")
 assert RUN.size == 52 and RECORDS_HEAD.size == 32
 
@@ -45,6 +48,11 @@ def runs(payload: bytes | memoryview) -> list[RunMeta]:
     """The run table of an entry."""
     count = RECORDS_HEAD.unpack_from(payload)[4]
     return [RunMeta._make(r) for r in RUN.iter_unpack(payload[RECORDS_HEAD.size : RECORDS_HEAD.size + count * RUN.size])]
+
+
+def compacted(payload: bytes | memoryview) -> bool:
+    """Whether an entry spans offsets whose records are gone."""
+    return any(run.compressed & COMPACTED for run in runs(payload))
 
 
 class Slice(NamedTuple):

@@ -17,7 +17,7 @@ from headrace.log import get_logger
 from headrace.model.config import Config
 from headrace.model.errors import Damaged, NotFound
 from headrace.storage import keys, segments
-from headrace.storage.api import Damage, Owner
+from headrace.storage.api import Damage, Owner, StoredEntry
 from headrace.storage.cache import TailCache
 from headrace.storage.files import Files, Handle
 from headrace.storage.flusher import Lane
@@ -29,6 +29,7 @@ from headrace.storage.wal import Wal
 
 HANDLES_MAX: Final = 64
 ROWS_MAX: Final = 512
+_ENTRY_COST: Final = 200
 _T = TypeVar("_T")
 log = get_logger("storage")
 
@@ -100,6 +101,38 @@ class SegmentFiles:
             self._rows.clear()
 
 
+class RecoveredEntries:
+    """What recovery has read anyway, kept for the first load of each partition: bounded, whole per partition or not at all."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._left = bytes_max
+        self._kept: dict[int, list[StoredEntry]] = {}
+        self._not_whole: set[int] = set()
+
+    def add(self, pid: int, entry: StoredEntry) -> None:
+        kept = self._kept.get(pid)
+        if kept is None:
+            if pid in self._not_whole:
+                return
+            kept = self._kept[pid] = []
+        self._left -= len(entry.payload) + _ENTRY_COST
+        if self._left < 0 or (kept and kept[-1].index + 1 != entry.index):
+            self._left += sum(len(e.payload) + _ENTRY_COST for e in self._kept.pop(pid)) + len(entry.payload) + _ENTRY_COST
+            self._not_whole.add(pid)
+            return
+        kept.append(entry)
+
+    def take(self, pid: int, after: int, last_index: int) -> list[StoredEntry] | None:
+        """The entries above ``after``, if they are all here; asked once."""
+        kept = self._kept.pop(pid, None)
+        if not kept or kept[0].index > after + 1 or kept[-1].index != last_index:
+            return None
+        return kept[after + 1 - kept[0].index :]
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
 class Ground:
     """See the module's head."""
 
@@ -125,6 +158,8 @@ class Ground:
         self.parts: dict[int, Part] = {}
         self.file_pids: dict[int, set[int]] = {}
         """Which partitions have rows in which log file."""
+        self.file_entries: dict[int, int] = {}
+        """How many entries were written to which log file."""
         self.cache = TailCache(config.storage.tail_cache_bytes)
         self.segments = SegmentFiles(files, self.segment_directory)
         self.metas: dict[int, FileMeta] = {}
@@ -134,6 +169,7 @@ class Ground:
         self.deleted: dict[int, int] = {}
         """Deleted partitions whose entries may still be in the log: the newest log file then."""
         self.wakes: dict[int, int] = {}
+        self.recovered = RecoveredEntries(config.storage.tail_cache_bytes)
         self.lost_state = False
         """The small state was lost and is rebuilt from segments and log at this start."""
         self.system_copy = b""

@@ -122,8 +122,14 @@ class Part:
         self.sizes.append(size)
         self.kinds.append(kind)
 
-    def add_records(self, index: int, size: int, base: int, count: int, wall_ms: int) -> None:
-        """After ``add``, for a records entry."""
+    def add_records(self, place: int, size: int, index: int, base: int, count: int, wall_ms: int) -> None:
+        """As ``add``, for a records entry."""
+        if index == self.first_index + len(self.sizes):
+            self.places.append(place)
+            self.sizes.append(size)
+            self.kinds.append(_RECORDS)
+        else:
+            self.add(place, size, index, _RECORDS)
         walls = self.walls
         if walls and wall_ms < walls[-1]:
             wall_ms = walls[-1]  # the clock went back: times are searched by bisection

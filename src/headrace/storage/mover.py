@@ -28,6 +28,7 @@ from headrace.storage.rewriting import Rewrite
 from headrace.storage.system import SYSTEM_PID, SystemJournal
 
 SLICE_NS: Final = 500_000
+ENTRIES_MAX: Final = 250_000
 PAUSE_S: Final = 0.001
 QUIET_ROUNDS: Final = 10
 """A file is rewritten only when nothing in it died for so long: what is being consumed will be gone by itself."""
@@ -57,8 +58,9 @@ class Mover:
     # ------------------------------------------------------------ when
 
     def due(self) -> bool:
-        """Whether the log is long enough for a pass."""
-        return self._ground.wal.total_bytes >= self._threshold
+        """Whether the log is long enough for a pass: in bytes, or in entries, which a start reads one by one."""
+        entries = self._ground.file_entries
+        return self._ground.wal.total_bytes >= self._threshold or (len(entries) > 1 and sum(entries.values()) >= ENTRIES_MAX)
 
     def wake(self) -> None:
         """Ends ``wait``."""
@@ -103,6 +105,7 @@ class Mover:
             if file.file_id <= upto:
                 ground.wal.retire(file.file_id)
                 ground.file_pids.pop(file.file_id, None)
+                ground.file_entries.pop(file.file_id, None)
                 gone += 1
         self.passes += 1
         return gone

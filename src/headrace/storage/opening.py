@@ -11,6 +11,7 @@ from typing import Final
 
 from headrace.model.errors import Damaged, StorageError
 from headrace.storage import keys, segments
+from headrace.storage.api import StoredEntry
 from headrace.storage.flusher import Lane
 from headrace.storage.ground import Ground, log
 from headrace.storage.index import POSITION_BITS, Part
@@ -19,7 +20,7 @@ from headrace.storage.rebuild import rebuild
 from headrace.storage.recovery import Recovered, recover
 from headrace.storage.state import LmdbStateStore, StateStore, StateWriter
 from headrace.storage.walfiles import id_of
-from headrace.storage.walformat import MARKERS, PROMISE, TRUNCATE, Located
+from headrace.storage.walformat import ENTRY_BYTES, MARKERS, PROMISE, TRUNCATE, Located
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
 FORMAT: Final = 1
@@ -121,7 +122,9 @@ def _take(ground: Ground, located: Located, payloads: Sequence[memoryview]) -> N
     pids = ground.file_pids.setdefault(located.file_id, set())
     before, part = -1, None
     moved_to = 0
-    _, of, _, indexes, kinds, positions, lengths = located
+    unpack, shortest = RECORDS_HEAD.unpack_from, ENTRY_BYTES + RECORDS_HEAD.size
+    _, of, epochs, indexes, kinds, positions, lengths = located
+    keep = ground.recovered.add
     for n, pid in enumerate(of):
         if pid != before:
             before = pid
@@ -135,12 +138,17 @@ def _take(ground: Ground, located: Located, payloads: Sequence[memoryview]) -> N
             if kind == TRUNCATE:
                 part.discard(index)
             elif kind == PROMISE:
-                part.promised = max(part.promised, located.epochs[n])
+                part.promised = max(part.promised, epochs[n])
         elif index > moved_to:
-            part.add(place | positions[n], lengths[n], index, kind)
-            if kind == _RECORDS and len(payloads[n]) >= RECORDS_HEAD.size:
-                base, count, _frames, wall_ms, _runs = RECORDS_HEAD.unpack_from(payloads[n])
-                part.add_records(index, lengths[n], base, count, wall_ms)
+            if kind == _RECORDS and lengths[n] >= shortest:
+                base, count, _frames, wall_ms, _runs = unpack(payloads[n])
+                part.add_records(place | positions[n], lengths[n], index, base, count, wall_ms)
+            else:
+                base, count = -1, 0
+                part.add(place | positions[n], lengths[n], index, kind)
+            if index > part.checkpoint_index:
+                keep(pid, StoredEntry(epochs[n], index, kind, base, count, bytes(payloads[n])))
+    ground.file_entries[located.file_id] = ground.file_entries.get(located.file_id, 0) + len(of)
 
 
 def _finish_parts(ground: Ground, found: Recovered) -> None:

@@ -39,11 +39,8 @@ Row = tuple[int, int, int]
 """place, size, index."""
 
 
-def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | None = None) -> Iterator[tuple[int, memoryview]]:
-    """(index, whole entry) of each row, verified; neighbours are read together. A bad one is added to ``bad``; without it, ``DamagedEntry``.
-
-    From any thread. ``NotFound`` if a log file is gone.
-    """
+def _pieces(wal: Wal, rows: Sequence[Row], bad: list[int] | None) -> Iterator[tuple[memoryview, int, Sequence[Row]]]:
+    """(bytes, their position, rows in them) of neighbours in one file, read together."""
     at, count = 0, len(rows)
     while at < count:
         place, size, _ = rows[at]
@@ -63,32 +60,54 @@ def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | Non
             if bad is None:
                 raise DamagedEntry(f"log file {file_id} cannot be read at {start}: {e}", rows[at][2]) from e
             data = memoryview(b"")
-        for place, size, index in rows[at:upto]:
-            begin = (place & POSITION_MASK) - start
-            raw = data[begin : begin + size]
-            if len(raw) == size and size >= ENTRY_BYTES:
-                length, crc, of, _epoch, number, _kind, _flags = ENTRY.unpack_from(raw)
-                if of == pid and number == index and length == size - ENTRY_BYTES and crc32c(raw[8:]) == crc:
-                    yield index, raw
-                    continue
-            if bad is None:
-                raise DamagedEntry(f"log file {file_id}: the entry at {place & POSITION_MASK} does not match its checksum", index)
-            bad.append(index)
+        yield data, start, rows[at:upto]
         at = upto
 
 
-def stored(raw: memoryview) -> StoredEntry:
-    """The value of a verified entry."""
-    _length, _crc, _pid, epoch, index, kind, _flags = ENTRY.unpack_from(raw)
-    payload = bytes(raw[ENTRY_BYTES:])
-    if kind == _RECORDS and len(payload) >= RECORDS_HEAD.size:
-        base, count = RECORDS_HEAD.unpack_from(payload)[:2]
-        return StoredEntry(epoch, index, kind, base, count, payload)
-    return StoredEntry(epoch, index, kind, -1, 0, payload)
+def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | None = None) -> Iterator[tuple[int, memoryview]]:
+    """(index, whole entry) of each row, verified; neighbours are read together. A bad one is added to ``bad``; without it, ``DamagedEntry``.
+
+    From any thread. ``NotFound`` if a log file is gone.
+    """
+    unpack, head = ENTRY.unpack_from, ENTRY_BYTES
+    for data, start, held in _pieces(wal, rows, bad):
+        for place, size, index in held:
+            begin = (place & POSITION_MASK) - start
+            raw = data[begin : begin + size]
+            if len(raw) == size and size >= head:
+                length, crc, of, _epoch, number, _kind, _flags = unpack(raw)
+                if of == pid and number == index and length == size - head and crc32c(raw[8:]) == crc:
+                    yield index, raw
+                    continue
+            _not_sound(place, index, bad)
 
 
-def _from_log(wal: Wal, pid: int, rows: Sequence[Row]) -> list[StoredEntry]:
-    return [stored(raw) for _, raw in raw_entries(wal, pid, rows)]
+def stored_entries(wal: Wal, pid: int, rows: Sequence[Row]) -> list[StoredEntry]:
+    """The entries of rows as values, as ``raw_entries``."""
+    found: list[StoredEntry] = []
+    unpack, unpack_records, head, records_head = ENTRY.unpack_from, RECORDS_HEAD.unpack_from, ENTRY_BYTES, RECORDS_HEAD.size
+    for data, start, held in _pieces(wal, rows, None):
+        for place, size, index in held:
+            begin = (place & POSITION_MASK) - start
+            end = begin + size
+            if end > len(data) or size < head:
+                _not_sound(place, index, None)
+            length, crc, of, epoch, number, kind, _flags = unpack(data, begin)
+            if of != pid or number != index or length != size - head or crc32c(data[begin + 8 : end]) != crc:
+                _not_sound(place, index, None)
+            payload = bytes(data[begin + head : end])
+            if kind == _RECORDS and length >= records_head:
+                base, count, _, _, _ = unpack_records(payload)
+                found.append(StoredEntry(epoch, index, kind, base, count, payload))
+            else:
+                found.append(StoredEntry(epoch, index, kind, -1, 0, payload))
+    return found
+
+
+def _not_sound(place: int, index: int, bad: list[int] | None) -> None:
+    if bad is None:
+        raise DamagedEntry(f"log file {place >> POSITION_BITS}: the entry at {place & POSITION_MASK} does not match its checksum", index)
+    bad.append(index)
 
 
 def record_rows(part: Part, offset: int, bytes_max: int, end_offset: int) -> list[Row]:
@@ -174,7 +193,7 @@ class Reader:
                 rows = record_rows(part, offset, bytes_max, end_offset)
                 if not rows:
                     return []
-                return await ground.on(ground.reader, partial(_from_log, ground.wal, pid, rows))
+                return await ground.on(ground.reader, partial(stored_entries, ground.wal, pid, rows))
             except NotFound:
                 continue
             except Damaged as e:
@@ -220,6 +239,9 @@ class Reader:
     def entries_after(self, part: Part, index: int) -> list[StoredEntry]:
         """All entries above an index, from segments and log, on the calling thread. ``Damaged`` isolates the partition."""
         ground = self._ground
+        kept = ground.recovered.take(part.pid, index, part.last_index) if part.tail_index <= index else None
+        if kept is not None:
+            return kept
         found: list[StoredEntry] = []
         try:
             for ref in part.moved.refs:
@@ -227,7 +249,7 @@ class Reader:
                     with ground.segments.opened(ref.file) as handle:
                         found += segments.entries_after(ground.files, handle, part.pid, ref, index)
             last = max(index, part.moved.moved_to)
-            found += [stored(raw) for _, raw in raw_entries(ground.wal, part.pid, rows_after(part, last))]
+            found += stored_entries(ground.wal, part.pid, rows_after(part, last))
         except (Damaged, NotFound) as e:
             ground.isolate(part.pid, str(e), found[-1].index if found else index, part.next_offset, -1)
             raise Damaged(f"partition {part.pid} cannot be read: {e}") from e

@@ -39,6 +39,8 @@ from headrace.storage.walfiles import Later
 from headrace.wire.journal import Kind
 
 MAINTENANCE_S: Final = 1.0
+RECOVERED_ROUNDS: Final = 30
+"""After so many rounds what recovery kept for first loads is given up."""
 _RECORDS: Final = int(Kind.RECORDS)
 _TRUNCATE: Final = int(Kind.TRUNCATE)
 _PROMISE: Final = int(Kind.PROMISE)
@@ -78,6 +80,7 @@ class DiskStore:
         self._waiting: list[tuple[Part, int, asyncio.Future[None]]] = []
         self._marked: list[tuple[int, asyncio.Future[None]]] = []
         self._latencies: deque[int] = deque(maxlen=_LATENCIES)
+        self._rounds = 0
         self._pressure = False
         self._opened = self._closed = False
         self._lock: Handle | None = None
@@ -263,9 +266,8 @@ class DiskStore:
             if part is None:
                 continue
             if kind == _RECORDS:
-                part.add(file_place | position, length, index, kind)
                 _, base, count, wall_ms = part.unflushed.popleft()
-                part.add_records(index, length, base, count, wall_ms)
+                part.add_records(file_place | position, length, index, base, count, wall_ms)
                 tail = part.tail
                 if tail.clean < len(tail.entries) and tail.entries[tail.clean].index == index:
                     tail.clean += 1
@@ -282,6 +284,7 @@ class DiskStore:
             ground.cache.evict()
         self._latencies.append(result.took_ns)
         done.pop(SYSTEM_PID, None)
+        ground.file_entries[located.file_id] = ground.file_entries.get(located.file_id, 0) + len(located.pids)
         if self._waiting or self._marked:
             self._wake(result)
         self._look_at_size()
@@ -458,6 +461,9 @@ class DiskStore:
 
     async def maintenance(self) -> None:
         """One round: space, floors, a pass of the mover if one is due, a rewrite if one is worth it."""
+        self._rounds += 1
+        if self._rounds == RECOVERED_ROUNDS:
+            self._ground.recovered.clear()
         await self._space.look()
         async with self._ground.moving:
             await self._mover.round()

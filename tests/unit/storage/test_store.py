@@ -172,7 +172,7 @@ async def test_a_failed_flush_fails_everything_that_waits() -> None:
     rig.put(1)
     await rig.flush()
     failed: list[Flushed] = []
-    rig.flushed = failed.append  # type: ignore[method-assign]
+    rig.flushed = failed.append  # type: ignore[method-assign, assignment]
 
     def broken(operation: str, path: str, _nbytes: int) -> int | None:
         if operation == "pwritev_durable":

@@ -14,15 +14,16 @@ from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from typing import Final
 
 import msgspec
 
 from headrace.storage import keys, rewriting
 from headrace.storage.api import Checkpoint
-from headrace.storage.ground import Ground, log
+from headrace.storage.ground import Ground
 from headrace.storage.index import Part, live_bytes
-from headrace.storage.keys import Moved, SegmentRef, number_key
+from headrace.storage.keys import FileMeta, Moved, SegmentRef, number_key
 from headrace.storage.moving import Job, Moves, Writing
 from headrace.storage.rewriting import Rewrite
 from headrace.storage.system import SYSTEM_PID, SystemJournal
@@ -30,6 +31,8 @@ from headrace.storage.system import SYSTEM_PID, SystemJournal
 SLICE_NS: Final = 500_000
 ENTRIES_MAX: Final = 250_000
 PAUSE_S: Final = 0.001
+COMMIT_PARTITIONS: Final = 128
+SWEEP_PARTITIONS: Final = 1024
 QUIET_ROUNDS: Final = 10
 """A file is rewritten only when nothing in it died for so long: what is being consumed will be gone by itself."""
 SMALL_ARCHIVES: Final = 16
@@ -99,7 +102,19 @@ class Mover:
         for file in closed:
             if file.file_id <= upto:
                 pids |= ground.file_pids.get(file.file_id, set())
-        await self._move([(part, part.rows_up_to_file(upto)) for pid in sorted(pids) if (part := ground.parts.get(pid)) is not None], upto)
+        slices = _Slices()
+        wanted: list[tuple[Part, int]] = []
+        for pid in sorted(pids):
+            part = ground.parts.get(pid)
+            if part is not None:
+                wanted.append((part, part.rows_up_to_file(upto)))
+            if slices.over():
+                await slices.pause()
+        await self._move(wanted)
+        puts: Puts = {number_key(keys.DELETED, pid): None for pid, file_id in ground.deleted.items() if file_id <= upto}
+        if puts:
+            await ground.writer.submit(puts)
+            ground.deleted = {pid: file_id for pid, file_id in ground.deleted.items() if file_id > upto}
         gone = 0
         for file in closed:
             if file.file_id <= upto:
@@ -115,25 +130,29 @@ class Mover:
         rows = len(part.sizes)
         if last_index is not None:
             rows = max(0, min(rows, last_index + 1 - part.first_index))
-        await self._move([(part, rows)], None, least_index=last_index or 0)
+        await self._move([(part, rows)], least_index=last_index or 0)
 
-    async def _move(self, wanted: Sequence[tuple[Part, int]], upto: int | None, *, least_index: int = 0) -> None:
+    async def _move(self, wanted: Sequence[tuple[Part, int]], *, least_index: int = 0) -> None:
         ground = self._ground
         taken = await self._checkpoints([(part, rows) for part, rows in wanted if rows > 0 or least_index > part.moved.moved_to])
+        if not taken:
+            return
         jobs: list[Job] = []
-        parts: dict[int, Part] = {}
-        fresh: dict[int, Checkpoint] = {}
-        began_ns = time.perf_counter_ns()
+        slices = _Slices()
         for part, rows, checkpoint in taken:
             jobs.append(self._job(part, rows, checkpoint, least_index))
-            parts[part.pid] = part
-            if checkpoint is not None:
-                fresh[part.pid] = checkpoint
-            if time.perf_counter_ns() - began_ns > SLICE_NS:
-                await asyncio.sleep(PAUSE_S)
-                began_ns = time.perf_counter_ns()
-        storage = ground.config.storage
-        writing = Writing(
+            if slices.over():
+                await slices.pause()
+        writing = self._writing()
+        moves = await ground.on(ground.io, lambda: writing.move(ground.wal, jobs))
+        self.moved_bytes += moves.moved_bytes
+        fresh = {part.pid: checkpoint for part, _, checkpoint in taken if checkpoint is not None}
+        for at in range(0, len(jobs), COMMIT_PARTITIONS):
+            await self._commit(jobs[at : at + COMMIT_PARTITIONS], fresh, moves)
+
+    def _writing(self) -> Writing:
+        ground, storage = self._ground, self._ground.config.storage
+        return Writing(
             ground.files,
             ground.segment_directory,
             ground.take_number,
@@ -141,15 +160,12 @@ class Mover:
             file_bytes=storage.segment_file_bytes,
             wall_ms=ground.wall_ms(),
         )
-        moves = await ground.on(ground.io, lambda: writing.move(ground.wal, jobs)) if jobs else Moves()
-        self.moved_bytes += moves.moved_bytes
-        await self._commit_moves(jobs, parts, fresh, moves, upto)
 
     async def _checkpoints(self, wanted: Sequence[tuple[Part, int]]) -> list[tuple[Part, int, Checkpoint | None]]:
         """Asks for the state of each partition, in slices, and waits until it is durable."""
         ground = self._ground
         taken: list[tuple[Part, int, Checkpoint | None]] = []
-        began_ns = time.perf_counter_ns()
+        slices = _Slices()
         for part, rows in wanted:
             checkpoint: Checkpoint | None = None
             if part.pid == SYSTEM_PID:
@@ -159,13 +175,12 @@ class Mover:
             if checkpoint is not None and checkpoint.index < part.checkpoint_index:
                 checkpoint = None
             taken.append((part, rows, checkpoint))
-            if time.perf_counter_ns() - began_ns > SLICE_NS:
+            if slices.over():
                 self._flush()
-                await asyncio.sleep(PAUSE_S)
-                began_ns = time.perf_counter_ns()
+                await slices.pause()
         self._flush()
         for part, _, checkpoint in taken:
-            if checkpoint is not None:
+            if checkpoint is not None and part.durable_index < checkpoint.index:
                 await self._durable(part, checkpoint.index)
         return taken
 
@@ -182,77 +197,85 @@ class Mover:
             packed = raw or b""
         return Job(part.pid, columns, after=after, floor=floor, last_index=last_index, end_offset=end_offset, checkpoint=packed)
 
-    async def _commit_moves(self, jobs: Sequence[Job], parts: dict[int, Part], fresh: dict[int, Checkpoint], moves: Moves, upto: int | None) -> None:
+    async def _commit(self, jobs: Sequence[Job], fresh: dict[int, Checkpoint], moves: Moves) -> None:
+        """One transaction for some of a pass's partitions; each is whole in one, and files count as live what was committed of them."""
         ground = self._ground
-        puts: Puts = {}
-        change: dict[int, int] = {}
-        moved: dict[int, Moved] = {}
-        newer: list[tuple[Part, Checkpoint]] = []
-        for job in jobs:
-            part = parts[job.pid]
-            old = part.moved
-            file, nbytes = moves.checkpoints.get(job.pid, (0, 0))
-            covered = job.after if file else old.copy_index
-            refs = (*(_covered(ref) if ref.tail_index <= covered else ref for ref in old.refs), *moves.refs.get(job.pid, ()))
-            if file and old.checkpoint_file:
-                change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
-            if not file:
-                file, nbytes = old.checkpoint_file, old.checkpoint_bytes
-            now = moved[job.pid] = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered)
-            puts[number_key(keys.MOVED, job.pid)] = keys.pack(now)
-            checkpoint = fresh.get(job.pid)
-            if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
-                newer.append((part, checkpoint))
-        for pid, file_id in list(ground.deleted.items()):
-            if upto is not None and file_id <= upto:
-                puts[number_key(keys.DELETED, pid)] = None
-        file_puts, after = ground.files_changed(change, moves.files)
-        puts |= file_puts
-        for part, checkpoint in newer:
-            puts |= self.checkpoint_puts(part, checkpoint)
-        if not puts:
-            return
-        try:
-            await ground.writer.submit(puts)
-        except BaseException:
-            # Whether it is committed is unknown: the new files stay, the next start finds out which of them count.
-            log.error("a pass of the mover could not be committed")
-            raise
+        parts = [ground.parts[job.pid] for job in jobs]
+        puts, moved, after = await ground.on(ground.io, lambda: self._plan(jobs, parts, fresh, moves))
+        for part in parts:
+            checkpoint = fresh.get(part.pid)
+            if checkpoint is not None and checkpoint.index < part.checkpoint_index:  # a newer one was saved meanwhile
+                del fresh[part.pid]
+                del puts[number_key(keys.CHECKPOINT, part.pid)]
+                puts.pop(number_key(keys.WAKE, part.pid), None)
+        # If whether this is committed stays unknown, the new files stay: the next start finds out which of them count.
+        await ground.writer.submit(puts)
         ground.apply_files(after)
-        for job in jobs:
-            part = parts[job.pid]
-            part.moved = moved[job.pid]
+        slices = _Slices()
+        for job, part, now in zip(jobs, parts, moved, strict=True):
+            checkpoint = fresh.get(part.pid)
+            if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
+                self._now_current(part, checkpoint)
+            part.moved = now
             part.drop_rows(job.rows)
             if not part.sizes:
                 part.first_index = max(part.first_index, job.last_index + 1)
-            if moves.bad.get(job.pid):
-                bad = moves.bad[job.pid]
+            bad = moves.bad.get(job.pid)
+            if bad:
                 ground.isolate(job.pid, f"{len(bad)} entries in the log were damaged, the first at index {bad[0]}", bad[0] - 1, part.floor, len(bad))
             if job.pid not in fresh:
                 ground.forget(part)
-        for pid, file_id in list(ground.deleted.items()):
-            if upto is not None and file_id <= upto:
-                del ground.deleted[pid]
+            if slices.over():
+                await slices.pause()
+
+    def _plan(
+        self, jobs: Sequence[Job], parts: Sequence[Part], fresh: dict[int, Checkpoint], moves: Moves
+    ) -> tuple[Puts, list[Moved], dict[int, FileMeta | None]]:
+        """The puts of a transaction; on the storage thread, as it may take milliseconds. Reads only what changes under ``moving``."""
+        puts: Puts = {}
+        change: dict[int, int] = {}
+        made: dict[int, FileMeta] = {}
+        moved: list[Moved] = []
+        for job, part in zip(jobs, parts, strict=True):
+            old = part.moved
+            file, nbytes = moves.checkpoints.get(job.pid, (0, 0))
+            new = moves.refs.get(job.pid, ())
+            for number, more in [*((ref.file, ref.nbytes) for ref in new), (file, nbytes)]:
+                if number:
+                    known = made.get(number) or self._ground.metas.get(number) or FileMeta(moves.files[number].nbytes, 0, moves.files[number].own_pid)
+                    made[number] = FileMeta(known.nbytes, known.live_bytes + more, known.own_pid)
+            if file and old.checkpoint_file:
+                change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
+            covered = job.after if file else old.copy_index
+            refs = (*(_covered(ref) if ref.tail_index <= covered else ref for ref in old.refs), *new)
+            if not file:
+                file, nbytes = old.checkpoint_file, old.checkpoint_bytes
+            now = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered)
+            moved.append(now)
+            puts[number_key(keys.MOVED, job.pid)] = keys.pack(now)
+            checkpoint = fresh.get(job.pid)
+            if checkpoint is not None:
+                puts |= _checkpoint_puts(part, checkpoint)
+        file_puts, after = self._ground.files_changed(change, made)
+        return puts | file_puts, moved, after
 
     # ------------------------------------------------------------ checkpoints
 
     def checkpoint_puts(self, part: Part, checkpoint: Checkpoint) -> Puts:
         """What makes a checkpoint, whose index is durable, the partition's current one; its object is changed at once."""
-        wakes = self._ground.wakes
-        puts: Puts = {}
-        stored = checkpoint._replace(data=b"") if part.pid == SYSTEM_PID else checkpoint
-        puts[number_key(keys.CHECKPOINT, part.pid)] = keys.pack_checkpoint(stored)
-        if checkpoint.wake_at_ms != part.wake_at_ms:
-            puts[number_key(keys.WAKE, part.pid)] = checkpoint.wake_at_ms.to_bytes(8, "big") if checkpoint.wake_at_ms else None
+        puts = _checkpoint_puts(part, checkpoint)
+        self._now_current(part, checkpoint)
+        return puts
+
+    def _now_current(self, part: Part, checkpoint: Checkpoint) -> None:
         if checkpoint.wake_at_ms:
-            wakes[part.pid] = checkpoint.wake_at_ms
+            self._ground.wakes[part.pid] = checkpoint.wake_at_ms
         else:
-            wakes.pop(part.pid, None)
+            self._ground.wakes.pop(part.pid, None)
         part.checkpoint_epoch, part.checkpoint_index = checkpoint.epoch, checkpoint.index
         part.checkpoint_floor, part.checkpoint_next, part.wake_at_ms = checkpoint.floor_offset, checkpoint.next_offset, checkpoint.wake_at_ms
         if checkpoint.floor_offset > part.floor:
             part.set_floor(checkpoint.floor_offset)
-        return puts
 
     async def checkpoint_all(self) -> None:
         """Before a clean stop: so that the next start replays nothing."""
@@ -296,17 +319,24 @@ class Mover:
 
     async def _sweep(self) -> None:
         """Erases what floors have left behind: dead references go, dead parts are counted."""
-        floors, self._floors = self._floors, {}
         ground = self._ground
-        targets = [(part, part.floor, part.last_index) for part in floors.values() if ground.parts.get(part.pid) is part]
+        targets: list[tuple[Part, int, int]] = []
+        for pid in list(islice(self._floors, SWEEP_PARTITIONS)):
+            part = self._floors.pop(pid)
+            if ground.parts.get(pid) is part:
+                targets.append((part, part.floor, part.last_index))
         if not targets:
             return
         self._flush()
+        slices = _Slices()
         puts: Puts = {}
         change: dict[int, int] = {}
         moved: list[tuple[Part, Moved]] = []
         for part, floor, index in targets:
-            await self._durable(part, index)
+            if part.durable_index < index:
+                await self._durable(part, index)
+            if slices.over():
+                await slices.pause()
             part.settled_floor = max(part.settled_floor, floor)
             refs = self._still_needed(part, change)
             if refs is not None:
@@ -436,15 +466,7 @@ class Mover:
         ground = self._ground
         if not rewrites:
             return
-        storage = ground.config.storage
-        writing = Writing(
-            ground.files,
-            ground.segment_directory,
-            ground.take_number,
-            own_bytes_min=storage.segment_own_bytes_min,
-            file_bytes=storage.segment_file_bytes,
-            wall_ms=ground.wall_ms(),
-        )
+        writing = self._writing()
         done = await ground.on(ground.io, lambda: rewriting.rewrite(ground.segments, writing, rewrites, tables, own_pid))
         for pid, why in done.damaged.items():
             hurt = ground.part(pid)
@@ -475,6 +497,31 @@ class Mover:
         for part, now in moved:
             part.moved = now
         ground.apply_files(after)
+
+
+class _Slices:
+    """Keeps a loop over many partitions from holding the event loop for more than 0.5 ms."""
+
+    __slots__ = ("_until_ns",)
+
+    def __init__(self) -> None:
+        self._until_ns = time.perf_counter_ns() + SLICE_NS
+
+    def over(self) -> bool:
+        return time.perf_counter_ns() > self._until_ns
+
+    async def pause(self) -> None:
+        await asyncio.sleep(PAUSE_S)  # a timer: sleep(0) would starve the flusher's completions
+        self._until_ns = time.perf_counter_ns() + SLICE_NS
+
+
+def _checkpoint_puts(part: Part, checkpoint: Checkpoint) -> Puts:
+    stored = checkpoint._replace(data=b"") if part.pid == SYSTEM_PID else checkpoint
+    wake = number_key(keys.WAKE, part.pid)
+    puts: Puts = {number_key(keys.CHECKPOINT, part.pid): keys.pack_checkpoint(stored)}
+    if checkpoint.wake_at_ms or part.wake_at_ms:
+        puts[wake] = checkpoint.wake_at_ms.to_bytes(8, "big") if checkpoint.wake_at_ms else None
+    return puts
 
 
 def _first_index(ref: SegmentRef) -> int:

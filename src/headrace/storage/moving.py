@@ -4,13 +4,18 @@ Owns the choice of file per partition (its own from ``segment_own_bytes_min`` li
 about which partitions, commits nothing. Blocks; raises ``OSError`` after removing what it wrote."""
 
 from collections.abc import Callable, Sequence
+from itertools import islice
+from typing import Final
 
 from headrace.storage.files import Files
 from headrace.storage.index import Columns
 from headrace.storage.keys import FileMeta, SegmentRef
-from headrace.storage.reads import Row, raw_entries, rows_of
+from headrace.storage.reads import bytes_of, raw_entries, rows_of
 from headrace.storage.segments import Section, SegmentWriter
 from headrace.storage.wal import Wal
+
+_ROWS: Final = 4096
+"""Rows worked on at a time: millions of small objects alive at once would stop the loop for the garbage collector."""
 
 
 class Job:
@@ -45,9 +50,6 @@ class Moves:
         self.moved_bytes = 0
 
 
-Live = list[tuple[Row, int, int, int]]
-
-
 class Writing:
     """The files of one pass."""
 
@@ -66,23 +68,22 @@ class Writing:
 
     def move(self, wal: Wal, jobs: Sequence[Job]) -> Moves:
         """All jobs, which are sorted by partition: own files first, then archives; every file is durable when it returns."""
-        shared: list[tuple[Job, Live]] = []
+        shared: list[tuple[Job, bool]] = []
         entries = 0
         try:
             for job in jobs:
-                live = rows_of(job.columns, job.after, job.floor)
-                nbytes = sum(row[1] for row, *_ in live)
-                entries += len(live)
+                live, nbytes = bytes_of(job.columns, job.after, job.floor)
+                entries += live
                 self.moves.moved_bytes += nbytes
                 if nbytes >= self._own_bytes_min:
-                    self._copy(wal, job, live)
+                    self._copy(wal, job)
                     self.close(job.pid)
-                    live = []
+                    live = 0
                 if live or job.checkpoint:
-                    shared.append((job, live))
-            for job, live in shared:
-                if live:
-                    self._copy(wal, job, live, shared=True)
+                    shared.append((job, live > 0))
+            for job, with_entries in shared:
+                if with_entries:
+                    self._copy(wal, job, shared=True)
                 else:
                     self._copy_checkpoint(job)
             self.finish()
@@ -131,21 +132,25 @@ class Writing:
         self._made.clear()
         self._open = None
 
-    def _copy(self, wal: Wal, job: Job, live: Live, *, shared: bool = False) -> None:
+    def _copy(self, wal: Wal, job: Job, *, shared: bool = False) -> None:
         pid, bad = job.pid, list[int]()
-        meta = {row[2]: (base, count, wall) for row, base, count, wall in live}
         writer = self._roomy()
         tail = job.last_index if job.last_index > job.after else 0
         writer.begin(pid, first_index=job.columns.first_index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
-        for index, raw in raw_entries(wal, pid, [row for row, *_ in live], bad=bad):
-            if writer.size >= self.file_bytes and not shared:
-                writer.cut(index - 1, tail_index=index - 1 if index - 1 > job.after else 0)
-                writer.end()
-                self.close(pid)
-                writer = self.writer()
-                writer.begin(pid, first_index=index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
-            base, count, wall = meta[index]
-            writer.add(raw, index, base, count, wall)
+        live = rows_of(job.columns, job.after, job.floor)
+        while some := list(islice(live, _ROWS)):
+            follows = iter(some)
+            for index, raw in raw_entries(wal, pid, [row for row, *_ in some], bad=bad):
+                if writer.size >= self.file_bytes and not shared:
+                    writer.cut(index - 1, tail_index=index - 1 if index - 1 > job.after else 0)
+                    writer.end()
+                    self.close(pid)
+                    writer = self.writer()
+                    writer.begin(pid, first_index=index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
+                row, base, count, wall = next(follows)
+                while row[2] != index:
+                    row, base, count, wall = next(follows)
+                writer.add(raw, index, base, count, wall)
         writer.end(job.checkpoint if shared else b"")
         if bad:
             self.moves.bad[pid] = bad

@@ -137,28 +137,38 @@ def rows_after(part: Part, index: int) -> list[Row]:
     return rows
 
 
-def rows_of(columns: Columns, after: int, floor: int) -> list[tuple[Row, int, int, int]]:
+def rows_of(columns: Columns, after: int, floor: int) -> Iterator[tuple[Row, int, int, int]]:
     """What of the copied rows is to be kept: records above ``floor``, everything above index ``after``: (row, base offset or -1, count, wall_ms)."""
     first, places, sizes = columns.first_index, columns.places, columns.sizes
-    found: list[tuple[Row, int, int, int]] = []
     follows = iter(zip(columns.records, columns.bases, columns.counts, columns.walls, strict=True))
-    row = next(follows, None)
-    if after < first + len(sizes) - 1:
-        for k in range(len(sizes)):
-            index = first + k
-            at_records = row is not None and row[0] == index
-            base, count, wall = row[1:] if at_records and row is not None else (-1, 0, 0)
-            if at_records:
-                row = next(follows, None)
-            if sizes[k] and (index > after or (base >= 0 and base + count > floor)):
-                found.append(((places[k], sizes[k], index), base, count, wall))
-        return found
-    while row is not None:
-        index, base, count, wall = row
-        if base + count > floor:
-            found.append(((places[index - first], sizes[index - first], index), base, count, wall))
-        row = next(follows, None)
-    return found
+    if after >= first + len(sizes) - 1:
+        for index, base, count, wall in follows:
+            if base + count > floor:
+                yield (places[index - first], sizes[index - first], index), base, count, wall
+        return
+    nothing = (0, -1, 0, 0)
+    row = next(follows, nothing)
+    for k, size in enumerate(sizes):
+        index = first + k
+        base, count, wall = -1, 0, 0
+        if row[0] == index:
+            _, base, count, wall = row
+            row = next(follows, nothing)
+        if size and (index > after or base + count > floor):
+            yield (places[k], size, index), base, count, wall
+
+
+def bytes_of(columns: Columns, after: int, floor: int) -> tuple[int, int]:
+    """(entries, bytes) of ``rows_of``."""
+    first, sizes = columns.first_index, columns.sizes
+    if after >= first + len(sizes) - 1:
+        if columns.bases and columns.bases[0] + columns.counts[0] > floor and len(columns.bases) == len(sizes):
+            return len(sizes), sum(sizes)
+    entries = nbytes = 0
+    for row, *_ in rows_of(columns, after, floor):
+        entries += 1
+        nbytes += row[1]
+    return entries, nbytes
 
 
 class Reader:

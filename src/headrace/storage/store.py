@@ -45,6 +45,8 @@ _RECORDS: Final = int(Kind.RECORDS)
 _TRUNCATE: Final = int(Kind.TRUNCATE)
 _PROMISE: Final = int(Kind.PROMISE)
 _LATENCIES: Final = 1024
+INLINE_BYTES_MAX: Final = 4096
+"""A flush of at most so much is written on the loop itself while the disk is quick (``Wal``)."""
 _END: Final = (1 << 63) - 1
 
 
@@ -68,6 +70,7 @@ class DiskStore:
         """``maintain=False``: moving, retention and space are looked at only when ``maintenance`` is called."""
         self._config = config
         self._loop = loop
+        self._stepped = make_lane is not None
         self._make_lane = make_lane or (lambda name: ThreadLane(loop, name=f"headrace-{name}"))
         self._make_state = make_state or (lambda path: LmdbStateStore(path, map_bytes=min(config.storage.state_map_bytes, 1 << 34)))
         self._later: Later = later or loop.call_later
@@ -114,6 +117,7 @@ class DiskStore:
                 on_full=self._full,
                 file_bytes=self._config.storage.wal_file_bytes,
                 flush_bytes_max=self._config.storage.flush_bytes_max,
+                inline_bytes_max=0 if self._stepped else INLINE_BYTES_MAX,
             )
             ground.wal.start()
         except OSError as e:

@@ -50,6 +50,9 @@ IDLE_S: Final = 0.02
 ROWS_MAX: Final = 16_384
 SLOT_BYTES_MAX: Final = 1 << 20
 """A partition's entries in one row: past it a new row begins behind the other partitions', so that a flood cannot keep them out of a flush."""
+INLINE_NS_MAX: Final = 500_000
+INLINE_ONCE_NS_MAX: Final = 5_000_000
+INLINE_PAUSE_NS: Final = 250_000_000
 _RESERVE_FLUSHES: Final = 16
 _ZEROS: Final = bytes(512)
 
@@ -128,6 +131,7 @@ class Wal:
         file_bytes: int = limits.WAL_FILE_BYTES,
         flush_bytes_max: int = limits.FLUSH_BYTES_MAX,
         spares_max: int = 2,
+        inline_bytes_max: int = 0,
     ) -> None:
         """``flusher`` does nothing but durable writes; ``background`` prepares and removes files. ``on_full(True)``: the disk has no room for the
         next file and flushes wait for it; ``on_full(False)``: they go on."""
@@ -144,6 +148,11 @@ class Wal:
         self._wall_ms = wall_ms
         self._now_ns = now_ns
         self._rows_max = max(16, min(ROWS_MAX, file_bytes // 512))
+        self._inline_bytes_max = inline_bytes_max
+        self._inlining = False
+        self._write_ns = 0
+        """Moving average of what one small durable write takes."""
+        self._inline_from_ns = 0
         self._reserve_at = file_bytes - padded(HEAD_BYTES + self._rows_max * ROW.size) - _RESERVE_FLUSHES * 512
         self._entry_bytes_max = self._reserve_at - DATA_START - HEAD_BYTES - (self._rows_max + 1) * ROW.size - 512
         self._flush_bytes_max = min(flush_bytes_max, self._entry_bytes_max)
@@ -255,7 +264,7 @@ class Wal:
     def flush(self) -> None:
         """Starts a flush of what gathered if none is in flight (else it starts by itself when that one ends)."""
         if self._flight is None and self._slots and self.error is None and not self._starved:
-            self._start()
+            self._start(inline=self._gathered <= self._inline_bytes_max and not self._inlining)
 
     def read(self, file_id: int, position: int, length: int) -> Entry:
         """One durable entry, verified, from any thread. ``Damaged``; ``NotFound`` if the file was retired and is gone."""
@@ -306,14 +315,14 @@ class Wal:
 
     # Flushing
 
-    def _start(self) -> None:
+    def _start(self, *, inline: bool = False) -> None:
         """Writes what gathered, as much as one flush may hold."""
         slots = self._slots
         if self._gathered <= self._flush_bytes_max and len(slots) <= self._rows_max:
             taken, self._slots, self._open = slots, [], {}
         else:
             taken = self._some()
-        self._write(taken, 0)
+        self._write(taken, 0, inline=inline)
 
     def _some(self) -> list[_Slot]:
         """The oldest slots that fit in one flush: at least one."""
@@ -330,7 +339,7 @@ class Wal:
                 del self._open[slot.pid]
         return taken
 
-    def _write(self, slots: list[_Slot], flags: int) -> None:
+    def _write(self, slots: list[_Slot], flags: int, *, inline: bool = False) -> None:
         file = self._file
         assert file is not None and self._flight is None, "started, and nothing in flight"
         entry_bytes = sum([s.nbytes for s in slots])
@@ -355,7 +364,29 @@ class Wal:
             offset = 0
         self._flight = flight
         write, handle = self._files.pwritev_durable, file.handle
-        self._flusher.submit(lambda: write(handle, pieces, offset), self._written)
+        if inline and header is None and self._now_ns() >= self._inline_from_ns:
+            self._write_here(lambda: write(handle, pieces, offset))
+        else:
+            self._flusher.submit(lambda: write(handle, pieces, offset), self._written)
+
+    def _write_here(self, work: Callable[[], object]) -> None:
+        """A small flush of an idle log is written on the loop itself, which saves a lone message two changes of thread, as long as the disk answers
+        in a fraction of a millisecond; one slow write sends all to the flusher for a while."""
+        self._inlining = True
+        began = self._now_ns()
+        error: BaseException | None = None
+        try:
+            work()
+        except OSError as e:
+            error = e
+        ended = self._now_ns()
+        self._write_ns += (ended - began - self._write_ns) // 8
+        if self._write_ns > INLINE_NS_MAX or ended - began > INLINE_ONCE_NS_MAX:
+            self._inline_from_ns, self._write_ns = ended + INLINE_PAUSE_NS, 0
+        try:
+            self._written(None, error)
+        finally:
+            self._inlining = False
 
     def _build(self, slots: list[_Slot], flags: int) -> tuple[list[Buffer], _Flight]:
         """The bytes of the next flush at the current end, and what is to be remembered of it."""

@@ -28,6 +28,7 @@ class Rig:
         eager: bool = True,
         seed: int = 1,
         spares_max: int = 2,
+        inline_bytes_max: int = 0,
     ) -> None:
         self.files: Files = MemoryFiles() if files is None else files
         self.files.make_dir(DIRECTORY)
@@ -56,6 +57,7 @@ class Rig:
             file_bytes=file_bytes,
             flush_bytes_max=flush_bytes_max,
             spares_max=spares_max,
+            inline_bytes_max=inline_bytes_max,
         )
         self.wal.start()
 

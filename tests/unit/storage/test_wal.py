@@ -375,3 +375,44 @@ async def test_with_threads_on_a_real_disk(tmp_path: Path) -> None:
     assert found.entries == 5000
     assert found.clean
     assert not found.damaged()
+
+
+def test_a_small_flush_of_an_idle_log_is_written_at_once_and_a_large_one_by_the_flusher() -> None:
+    rig = Rig(eager=False, inline_bytes_max=4096)
+    while rig.flusher.step():
+        pass
+    rig.put((1, b"small"))
+    assert [r.error for r in rig.flushed] == [None]
+    rig.put((1, b"x" * 10_000))
+    assert len(rig.flushed) == 1
+    assert rig.flusher.step()
+    assert [r.error for r in rig.flushed] == [None, None]
+
+
+def test_what_the_callback_of_an_inline_flush_appends_goes_to_the_flusher() -> None:
+    rig = Rig(eager=False, inline_bytes_max=4096)
+    while rig.flusher.step():
+        pass
+
+    def again(result: FlushResult) -> None:
+        if len(rig.flushed) == 1:
+            rig.put((2, b"lease"))
+
+    rig.on_flushed = again
+    rig.put((1, b"message"))
+    assert len(rig.flushed) == 1
+    assert rig.flusher.step()
+    assert len(rig.flushed) == 2
+
+
+def test_a_failed_inline_write_fails_the_log() -> None:
+    failing = [False]
+    files = MemoryFiles(fault=lambda op, path, nbytes: 5 if failing[0] and op == "pwritev_durable" else None)
+    rig = Rig(files, eager=False, inline_bytes_max=4096)
+    while rig.flusher.step():
+        pass
+    failing[0] = True
+    rig.put((1, b"message"))
+    assert isinstance(rig.flushed[0].error, SyncFailed)
+    with pytest.raises(SyncFailed):
+        rig.add(1, b"more")

@@ -3,15 +3,15 @@
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 import headrace
 from headrace.model.errors import Conflict, NotConnected, NotFound, Refused, StaleSettle, UnknownOutcome
-from headrace.testing import TestBroker, broker
+from headrace.testing import TestBroker, blocking_broker, broker
 from headrace.testing.brokers import BlockingTestBroker
 
 
@@ -194,10 +194,14 @@ async def test_the_fixtures_serve_async_tests(headrace_connect: Callable[..., An
         assert (await client.publish("orders", b"x")).offset == 0
 
 
-async def test_a_broker_for_tests_starts_fast() -> None:
-    async with broker(storage="memory"):
+async def test_brokers_for_tests_leave_nothing_behind() -> None:
+    before = set(threading.enumerate())
+    async with broker() as made:
+        directory = Path(made.config.broker.data_dir)
+        assert directory.exists()
+        await made.restart()
+        assert made.running
+    assert not directory.exists()
+    with blocking_broker():
         pass
-    began = time.perf_counter()
-    async with broker(storage="memory"):
-        pass
-    assert time.perf_counter() - began < 5
+    assert set(threading.enumerate()) <= before

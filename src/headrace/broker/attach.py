@@ -45,7 +45,17 @@ class Publisher:
             sink.refused(self.channel, run.first_correlation, run.frame_count, error)
             self.broker.touch(sink)
             return
+        if self.partition.quarantined:
+            self._follow()
         self.partition.publish(sink, self.channel, run.flags & 7, run, blob, self.broker.precise_ms)
+
+    def _follow(self) -> None:
+        """After a repair the partition is another object."""
+        current = self.broker.partitions.get(self.partition.pid)
+        if current is not None and current is not self.partition:
+            self.partition.publishers -= 1
+            current.publishers += 1
+            self.partition = current
 
     def close(self) -> None:
         self.partition.publishers -= 1

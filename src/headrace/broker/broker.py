@@ -30,7 +30,7 @@ from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
-from headrace.model.errors import Draining, HeadraceError, StorageError, SyncFailed
+from headrace.model.errors import Damaged, Draining, HeadraceError, StorageError, SyncFailed
 from headrace.model.specs import QueueSpec, Spec
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
@@ -221,6 +221,9 @@ class Broker:
                 partition.step(now, wall)
             except StorageError as e:
                 self._fail(e)
+            except Exception as e:  # a mistake in one partition must not stop the others
+                partition.quarantined = f"the broker failed on it and serves it again after a restart: {e!r}"
+                _log.error("partition %d of %r failed and is isolated", partition.number, partition.item.name, exc_info=e)
         if self.store_error is None:
             self.store.flush()
         sinks, self._sinks = self._sinks, []
@@ -344,7 +347,12 @@ class Broker:
             if damage is not None:
                 partition.quarantined = damage.why
             else:
-                partition.recover(self.store.replay(pid), self.now_ms, self.wall_ms)
+                try:
+                    stored = self.store.replay(pid)
+                except Damaged as e:  # found just now
+                    partition.quarantined = str(e)
+                else:
+                    partition.recover(stored, self.now_ms, self.wall_ms)
             partition.used_ms = self.now_ms
             self.partitions[pid] = partition
         return partition

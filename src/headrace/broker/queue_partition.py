@@ -13,20 +13,21 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
-from headrace.broker.reading import Reading, parcels
+from headrace.broker.reading import Reading, parcels, unpacked
 from headrace.core.filters import Compiled
 from headrace.core.queue import Consumer, Grant, QueueMachine, Settled
+from headrace.log import get_logger
 from headrace.model.errors import Damaged, HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.storage.api import StoredEntry
-from headrace.wire.batch import iter_records
-from headrace.wire.entry import blob_at
 from headrace.wire.frames import DeliverFlag, Level, PublishFlag
 from headrace.wire.journal import Kind, Reason
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
     from headrace.broker.subscription import QueueSubscription
+
+_log = get_logger("broker")
 
 
 class QueuePartition(Partition):
@@ -269,7 +270,7 @@ class QueuePartition(Partition):
                 while first < end:
                     entries = self.reading.near(first, end) or await self.reading.far(first, end)
                     if not entries:
-                        self.machine.drop_unreadable(first, end - first, self.broker.now_ms, self.broker.wall_ms)
+                        self._lost(first, end)
                         break
                     first = self._emit(grant, entries, first, end)
                 self._waiting.popleft()
@@ -289,6 +290,8 @@ class QueuePartition(Partition):
         reached = first
         counters = self.broker.counters
         for parcel in parcels(entries, first, end):
+            if parcel.first > reached:
+                self._lost(reached, parcel.first)
             reached = parcel.first + parcel.count
             if sink is not None and subscription is not None:
                 sink.deliver(
@@ -314,13 +317,21 @@ class QueuePartition(Partition):
             self.broker.touch(sink)
         return reached
 
+    def _lost(self, first: int, end: int) -> None:
+        """Settles messages that are stored nowhere: a repair has left a gap there."""
+        count = self.machine.drop_unreadable(first, end - first, self.broker.now_ms, self.broker.wall_ms)
+        if count:
+            _log.warning(
+                "partition %d of %r: %d messages from offset %d on are lost; a repair left them out", self.number, self.item.name, count, first
+            )
+
     # ------------------------------------------------------------ opening records for filters and key order
 
     def _open(self, wants: tuple[int, int]) -> None:
         first, count = wants
         entries = self.reading.near(first, first + count)
         if entries:
-            self.machine.opened(_keys_and_headers(entries, first, first + count))
+            self._opened(entries, first, first + count)
             self.broker.mark(self)
         else:
             self._opener = self.broker.spawn(self._open_far(first, first + count))
@@ -328,19 +339,29 @@ class QueuePartition(Partition):
     async def _open_far(self, first: int, end: int) -> None:
         try:
             entries = await self.reading.far(first, end)
-            self.machine.opened(_keys_and_headers(entries, first, end))
+            if entries:
+                self._opened(entries, first, end)
+            else:
+                self._lost(first, end)
         except Damaged:
             pass
         finally:
             self._opener = None
             self.broker.mark(self)
 
+    def _opened(self, entries: Sequence[StoredEntry], first: int, end: int) -> None:
+        self.machine.opened(_keys_and_headers(entries, first, end))
+        for entry in entries:
+            if entry.base_offset > first:
+                self._lost(first, min(end, entry.base_offset))
+            first = entry.base_offset + entry.record_count
+
 
 def _keys_and_headers(entries: Sequence[StoredEntry], first: int, end: int) -> list[tuple[int, bytes | None, Sequence[tuple[str, bytes]]]]:
     return [
         (offset, record.key, record.headers)
         for entry in entries
-        for offset, record, _ in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=first, end=end)
+        for offset, record, _ in unpacked(entry, first, end)
     ]
 
 

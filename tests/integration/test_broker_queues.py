@@ -362,3 +362,17 @@ async def test_a_consumer_that_stops_reading_harms_nobody(client: Client, broker
             slow._connection._link._transport.resume_reading()  # type: ignore[union-attr]
             for _ in range(1500):
                 await (await asyncio.wait_for(anext(aiter(messages)), 10)).ack()
+
+
+async def test_pulling_goes_on_past_the_prefetched_bytes(client: Client) -> None:
+    await client.declare_queue("q")
+    async with client.publisher("q") as publisher:
+        await publisher.send_many([b"x" * 1_000_000] * 40)
+    seen = 0
+    while seen < 40:
+        found = await client.fetch("q", 10, wait=5)
+        assert found
+        for message in found:
+            await message.ack(confirmed=True)
+        seen += len(found)
+    assert (await client.describe("q")).settled == 40

@@ -261,6 +261,10 @@ class QueuePartition(Partition):
         if self._reader is None:
             self._reader = self.broker.spawn(self._read())
 
+    def sending_to(self, subscription_id: int) -> bool:
+        """Whether messages for that subscription are being read or looked for right now."""
+        return self._opener is not None or any(grant.consumer_id == subscription_id for grant in self._waiting)
+
     async def _read(self) -> None:
         """Sends what waits for the disk, grant after grant."""
         try:

@@ -60,13 +60,12 @@ class Subscription(ABC):
 class Fetch:
     """A pull request in progress."""
 
-    __slots__ = ("correlation", "deadline_ms", "delivered", "wanted")
+    __slots__ = ("correlation", "delivered", "wanted")
 
-    def __init__(self, correlation: int, wanted: int, deadline_ms: int) -> None:
+    def __init__(self, correlation: int, wanted: int) -> None:
         self.correlation = correlation
         self.wanted = wanted
         self.delivered = 0
-        self.deadline_ms = deadline_ms
 
 
 class QueueSubscription(Subscription):
@@ -108,6 +107,17 @@ class QueueSubscription(Subscription):
         for partition in self.partitions.values():
             partition.machine.resume(self.id, None, partition.broker.now_ms, partition.broker.wall_ms)
         self.wake()
+
+    def begin_fetch(self, correlation: int, wanted: int, nbytes: int) -> Fetch:
+        """Grants a pull request its messages and bytes."""
+        fetch = Fetch(correlation, wanted)
+        if not self.fetches:
+            self.credit.bytes = 0
+        self.fetches.append(fetch)
+        self.credit.messages += wanted
+        self.credit.bytes += nbytes
+        self.wake()
+        return fetch
 
     def delivered(self, count: int) -> None:
         """A pull counts what it was sent; a full one is answered."""

@@ -14,13 +14,13 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from headrace.broker.attach import Attachments, Publisher
-from headrace.broker.subscription import Fetch, QueueSubscription, StreamSubscription
+from headrace.broker.subscription import QueueSubscription, StreamSubscription
 from headrace.gateways.native.requests import Requests
 from headrace.model import limits
 from headrace.model.errors import HeadraceError, LimitExceeded, Malformed, NotFound, Refused, TooLarge, Unavailable, WrongProtocol
 from headrace.wire import control, egress
 from headrace.wire.frames import CONFIRM, DELIVER, FETCH_END, HEADER, PREAMBLE, Op, Settle, SettleFlag, frame
-from headrace.wire.ingress import scan_run
+from headrace.wire.ingress import Run, scan_run
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -32,6 +32,14 @@ _deliver = DELIVER.pack
 _CONFIRM = int(Op.CONFIRM)
 _DELIVER = int(Op.DELIVER)
 JOIN_BYTES_MAX = 64 * 1024
+PIECE_BYTES = 4096
+"""Pieces of an unfinished frame that are smaller are gathered in one buffer: kept as they come they would take many times their bytes."""
+LINGER_S = 1.0
+"""How long a connection that is closed for an error stays half open, so that the error reaches a peer that is still sending."""
+TEXT_MAX = 255
+"""Characters kept of what a client says about itself."""
+_PUSHES = frozenset({"catalogue", "topology"})
+FETCH_READ_S = 0.002
 
 
 class NativeConnection(asyncio.Protocol):
@@ -51,22 +59,25 @@ class NativeConnection(asyncio.Protocol):
         self.heartbeat_ms = limits.HEARTBEAT_MS
         self.bytes_in = self.bytes_out = 0
         self.since_ms = self.broker.wall_ms
+        self.opened_ms = self.broker.now_ms
         self.heard_ms = self.broker.now_ms
         self.sent_ms = self.broker.now_ms
         self.attachments: Attachments | None = None
         self.requests = Requests(self)
         self.publishers: dict[int, Publisher] = {}
         self._transport: asyncio.Transport | None = None
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._have = 0
         self._need = len(PREAMBLE)
         self._frame_bytes_max = limits.FRAME_BYTES_MAX_BEFORE_HELLO
         self._message_bytes_max = server.config.limits.message_bytes_max
         self._in_flight_bytes_max = server.config.limits.in_flight_bytes_max
+        self._unread_bytes_max = 2 * server.config.limits.write_buffer_bytes_high
         self._preamble_seen = False
         self._tick_bytes = 0
         self._holding = False
         self._closing = False
+        self._heard_bytes = 0
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._ops: dict[int, Callable[[bytes, int, int, int, int, int], None]] = {
@@ -104,6 +115,8 @@ class NativeConnection(asyncio.Protocol):
         self.server.closed(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._closing:
+            return
         size = len(data)
         self.bytes_in += size
         self._tick_bytes += size
@@ -112,14 +125,19 @@ class NativeConnection(asyncio.Protocol):
         broker.counters.bytes_in += size
         self._have += size
         if self._have < self._need:
-            self._parts.append(data)
+            parts = self._parts
+            if size >= PIECE_BYTES:
+                parts.append(data)
+            elif parts and type(parts[-1]) is bytearray:
+                parts[-1] += data
+            else:
+                parts.append(bytearray(data))
         else:
             if self._parts:
                 self._parts.append(data)
                 data = b"".join(self._parts)
                 self._parts.clear()
             broker.refresh()
-            self.heard_ms = broker.now_ms
             try:
                 rest = self._parse(data)
             except HeadraceError as e:
@@ -131,8 +149,17 @@ class NativeConnection(asyncio.Protocol):
                 self._parts.append(data[rest:] if rest else data)
             else:
                 self._need = 12
-        if self._tick_bytes >= limits.READ_BYTES_PER_TICK or self.in_flight_bytes > self._in_flight_bytes_max or broker.overloaded():
+        if (
+            self._tick_bytes >= limits.READ_BYTES_PER_TICK
+            or self.in_flight_bytes > self._in_flight_bytes_max
+            or broker.overloaded()
+            or self._out_bytes > JOIN_BYTES_MAX
+            or self.blocked
+        ):
             self._hold()
+
+    def eof_received(self) -> bool:
+        return False
 
     def pause_writing(self) -> None:
         self.blocked = True
@@ -143,6 +170,7 @@ class NativeConnection(asyncio.Protocol):
         self.blocked = False
         if self.attachments is not None:
             self.attachments.wake()
+        self.release()
 
     # ------------------------------------------------------------ back-pressure
 
@@ -153,10 +181,14 @@ class NativeConnection(asyncio.Protocol):
                 self._transport.pause_reading()
             self.broker.hold(self)
 
+    def _choked(self) -> bool:
+        """Its peer reads nothing of what it was sent, answers to its own requests included: it may ask for more once it does."""
+        return self.blocked and self._transport is not None and self._transport.get_write_buffer_size() > self._unread_bytes_max
+
     def release(self) -> None:
-        """The log has caught up: read on, unless too much of this connection's own is still in flight."""
+        """The log has caught up: read on, unless too much of this connection's own is still in flight or unread."""
         self._tick_bytes = 0
-        if self._transport is None or self._closing or not self._holding:
+        if self._transport is None or self._closing or not self._holding or self._choked():
             return
         if self.in_flight_bytes > self._in_flight_bytes_max:
             self.broker.loop.call_later(0.001, self._hold)
@@ -182,16 +214,11 @@ class NativeConnection(asyncio.Protocol):
                     raise TooLarge(f"a frame of {length} bytes; at most {self._frame_bytes_max} are allowed here")
                 self._need = stop - pos
                 return pos
-            if op == 1 and self.attachments is not None:
+            if op == 1 and length >= 8 and self.attachments is not None:
                 run = scan_run(data, pos, end, self._message_bytes_max)
                 publisher = self.publishers.get(channel)
-                if run.error is not None:
-                    self.broker.counters.refused += 1
-                    self.refused(channel, run.first_correlation, run.frame_count, run.error)
-                    self.broker.touch(self)
-                elif publisher is None:
-                    self.refused(channel, run.first_correlation, run.frame_count, NotFound(f"no publisher is open on channel {channel}"))
-                    self.broker.touch(self)
+                if run.error is not None or publisher is None:
+                    self._refuse(channel, run, run.error or NotFound(f"no publisher is open on channel {channel}"))
                 else:
                     publisher.publish(self, run, data[pos : run.next_pos])
                 pos = run.next_pos
@@ -200,16 +227,25 @@ class NativeConnection(asyncio.Protocol):
                 raise (TooLarge if length > 8 else Malformed)(f"a frame's length is {length}; it lies in 8..{self._frame_bytes_max}")
             handler = self._ops.get(op)
             if handler is None or (self.attachments is None and op not in (Op.REQUEST, Op.PING, Op.PONG)):
-                raise Malformed(f"opcode {op:#04x} is not expected {'here' if handler is None else 'before hello'}")
+                raise Malformed(f"opcode {op:#04x} is not expected {'here' if handler is None and op != 1 else 'before hello is answered'}")
             handler(data, pos, stop, flags, channel, correlation)
             pos = stop
         self._need = 12
         return pos
 
+    def _refuse(self, channel: int, run: Run, error: HeadraceError) -> None:
+        self.broker.counters.refused += max(1, run.record_count)
+        if run.flags & 7:  # level NONE is answered nothing
+            self.refused(channel, run.first_correlation, run.frame_count, error)
+            self.broker.touch(self)
+
     # ------------------------------------------------------------ frames from the client
 
     def _on_settle(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
         settle = egress.parse_settle(data, pos, stop)
+        action = flags & SettleFlag.ACTION_MASK
+        if action > Settle.REJECT:
+            raise Malformed(f"settle action {action} is none; a settlement acks, retries or rejects")
         subscription = self._subscription(channel)
         confirm = bool(flags & SettleFlag.CONFIRM)
         up_to = bool(flags & SettleFlag.UP_TO)
@@ -218,7 +254,7 @@ class NativeConnection(asyncio.Protocol):
             if partition is not None and (settle.epoch == partition.epoch or not settle.epoch):
                 partition.settle(
                     subscription,
-                    Settle(flags & SettleFlag.ACTION_MASK) if flags & SettleFlag.ACTION_MASK != 3 else Settle.ACK,
+                    action,
                     settle.ranges,
                     up_to=up_to,
                     delay_ms=settle.delay_ms if flags & SettleFlag.DELAY else None,
@@ -239,9 +275,7 @@ class NativeConnection(asyncio.Protocol):
         credit = egress.parse_credit(data, pos, stop)
         subscription = self._subscription(channel)
         if isinstance(subscription, QueueSubscription):
-            subscription.credit.messages = min(subscription.credit.messages + credit.messages, limits.PREFETCH_MESSAGES_MAX)
-            subscription.credit.bytes += credit.nbytes
-            subscription.wake()
+            subscription.add_credit(credit.messages, credit.nbytes)
         elif isinstance(subscription, StreamSubscription):
             for partition in subscription.partitions.values():
                 partition.credit(subscription, credit.messages, credit.nbytes)
@@ -263,19 +297,21 @@ class NativeConnection(asyncio.Protocol):
             self.fetch_end(channel, correlation, 0)
             self.broker.touch(self)
             return
-        wanted = min(fetch.messages, limits.PREFETCH_MESSAGES_MAX)
-        wait = min(fetch.wait_ms, limits.FETCH_WAIT_MS_MAX)
-        entry = Fetch(correlation, wanted, self.broker.now_ms + wait)
-        subscription.fetches.append(entry)
-        subscription.credit.messages += wanted
-        subscription.wake()
+        wait_ms = min(fetch.wait_ms, limits.FETCH_WAIT_MS_MAX)
+        entry = subscription.begin_fetch(
+            correlation, min(fetch.messages, limits.PREFETCH_MESSAGES_MAX), min(fetch.nbytes or limits.PREFETCH_BYTES, limits.PREFETCH_BYTES)
+        )
 
         def expire() -> None:
-            if entry in subscription.fetches and subscription.sink is self:
-                subscription.end_fetch(entry)
-                self.broker.touch(self)
+            if entry not in subscription.fetches or subscription.sink is not self:
+                return
+            if any(partition.sending_to(subscription.id) for partition in subscription.partitions.values()):
+                self.broker.loop.call_later(FETCH_READ_S, expire)  # granted, and on its way from the disk
+                return
+            subscription.end_fetch(entry)
+            self.broker.touch(self)
 
-        self.broker.loop.call_later(max(wait, 1) / 1000, expire)
+        self.broker.loop.call_later(max(wait_ms, 1) / 1000, expire)
 
     def _on_ping(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
         self._write(frame(Op.PONG, correlation=correlation))

@@ -1,6 +1,6 @@
 """Writes the golden data directory of the current format: ``python -m tests.golden.make_data``. Run once per format; old ones stay as they are.
 
-``v<format>/files.tar.gz`` holds FORMAT, wal/ and segments/, ``state.json`` the small state as (key, value) in hex, ``expected.json`` what must be read.
+``v<format>/files.tar.gz`` holds FORMAT, wal/ and segments/, ``state.json`` the small state in hex, ``expected.json`` what must be read.
 """
 
 import asyncio

@@ -30,6 +30,8 @@ from headrace.storage.system import SYSTEM_PID, SystemJournal
 
 SLICE_NS: Final = 500_000
 ENTRIES_MAX: Final = 250_000
+FILES_MAX: Final = 8
+"""Every start begins a new log file: nearly empty ones must not pile up."""
 PAUSE_S: Final = 0.001
 COMMIT_PARTITIONS: Final = 128
 SWEEP_PARTITIONS: Final = 1024
@@ -55,6 +57,7 @@ class Mover:
         self._floors: dict[int, Part] = {}
         self._last_death: dict[int, int] = {}
         self._round = 0
+        self._forced = False
         storage = ground.config.storage
         self._threshold = min(storage.wal_bytes_max // 4, 4 * storage.wal_file_bytes)
 
@@ -63,10 +66,11 @@ class Mover:
     def due(self) -> bool:
         """Whether the log is long enough for a pass: in bytes, or in entries, which a start reads one by one."""
         entries = self._ground.file_entries
-        return self._ground.wal.total_bytes >= self._threshold or (len(entries) > 1 and sum(entries.values()) >= ENTRIES_MAX)
+        return len(entries) > 1 and (self._ground.wal.total_bytes >= self._threshold or sum(entries.values()) >= ENTRIES_MAX)
 
-    def wake(self) -> None:
-        """Ends ``wait``."""
+    def wake(self, *, force: bool = False) -> None:
+        """Ends ``wait``; with ``force`` the next round is a pass (there is no room for another log file)."""
+        self._forced = self._forced or force
         self._wanted.set()
 
     async def wait(self, seconds: float) -> None:
@@ -82,7 +86,8 @@ class Mover:
     async def round(self) -> None:
         """A pass if one is due, then what died, then a rewrite if one is worth it."""
         self._round += 1
-        if self.due() or self._wanted.is_set():
+        if self.due() or self._forced or len(self._ground.wal.files()) > FILES_MAX:
+            self._forced = False
             await self.pass_once()
         await self._sweep()
         numbers = self._worth_rewriting()

@@ -45,8 +45,12 @@ class Space:
     def note_error(self, error: OSError) -> None:
         """A write failed."""
         if error.errno in _FULL:
-            self._found_full = True
-            self._ran_out()
+            self.note_full()
+
+    def note_full(self) -> None:
+        """A write found no room."""
+        self._found_full = True
+        self._ran_out()
 
     def _ran_out(self) -> None:
         if self._held:

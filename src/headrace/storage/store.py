@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final
 
 from headrace.model.config import Config
-from headrace.model.errors import Damaged, StorageError, SyncFailed
+from headrace.model.errors import Damaged, DiskFull, StorageError, SyncFailed
 from headrace.storage import keys
 from headrace.storage.api import Checkpoint, Damage, Flushed, Owner, PartitionLog, StoredEntry
 from headrace.storage.files import Files, Handle, OsFiles
@@ -338,7 +338,7 @@ class DiskStore:
     def _full(self, full: bool) -> None:
         self._space.ran_full(full)
         if full:
-            self._mover.wake()
+            self._mover.wake(force=True)
 
     async def durable(self, part: Part, index: int) -> None:
         """Returns once the entry is durable; ``SyncFailed``."""
@@ -453,9 +453,13 @@ class DiskStore:
             await self._mover.wait(MAINTENANCE_S)
             try:
                 await self.maintenance()
-            except SyncFailed:
+            except SyncFailed as e:
+                if self._ground.wal.error is None:  # the small state failed: nothing can be promised any more
+                    self._ground.owner.flushed(Flushed((), e, False))
                 return
             except StorageError as e:
+                if isinstance(e, DiskFull):
+                    self._space.note_full()
                 log.warning("moving data out of the log will be tried again: %s", e)
                 await asyncio.sleep(MAINTENANCE_S)
             except OSError as e:

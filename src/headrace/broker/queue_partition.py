@@ -282,6 +282,29 @@ class QueuePartition(Partition):
         finally:
             self._reader = None
 
+    def sending_to(self, subscription_id: int) -> bool:
+        """Whether messages for that subscription are being read or looked for right now."""
+        return self._opener is not None or any(grant.consumer_id == subscription_id for grant in self._waiting)
+
+    async def _read(self) -> None:
+        """Sends what waits for the disk, grant after grant."""
+        try:
+            while self._waiting:
+                grant = self._waiting[0]
+                first, end = grant.first, grant.first + grant.count
+                while first < end:
+                    entries = self.reading.near(first, end) or await self.reading.far(first, end)
+                    if not entries:
+                        self._lost(first, end)
+                        break
+                    first = self._emit(grant, entries, first, end)
+                self._waiting.popleft()
+                self.broker.mark(self)
+        except Damaged:
+            self._waiting.clear()
+        finally:
+            self._reader = None
+
     def _emit(self, grant: Grant, entries: Sequence[StoredEntry], first: int, end: int) -> int:
         """Delivers what ``entries`` hold of [first, end) and says where it stopped."""
         subscription = self.subscriptions.get(grant.consumer_id)

@@ -241,7 +241,9 @@ def request(correlation: int, message: control.Message) -> bytes:
     return frame(Op.REQUEST, control.encode(message), correlation=correlation)
 
 
-def publish(channel: int, correlation: int, value: bytes, *, key: bytes | None = None, sequence: int = -1, producer: int = -1, flags: int = 7) -> bytes:
+def publish(
+    channel: int, correlation: int, value: bytes, *, key: bytes | None = None, sequence: int = -1, producer: int = -1, flags: int = 7
+) -> bytes:
     batch = encode_batch(
         [Record(key=key, value=value, headers=(("h", b"1"),), timestamp_ms=1, offset_delta=0)],
         base_timestamp_ms=1,
@@ -272,10 +274,14 @@ OPENING = (
 )
 """What a client asks for that uses everything."""
 
-INTS = (0, 1, -1, 2, 7, 100, 65_535, 65_536, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, (1 << 62), (1 << 63) - 1, -(1 << 63), (1 << 64) - 1)
-TEXTS = (*NAMES, "", "c", "g", "m", "$x", "a\x00b", "x" * 300, "\u00e9" * 100, "earliest", "latest", "cursor", "offset:5", "last:3", "offset:" + "9" * 30,
-         "timestamp:1", "sticky", "cooperative", "range", "catalogue", "[", "*" * 50, "exists", "eq", "and", "not", "ready", "any", "lease_ms", "ttl_ms",
-         "0" * 32, "a" * 32, "queue", "stream", "drop_oldest")  # fmt: skip
+INTS = (
+    *(0, 1, -1, 2, 7, 100, 65_535, 65_536, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, 1 << 32, 1 << 62, (1 << 63) - 1, -(1 << 63), (1 << 64) - 1),
+)
+TEXTS = (
+    *(*NAMES, "", "c", "g", "m", "$x", "a\x00b", "x" * 300, "\u00e9" * 100, "[", "*" * 50, "0" * 32, "a" * 32, "queue", "stream", "drop_oldest"),
+    *("earliest", "latest", "cursor", "offset:5", "last:3", "offset:" + "9" * 30, "timestamp:1", "sticky", "cooperative", "range", "catalogue"),
+    *("exists", "eq", "and", "not", "ready", "any", "lease_ms", "ttl_ms"),
+)
 
 
 def _hostile(rng: random.Random, kind: Any, depth: int = 0) -> Any:
@@ -308,7 +314,8 @@ def _hostile(rng: random.Random, kind: Any, depth: int = 0) -> Any:
         return [_hostile(rng, arguments[0], depth + 1) for _ in range(rng.randrange(4))]
     if origin is dict:
         value = rng.choice((int, str, bool)) if arguments[1] is Any else arguments[1]
-        return {_hostile(rng, arguments[0], depth + 1): _hostile(rng, value, depth + 1) for _ in range(rng.randrange(3))}
+        keys = (str, int) if rng.random() < 0.05 else (arguments[0],)
+        return {rng.choice(INTS if rng.choice(keys) is int else TEXTS): _hostile(rng, value, depth + 1) for _ in range(rng.randrange(3))}
     if origin is not None and not arguments:
         return []
     return _hostile(rng, rng.choice(arguments), depth + 1)
@@ -353,23 +360,21 @@ def hostile_request(rng: random.Random) -> bytes:
 
 
 _RANGE = Struct(">QI")
+_FIELDS = Struct(">III")
 
 
 def hostile_hot(rng: random.Random) -> bytes:
     """SETTLE, EXTEND, CREDIT or FETCH with values at their edges."""
     channel = rng.randrange(8)
     kind = rng.randrange(4)
-    ranges = b"".join(
-        [_RANGE.pack(rng.choice((0, 1, 5, rng.randrange(2000), (1 << 63) - 1, (1 << 64) - 1)), rng.choice((0, 1, 2, 50, (1 << 32) - 1)))
-         for _ in range(rng.choice((0, 1, 1, 2, 5)))]
-    )  # fmt: skip
-    partition, epoch, word = rng.choice((0, 0, 0, 1, 2, (1 << 32) - 1)), rng.choice((0, 0, 1, 2, (1 << 32) - 1)), rng.choice((0, 1, 200, (1 << 32) - 1))
+    firsts = (0, 1, 5, rng.randrange(2000), (1 << 63) - 1, (1 << 64) - 1)
+    ranges = b"".join([_RANGE.pack(rng.choice(firsts), rng.choice((0, 1, 2, 50, (1 << 32) - 1))) for _ in range(rng.choice((0, 1, 1, 2, 5)))])
+    word = rng.choice((0, 1, 200, (1 << 32) - 1))
+    fields = _FIELDS.pack(rng.choice((0, 0, 0, 1, 2, (1 << 32) - 1)), rng.choice((0, 0, 1, 2, (1 << 32) - 1)), word)
     if kind == 0:
-        return HEADER.pack(20 + len(ranges), Op.SETTLE, rng.getrandbits(6) if rng.random() < 0.7 else rng.getrandbits(8), channel, 5) + Struct(
-            ">III"
-        ).pack(partition, epoch, word) + ranges
+        return HEADER.pack(20 + len(ranges), Op.SETTLE, rng.getrandbits(6), channel, 5) + fields + ranges
     if kind == 1:
-        return HEADER.pack(20 + len(ranges), Op.EXTEND, 0, channel, 6) + Struct(">III").pack(partition, epoch, word) + ranges
+        return HEADER.pack(20 + len(ranges), Op.EXTEND, 0, channel, 6) + fields + ranges
     if kind == 2:
         edges = (0, 1, -1, 100, -(1 << 31), (1 << 31) - 1)
         return egress.credit(channel, rng.choice(edges), rng.choice(edges))

@@ -221,6 +221,9 @@ class Broker:
                 partition.step(now, wall)
             except StorageError as e:
                 self._fail(e)
+            except Exception as e:  # a mistake in one partition must not stop the others
+                partition.quarantined = f"the broker failed on it and serves it again after a restart: {e!r}"
+                _log.error("partition %d of %r failed and is isolated", partition.number, partition.item.name, exc_info=e)
         if self.store_error is None:
             self.store.flush()
         sinks, self._sinks = self._sinks, []

@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from headrace.broker.reading import unpacked
 from headrace.core.compaction import Compaction, Row, worthwhile
 from headrace.core.ranges import RangeSet
 from headrace.log import get_logger
-from headrace.wire.batch import batch_info, decode_batch, encode_batch, iter_records
+from headrace.model.errors import Malformed
+from headrace.wire.batch import batch_info, decode_batch, encode_batch
 from headrace.wire.compression import CODECS
 from headrace.wire.entry import COMPACTED, RUN, blob_at, runs
 from headrace.wire.frames import ENVELOPE
@@ -54,7 +56,7 @@ async def run(partition: StreamPartition) -> int:
         for entry in entries:
             payload = memoryview(entry.payload)
             wall_ms = RECORDS_HEAD.unpack_from(payload)[3]
-            for offset, record, _ in iter_records(payload[blob_at(payload) :], entry.base_offset, first=first, end=end):
+            for offset, record, _ in unpacked(entry, first, end):
                 rows.append(Row(offset, record.key, record.value is None, wall_ms))
             reached = min(end, entry.base_offset + entry.record_count)
         for low, high in compaction.feed(rows, reached):
@@ -79,9 +81,15 @@ def kept(payload: bytes, base_offset: int, gone: RangeSet) -> bytes | None:
         parts = []
         for pos, size, span in walk(payload[at : at + run_.nbytes]):
             frame = payload[at + pos : at + pos + size]
-            stay = [r for r in decode_batch(frame, ENVELOPE.size) if offset + r.offset_delta not in gone]
-            left += len(stay)
             info = batch_info(frame, ENVELOPE.size)
+            try:
+                stay = [r for r in decode_batch(frame, ENVELOPE.size) if offset + r.offset_delta not in gone]
+            except Malformed:  # its publisher's nonsense: none of it has a key, all of it stays
+                parts.append(frame)
+                left += span
+                offset += span
+                continue
+            left += len(stay)
             if len(stay) < info.record_count:
                 batch = encode_batch(
                     stay,

@@ -21,6 +21,7 @@ import msgspec
 from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition, stamped
+from headrace.broker.reading import unpacked
 from headrace.core import filters
 from headrace.core.partitioner import partition_for
 from headrace.core.queue import Taken, Transfer
@@ -29,8 +30,7 @@ from headrace.model import limits
 from headrace.model.errors import Damaged, HeadraceError, Invalid, NotFound, QueueFull
 from headrace.model.specs import QueueSpec
 from headrace.wire import control
-from headrace.wire.batch import Record, encode_batch, encode_publish, iter_records
-from headrace.wire.entry import blob_at
+from headrace.wire.batch import Record, encode_batch, encode_publish
 from headrace.wire.frames import Level, PublishFlag
 from headrace.wire.ingress import Run
 from headrace.wire.journal import Reason
@@ -153,9 +153,7 @@ class Outbox:
                 if not entries:
                     break
                 for entry in entries:
-                    for offset, record, envelope in iter_records(
-                        memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end
-                    ):
+                    for offset, record, envelope in unpacked(entry, at, end):
                         number = partition_for(record.key, len(target.partitions)) if record.key is not None else offset % len(target.partitions)
                         made = self._stamp(source, transfer, offset, taken, record, stamped(envelope.flags))
                         if made is not None:
@@ -300,9 +298,7 @@ class Outbox:
             if not entries:
                 break
             for entry in entries:
-                for offset, record, envelope in iter_records(
-                    memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end
-                ):
+                for offset, record, envelope in unpacked(entry, at, end):
                     if offset not in wanted or (compiled is not None and not compiled.match(record.key, record.headers)):
                         continue
                     origin = dict(record.headers).get(ORIGIN) if stamped(envelope.flags) else None

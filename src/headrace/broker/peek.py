@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from headrace.broker.reading import unpacked
 from headrace.core import filters
 from headrace.model.errors import Invalid
 from headrace.wire import control
-from headrace.wire.batch import iter_records
-from headrace.wire.entry import blob_at
 
 if TYPE_CHECKING:
     from headrace.broker.queue_partition import QueuePartition
@@ -46,9 +45,7 @@ async def inspect(partitions: Sequence[QueuePartition], asked: control.Inspect) 
                 if not entries:
                     break
                 for entry in entries:
-                    for offset, record, envelope in iter_records(
-                        memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=at, end=end
-                    ):
+                    for offset, record, envelope in unpacked(entry, at, end):
                         row = states.get(offset)
                         if row is None or (compiled is not None and not compiled.match(record.key, record.headers)):
                             continue

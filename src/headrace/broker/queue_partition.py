@@ -13,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
-from headrace.broker.reading import Reading, parcels
+from headrace.broker.reading import Reading, parcels, unpacked
 from headrace.core.filters import Compiled
 from headrace.core.queue import Consumer, Grant, QueueMachine, Settled
 from headrace.log import get_logger
 from headrace.model.errors import Damaged, HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.storage.api import StoredEntry
-from headrace.wire.batch import iter_records
-from headrace.wire.entry import blob_at
 from headrace.wire.frames import DeliverFlag, Level, PublishFlag
 from headrace.wire.journal import Kind, Reason
 
@@ -263,25 +261,6 @@ class QueuePartition(Partition):
         if self._reader is None:
             self._reader = self.broker.spawn(self._read())
 
-    async def _read(self) -> None:
-        """Sends what waits for the disk, grant after grant."""
-        try:
-            while self._waiting:
-                grant = self._waiting[0]
-                first, end = grant.first, grant.first + grant.count
-                while first < end:
-                    entries = self.reading.near(first, end) or await self.reading.far(first, end)
-                    if not entries:
-                        self._lost(first, end)
-                        break
-                    first = self._emit(grant, entries, first, end)
-                self._waiting.popleft()
-                self.broker.mark(self)
-        except Damaged:
-            self._waiting.clear()
-        finally:
-            self._reader = None
-
     def sending_to(self, subscription_id: int) -> bool:
         """Whether messages for that subscription are being read or looked for right now."""
         return self._opener is not None or any(grant.consumer_id == subscription_id for grant in self._waiting)
@@ -386,7 +365,7 @@ def _keys_and_headers(entries: Sequence[StoredEntry], first: int, end: int) -> l
     return [
         (offset, record.key, record.headers)
         for entry in entries
-        for offset, record, _ in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=first, end=end)
+        for offset, record, _ in unpacked(entry, first, end)
     ]
 
 

@@ -3,11 +3,15 @@
 Owns one partition's read-ahead window (at most ``READ_CHUNK_BYTES``). ``near`` answers at once or not at all; ``far`` waits for the disk.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from headrace.model import limits
+from headrace.model.errors import Malformed
 from headrace.storage.api import Store, StoredEntry
-from headrace.wire.entry import cut
+from headrace.wire.batch import Envelope, Record, iter_records
+from headrace.wire.entry import blob_at, cut
+from headrace.wire.frames import ENVELOPE
+from headrace.wire.ingress import walk
 
 
 class Reading:
@@ -79,3 +83,32 @@ def parcels(entries: Sequence[StoredEntry], first: int, end: int, bytes_max: int
             found.append(last)
         expected = base + count if high == base + count else -1
     return found
+
+
+def unpacked(entry: StoredEntry, first: int, end: int) -> Iterator[tuple[int, Record, Envelope]]:
+    """(offset, record, envelope) of what ``entry`` holds of [first, end).
+
+    A batch is stored as its publisher sent it, its records unopened, so its checksum may be right and its records nonsense. Each offset of such a
+    batch gives a record without key and headers, the first with the batch's own bytes as its value: one publisher's nonsense stops nobody else.
+    """
+    blob = memoryview(entry.payload)[blob_at(entry.payload) :]
+    reached = first
+    try:
+        for offset, record, envelope in iter_records(blob, entry.base_offset, first=first, end=end):
+            yield offset, record, envelope
+            reached = offset + 1
+        return
+    except Malformed:
+        pass
+    base = entry.base_offset
+    for pos, size, span in walk(blob):
+        low, high = max(base, reached), min(base + span, end)
+        if low < high:
+            frame = blob[pos : pos + size]
+            try:
+                found = list(iter_records(frame, base, first=low, end=high))
+            except Malformed:
+                envelope = Envelope._make(ENVELOPE.unpack_from(frame))
+                found = [(at, Record(key=None, value=b"" if at > base else bytes(frame[ENVELOPE.size :])), envelope) for at in range(low, high)]
+            yield from found
+        base += span

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.broker import compacting
 from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
-from headrace.broker.reading import Parcel, Reading, parcels
+from headrace.broker.reading import Parcel, Reading, parcels, unpacked
 from headrace.core.filters import Compiled
 from headrace.core.stream import Moved, Read, StreamMachine
 from headrace.model import limits
@@ -22,8 +22,7 @@ from headrace.model.errors import Damaged, Fenced, HeadraceError
 from headrace.model.specs import StreamSpec
 from headrace.storage.api import StoredEntry
 from headrace.wire import control
-from headrace.wire.batch import iter_records
-from headrace.wire.entry import blob_at, compacted
+from headrace.wire.entry import compacted
 from headrace.wire.frames import DeliverFlag, Level
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
@@ -318,7 +317,7 @@ class StreamPartition(Partition):
         count = 0
         for entry in entries:
             low = high = -1
-            for offset, record, _ in iter_records(memoryview(entry.payload)[blob_at(entry.payload) :], entry.base_offset, first=first, end=end):
+            for offset, record, _ in unpacked(entry, first, end):
                 if compiled is not None and not compiled.match(record.key, record.headers):
                     continue
                 if count == count_max:

@@ -6,6 +6,7 @@ None while away.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,15 @@ from headrace.broker.catalogue import Item
 from headrace.broker.session import Session
 from headrace.broker.sink import Sink
 from headrace.core.queue import Consumer, Credit
+from headrace.model import limits
 from headrace.wire import control
 
 if TYPE_CHECKING:
     from headrace.broker.queue_partition import QueuePartition
     from headrace.broker.stream_partition import StreamPartition
+
+
+CREDIT_BYTES_MAX = 1 << 40
 
 
 class Subscription(ABC):
@@ -60,12 +65,14 @@ class Subscription(ABC):
 class Fetch:
     """A pull request in progress."""
 
-    __slots__ = ("correlation", "delivered", "wanted")
+    __slots__ = ("correlation", "delivered", "timer", "wanted")
 
     def __init__(self, correlation: int, wanted: int) -> None:
         self.correlation = correlation
         self.wanted = wanted
         self.delivered = 0
+        self.timer: asyncio.TimerHandle | None = None
+        """Ends it; cancelled when it ends before, so that quick pulls leave no timers behind."""
 
 
 class QueueSubscription(Subscription):
@@ -85,13 +92,16 @@ class QueueSubscription(Subscription):
     def leave(self, now_ms: int, wall_ms: int) -> None:
         self.closed = True
         self.sink = None
+        while self.fetches:
+            self.end_fetch()
         for partition in self.partitions.values():
             partition.detach(self, now_ms, wall_ms)
         self.partitions.clear()
 
     def suspend(self) -> None:
         self.sink = None
-        self.fetches.clear()
+        while self.fetches:
+            self.end_fetch()
         for partition in self.partitions.values():
             partition.machine.suspend(self.id)
 
@@ -106,6 +116,13 @@ class QueueSubscription(Subscription):
     def unblock(self) -> None:
         for partition in self.partitions.values():
             partition.machine.resume(self.id, None, partition.broker.now_ms, partition.broker.wall_ms)
+        self.wake()
+
+    def add_credit(self, messages: int, nbytes: int) -> None:
+        """CREDIT: adds to the window, or takes from it, within bounds."""
+        credit = self.credit
+        credit.messages = max(-limits.PREFETCH_MESSAGES_MAX, min(credit.messages + messages, limits.PREFETCH_MESSAGES_MAX))
+        credit.bytes = max(-CREDIT_BYTES_MAX, min(credit.bytes + nbytes, CREDIT_BYTES_MAX))
         self.wake()
 
     def begin_fetch(self, correlation: int, wanted: int, nbytes: int) -> Fetch:
@@ -135,6 +152,8 @@ class QueueSubscription(Subscription):
         """Answers a pull request (the oldest) and takes its unused credit back."""
         fetch = fetch or self.fetches[0]
         self.fetches.remove(fetch)
+        if fetch.timer is not None:
+            fetch.timer.cancel()
         self.credit.messages -= fetch.wanted - fetch.delivered
         if self.sink is not None:
             self.sink.fetch_end(self.channel, fetch.correlation, fetch.delivered)

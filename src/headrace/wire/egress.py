@@ -233,7 +233,7 @@ def parse_failure(data: bytes, pos: int, stop: int) -> HeadraceError:
     """The error that an ERROR frame names."""
     try:
         body = control.decode_failure(data[pos + HEADER.size : stop])
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"an error frame cannot be read: {e}") from None
     return from_wire(body.code, body.message, body.hint)
 

@@ -77,6 +77,7 @@ class NativeConnection(asyncio.Protocol):
         self._tick_bytes = 0
         self._holding = False
         self._closing = False
+        self._ended = False
         self._heard_bytes = 0
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
@@ -297,6 +298,10 @@ class NativeConnection(asyncio.Protocol):
             self.fetch_end(channel, correlation, 0)
             self.broker.touch(self)
             return
+        if not fetch.messages:
+            self.fetch_end(channel, correlation, 0)
+            self.broker.touch(self)
+            return
         wait_ms = min(fetch.wait_ms, limits.FETCH_WAIT_MS_MAX)
         entry = subscription.begin_fetch(
             correlation, min(fetch.messages, limits.PREFETCH_MESSAGES_MAX), min(fetch.nbytes or limits.PREFETCH_BYTES, limits.PREFETCH_BYTES)
@@ -306,12 +311,12 @@ class NativeConnection(asyncio.Protocol):
             if entry not in subscription.fetches or subscription.sink is not self:
                 return
             if any(partition.sending_to(subscription.id) for partition in subscription.partitions.values()):
-                self.broker.loop.call_later(FETCH_READ_S, expire)  # granted, and on its way from the disk
+                entry.timer = self.broker.loop.call_later(FETCH_READ_S, expire)  # granted, and on its way from the disk
                 return
             subscription.end_fetch(entry)
             self.broker.touch(self)
 
-        self.broker.loop.call_later(max(wait_ms, 1) / 1000, expire)
+        entry.timer = self.broker.loop.call_later(max(wait_ms, 1) / 1000, expire)
 
     def _on_ping(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
         self._write(frame(Op.PONG, correlation=correlation))
@@ -377,7 +382,7 @@ class NativeConnection(asyncio.Protocol):
 
     def flush(self) -> None:
         out = self._out
-        if not out or self._transport is None:
+        if not out or self._transport is None or self._ended:
             return
         self._out = []
         size, self._out_bytes = self._out_bytes, 0
@@ -395,20 +400,31 @@ class NativeConnection(asyncio.Protocol):
         if self._closing or self._transport is None:
             return
         self._closing = True
-        if error is not None:
-            self._write(egress.failure(0, error))
-        self.flush()
+        self._parts.clear()
+        self._have = 0
         transport = self._transport
-        transport.close()
-        self.broker.loop.call_later(1.0, transport.abort)
+        if error is None or len(self.broker.sinks) > self.server.lingering_max:
+            self.flush()
+            transport.close()
+        else:
+            # Closing while the peer's bytes are unread would reset the connection, and the peer might never see the error: end this side and read on
+            # into nothing until the peer closes too.
+            self._write(egress.failure(0, error))
+            self.flush()
+            self._ended = True
+            transport.write_eof()
+            if self._holding:
+                self._holding = False
+                transport.resume_reading()
+        self.broker.loop.call_later(LINGER_S, transport.abort)
 
     # ------------------------------------------------------------ hello, heartbeat
 
     def ready(self, attachments: Attachments, hello: control.Hello, heartbeat_ms: int) -> None:
         """The handshake succeeded."""
         self.attachments = attachments
-        self.client, self.name = hello.client, hello.name
-        self.pushes = frozenset(hello.push)
+        self.client, self.name = hello.client[:TEXT_MAX], hello.name[:TEXT_MAX]
+        self.pushes = _PUSHES.intersection(hello.push)
         self.heartbeat_ms = heartbeat_ms
         self._frame_bytes_max = self.server.config.limits.frame_bytes_max
 
@@ -424,14 +440,20 @@ class NativeConnection(asyncio.Protocol):
         self.publishers[channel] = publisher
 
     def beat(self, now_ms: int) -> None:
-        """Called once a second: pings a silent peer, drops one that stays silent."""
-        if self.attachments is None:
-            if now_ms - self.heard_ms > self.server.config.connection.preamble_timeout_ms:
-                self.close(Unavailable("no hello came in time"))
-        elif self._holding:
+        """Called once a second: pings a silent peer, drops one that stays silent or reads nothing of what it was sent."""
+        if self._closing:
+            return
+        if self.bytes_in != self._heard_bytes or (self._holding and not self.blocked):
+            self._heard_bytes = self.bytes_in
             self.heard_ms = now_ms
+        if self.attachments is None:
+            if now_ms - self.opened_ms > self.server.config.connection.preamble_timeout_ms:
+                self.close(Unavailable("no hello came in time"))
+                return
         elif now_ms - self.heard_ms > 3 * self.heartbeat_ms:
-            self.close(Unavailable(f"nothing was heard for {now_ms - self.heard_ms} ms"))
+            why = "what it was sent was not read" if self._holding else "nothing was heard"
+            self.close(Unavailable(f"{why} for {now_ms - self.heard_ms} ms"))
+            return
         if self._transport is not None and now_ms - self.sent_ms >= self.heartbeat_ms and not self.blocked:
             self._write(frame(Op.PING))
             self.flush()

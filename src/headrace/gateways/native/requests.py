@@ -42,7 +42,7 @@ class Requests:
             return
         try:
             request = control.decode_request(body)
-        except (msgspec.DecodeError, RecursionError) as e:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
             error = Malformed(f"the request cannot be read: {e}")
             if connection.attachments is None:
                 raise error from None

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from headrace.broker.verbs import Verbs
 
 BACKLOG = 4096
+LINGERING_MAX = 64
 
 
 class NativeServer:
@@ -24,6 +25,8 @@ class NativeServer:
         self.verbs = verbs
         self.config = broker.config
         self.port = 0
+        self.lingering_max = self.config.limits.connections_max + LINGERING_MAX
+        """With more connections than this none is kept open to tell its peer why it is closed."""
         self._next_id = 1
         self._server: asyncio.Server | None = None
         self._beat: asyncio.Task[None] | None = None

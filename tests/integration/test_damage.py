@@ -1,6 +1,7 @@
 """Damage under a whole broker: bytes flipped, files cut or gone. What is damaged is isolated and listed, everything else is complete and served.
 
-One data directory is made (twice: stopped cleanly, and as a kill leaves it); each test damages a copy. The truth is what the copy without damage serves.
+One data directory is made (twice: stopped cleanly, and as a kill leaves it); each test damages a copy.
+The truth is what the copy without damage serves.
 """
 
 import asyncio
@@ -130,7 +131,7 @@ def copied(made: Made, which: Path) -> Iterator[Path]:
 
 
 async def contents(client: headrace.Client, *, damaged: set[Place]) -> tuple[Contents, set[Place]]:
-    """Everything that partitions in service hold, and what is quarantined in the end: segments are verified when they are read. Queues are emptied."""
+    """Everything that partitions in service hold, and what is quarantined in the end: segments are verified when read. Queues are emptied."""
     found: Contents = {}
     damaged = set(damaged)
     for name in (*QUEUES, *STREAMS):

@@ -339,7 +339,7 @@ def walk(
             going_on = position + size
         else:
             for candidate in resync:
-                if candidate > position and _one(files, handle, pid, ref, candidate, end)[0] is not None:
+                if position < candidate < end and _one(files, handle, pid, ref, candidate, end)[0] is not None:
                     going_on = candidate
                     break
         bad.append((position, going_on - position))

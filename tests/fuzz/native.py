@@ -166,7 +166,11 @@ class Rig:
             ("durable", StreamSpec(partitions=2, retention_records=5000)),
             ("early", StreamSpec(tier="speculative", retention_records=5000)),
         ):
-            if declared.find(name) is None:
+            found = declared.find(name)
+            if found is not None and found.kind != ("queue" if isinstance(spec, QueueSpec) else "stream"):
+                await self.server.verbs.call(control.Delete(name=name))
+                found = None
+            if found is None:
                 await declared.declare(name, spec)
 
     async def turn(self, count: int = 1) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
@@ -16,7 +18,7 @@ from headrace.broker.stream_partition import StreamPartition
 from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
 from headrace.core import filters
 from headrace.model import limits
-from headrace.model.errors import Conflict, HeadraceError, Invalid, NotFound, Quarantined, Refused
+from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined, Refused
 from headrace.wire import control
 from headrace.wire.ingress import Run
 
@@ -95,7 +97,7 @@ class Attachments:
     async def subscribe(self, asked: control.Subscribe) -> control.Subscribed:
         """A consumer of a queue; with ``resume`` the one of that token goes on where it was."""
         broker = self.broker
-        self._check(asked.channel, asked.token)
+        self._check(asked.channel, asked.token, asked.cohort, asked.member)
         _bound("prefetch", asked.prefetch, 1, broker.config.limits.prefetch_messages_max)
         _bound("prefetch_bytes", asked.prefetch_bytes, 1, 1 << 31)
         if asked.lease_ms:
@@ -103,6 +105,7 @@ class Attachments:
         if asked.cohort and asked.pull:
             raise Invalid("a cohort's members are pushed to; leave pull out")
         item = await broker.catalogue.use(asked.name, "queue")
+        self._check_current()
         assert item.queue is not None
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
         partitions = [p for p in broker.all_partitions(item) if isinstance(p, QueuePartition)]
@@ -115,7 +118,7 @@ class Attachments:
         else:
             if old is not None:
                 broker.end_subscription(old)
-            subscription = QueueSubscription(secrets.randbits(63), self.session, self.sink, item, asked)
+            subscription = QueueSubscription(secrets.randbits(63), self.session, self.sink, item, msgspec.structs.replace(asked, held=()))
             owner_token = self.session.owner_token(asked.token) if asked.token else secrets.randbits(64)
             self._keep(subscription)
             held = {h.partition: h.ranges for h in asked.held}
@@ -146,8 +149,7 @@ class Attachments:
 
     def _resume(self, subscription: QueueSubscription, asked: control.Subscribe) -> None:
         broker = self.broker
-        subscription.sink, subscription.channel, subscription.unclaimed_ms = self.sink, asked.channel, 0
-        self.session.channels[asked.channel] = subscription
+        self._claim(subscription, asked.channel)
         held = {h.partition: h.ranges for h in asked.held}
         for partition in subscription.partitions.values():
             partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
@@ -158,7 +160,7 @@ class Attachments:
     async def subscribe_stream(self, asked: control.SubscribeStream) -> control.Subscribed:
         """A reader of a stream: of the partitions named, of all, or of those its group assigns."""
         broker = self.broker
-        self._check(asked.channel, asked.token)
+        self._check(asked.channel, asked.token, asked.group, asked.member, asked.cursor)
         _bound("prefetch", asked.prefetch, 1, broker.config.limits.prefetch_messages_max)
         _bound("prefetch_bytes", asked.prefetch_bytes, 1, 1 << 31)
         if asked.group and asked.partitions:
@@ -166,7 +168,12 @@ class Attachments:
         if asked.group and not asked.cursor:
             raise Invalid("a group's members share a durable position: name a cursor (often the group's own name)")
         item = await broker.catalogue.use(asked.name, "stream")
+        self._check_current()
         assert item.stream is not None
+        if len(set(asked.partitions)) != len(asked.partitions):
+            raise Invalid("partitions are named once each")
+        if len(asked.starts) > len(item.partitions):
+            raise Invalid(f"starts for {len(asked.starts)} partitions were given; {item.name!r} has {len(item.partitions)}")
         wrong = [n for n in asked.partitions if not 0 <= n < len(item.partitions)]
         if wrong:
             raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {wrong[0]}")
@@ -176,8 +183,8 @@ class Attachments:
         old = self.session.subscriptions.get(asked.token) if asked.token else None
         if isinstance(old, StreamSubscription) and old.group and old.group == asked.group and old.item.id == item.id:
             subscription = old
-            subscription.sink, subscription.channel, subscription.asked, subscription.unclaimed_ms = self.sink, asked.channel, asked, 0
-            self.session.channels[asked.channel] = subscription
+            subscription.asked = asked
+            self._claim(subscription, asked.channel)
         else:
             if old is not None:
                 broker.end_subscription(old)
@@ -241,18 +248,33 @@ class Attachments:
 
     # ------------------------------------------------------------ inside
 
-    def _check(self, channel: int, token: int) -> None:
+    def _check(self, channel: int, token: int, group: str, member: str, cursor: str = "") -> None:
         if not 1 <= channel <= 65_535:
             raise Invalid(f"a channel lies in 1..65535, this one is {channel}")
         if not 0 <= token < U64:
             raise Invalid("a subscription's token is an unsigned 64-bit number")
+        for name, text in (("cohort or group", group), ("member", member), ("cursor", cursor)):
+            if len(text.encode()) > limits.NAME_BYTES_MAX:
+                raise Invalid(f"the name of a {name} has at most {limits.NAME_BYTES_MAX} bytes in UTF-8, this one has {len(text.encode())}")
         if len(self.session.channels) >= self.broker.config.limits.channels_max:
             raise Conflict(f"this connection has {len(self.session.channels)} subscriptions, the most that are allowed")
+
+    def _check_current(self) -> None:
+        if self.session.sink is not self.sink:
+            raise Fenced("this connection has ended or another one took its session over")
 
     def _take_channel(self, channel: int) -> None:
         old = self.session.channels.get(channel)
         if old is not None:
             self.broker.end_subscription(old)
+
+    def _claim(self, subscription: Subscription, channel: int) -> None:
+        """A subscription of this session goes on, on ``channel`` alone."""
+        channels = self.session.channels
+        if channels.get(subscription.channel) is subscription:
+            del channels[subscription.channel]
+        subscription.sink, subscription.channel, subscription.unclaimed_ms = self.sink, channel, 0
+        channels[channel] = subscription
 
     def _keep(self, subscription: Subscription) -> None:
         self.session.channels[subscription.channel] = subscription

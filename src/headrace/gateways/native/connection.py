@@ -428,16 +428,22 @@ class NativeConnection(asyncio.Protocol):
         self.heartbeat_ms = heartbeat_ms
         self._frame_bytes_max = self.server.config.limits.frame_bytes_max
 
-    def open_publisher(self, publisher: Publisher) -> None:
-        channel = publisher.channel
+    def check_publisher(self, channel: int) -> None:
+        """Raises if no publisher may be opened on that channel."""
         if not 1 <= channel <= 65_535:
             raise Refused(f"a publish channel lies in 1..65535, this one is {channel}")
         if channel not in self.publishers and len(self.publishers) >= self.server.config.limits.channels_max:
             raise LimitExceeded(f"this connection has {len(self.publishers)} publishers open, the most that are allowed")
-        old = self.publishers.pop(channel, None)
+
+    def open_publisher(self, publisher: Publisher) -> None:
+        """Binds its channel to a publisher; whoever had the channel is closed."""
+        old = self.publishers.pop(publisher.channel, None)
         if old is not None:
             old.close()
-        self.publishers[channel] = publisher
+        if self._transport is None:  # lost meanwhile
+            publisher.close()
+        else:
+            self.publishers[publisher.channel] = publisher
 
     def beat(self, now_ms: int) -> None:
         """Called once a second: pings a silent peer, drops one that stays silent or reads nothing of what it was sent."""

@@ -2,7 +2,7 @@
 
 Requests about the connection itself (hello, publishers, subscriptions) run one after another and after all earlier ones; the others may overlap, so
 that many
-declarations share a commit. At most ``PENDING_MAX`` wait or run.
+declarations share a commit. At most ``PENDING_MAX`` with ``PENDING_BYTES_MAX`` wait or run.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from headrace.gateways.native.connection import NativeConnection
 
 PENDING_MAX = 4096
+PENDING_BYTES_MAX = 8 * 1024 * 1024
 FEATURES = ("batches", "streams", "pull", "filters", "cohorts")
 _SCOPED = (control.Hello, control.OpenPublisher, control.ClosePublisher, control.Subscribe, control.SubscribeStream, control.Unsubscribe)
 
@@ -32,51 +33,77 @@ class Requests:
     def __init__(self, connection: NativeConnection) -> None:
         self._connection = connection
         self._tail: asyncio.Task[None] | None = None
-        self._running: set[asyncio.Task[None]] = set()
+        """The last request about the connection itself, while it is not answered."""
+        self._since: list[asyncio.Task[None]] = []
+        """The others that came after it."""
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._count = 0
+        self._nbytes = 0
 
     def take(self, correlation: int, body: bytes) -> None:
         """Begins one request."""
         connection = self._connection
-        if len(self._running) >= PENDING_MAX:
-            connection.error(correlation, LimitExceeded(f"{PENDING_MAX} requests of this connection are waiting already"))
+        size = len(body)
+        if self._count >= PENDING_MAX or (self._count and self._nbytes + size > PENDING_BYTES_MAX):
+            error = LimitExceeded(f"{self._count} requests of {self._nbytes} bytes of this connection are waiting already")
+            if connection.attachments is None:
+                raise error
+            connection.error(correlation, error)
             return
         try:
             request = control.decode_request(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-            error = Malformed(f"the request cannot be read: {e}")
+            malformed = Malformed(f"the request cannot be read: {e}")
             if connection.attachments is None:
-                raise error from None
-            connection.error(correlation, error)
+                raise malformed from None
+            connection.error(correlation, malformed)
             return
         if connection.attachments is None and not isinstance(request, control.Hello):
             raise Malformed("the first request of a connection is hello")
+        before = [] if self._tail is None else [self._tail]
         scoped = isinstance(request, _SCOPED)
-        before = list(self._running) if scoped else [self._tail] if self._tail is not None else []
+        if scoped:
+            before += [task for task in self._since if not task.done()]
         task = connection.broker.spawn(self._serve(correlation, request, before))
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
+        self._count += 1
+        self._nbytes += size
+        self._waiting.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            self._count -= 1
+            self._nbytes -= size
+            self._waiting.discard(task)
+            if self._tail is task:
+                self._tail = None
+
+        task.add_done_callback(done)
         if scoped:
             self._tail = task
-            task.add_done_callback(self._forget_tail)
+            self._since.clear()
+        else:
+            if len(self._since) > 2 * self._count:
+                self._since = [task for task in self._since if not task.done()]
+            self._since.append(task)
 
     def cancel(self) -> None:
-        """The connection is gone: what waits is not begun, what runs is finished by the broker."""
-        for task in self._running:
+        """The connection is gone: what waits is not begun, what was begun is finished."""
+        for task in list(self._waiting):
             task.cancel()
-
-    def _forget_tail(self, task: asyncio.Task[None]) -> None:
-        if self._tail is task:
-            self._tail = None
 
     async def _serve(self, correlation: int, request: control.Request, before: list[asyncio.Task[None]]) -> None:
         connection = self._connection
         for task in before:
             if not task.done():
                 await asyncio.wait([task])
+        current = asyncio.current_task()
+        assert current is not None
+        self._waiting.discard(current)
         try:
             connection.reply(correlation, await self._call(request))
         except HeadraceError as e:
             connection.error(correlation, e)
+            if connection.attachments is None:
+                connection.close(e)
         except Exception as e:
             connection.error(correlation, Invariant(f"the broker failed on {type(request).__name__}: {e!r}"))
             raise
@@ -88,6 +115,7 @@ class Requests:
         attachments = connection.attachments
         assert attachments is not None
         if isinstance(request, control.OpenPublisher):
+            connection.check_publisher(request.channel)
             publisher, opened = await attachments.open_publisher(request)
             connection.open_publisher(publisher)
             return opened

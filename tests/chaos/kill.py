@@ -26,7 +26,8 @@ from tests.chaos.load import Consuming, Publishing, Reading, Worker
 START_S = 30.0
 DRAIN_S = 60.0
 TIGHT = {
-    "limits.frame_bytes_max": "256KiB", "limits.message_bytes_max": "128KiB", "storage.flush_bytes_max": "512KiB", "storage.wal_file_bytes": "1MiB", "storage.wal_bytes_max": "6MiB", "storage.segment_own_bytes_min": "64KiB",
+    "limits.frame_bytes_max": "256KiB", "limits.message_bytes_max": "128KiB", "storage.flush_bytes_max": "512KiB",
+    "storage.wal_file_bytes": "1MiB", "storage.wal_bytes_max": "6MiB", "storage.segment_own_bytes_min": "64KiB",
     "storage.segment_file_bytes": "1MiB", "storage.tail_cache_bytes": "1MiB", "storage.idle_unload_ms": "1s",
 }  # fmt: skip
 """So little of everything that moving, recycling, compacting and reading from disk never rest: what a kill has to hit."""

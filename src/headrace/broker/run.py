@@ -71,7 +71,7 @@ async def start(config: Config, listeners: tuple[Listener, ...] | None = None, *
     """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector)."""
     if tune:
         sys.setswitchinterval(0.0001)
-        gc.set_threshold(50_000, 20, 100)
+        gc.set_threshold(50_000, 50, 1_000)  # young cycles go; a full collection would stop the loop for as long as there is state
     broker = Broker(config)
     running = RunningBroker(broker)
     await broker.start()

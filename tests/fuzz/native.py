@@ -197,7 +197,7 @@ class Rig:
             wire.close()
         if connection._have > BUFFERED_MAX:
             self.watch.note(None, f"{connection._have} bytes are buffered")
-        return not wire.closed and not connection._closing
+        return not (wire.closed or connection._closing)
 
     async def healthy(self) -> None:
         """A well-behaved client publishes, consumes and acks; raises if the broker does not serve it."""
@@ -318,22 +318,22 @@ def _hostile(rng: random.Random, kind: Any, depth: int = 0) -> Any:
         return [_hostile(rng, arguments[0], depth + 1) for _ in range(rng.randrange(4))]
     if origin is dict:
         value = rng.choice((int, str, bool)) if arguments[1] is Any else arguments[1]
-        keys = (str, int) if rng.random() < 0.05 else (arguments[0],)
-        return {rng.choice(INTS if rng.choice(keys) is int else TEXTS): _hostile(rng, value, depth + 1) for _ in range(rng.randrange(3))}
+        keys: Sequence[int | str] = INTS if (arguments[0] is int) != (rng.random() < 0.05) else TEXTS
+        return {rng.choice(keys): _hostile(rng, value, depth + 1) for _ in range(rng.randrange(3))}
     if origin is not None and not arguments:
         return []
     return _hostile(rng, rng.choice(arguments), depth + 1)
 
 
 def _fields(rng: random.Random, kind: type[msgspec.Struct], depth: int) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, hint in _hints(kind).items():
         if name == "name" and rng.random() < 0.9:
             found[name] = rng.choice(NAMES)
         elif name == "channel" and rng.random() < 0.9:
             found[name] = rng.randrange(1, 8)
         elif rng.random() < 0.4:
-            found[name] = hint if isinstance(hint, str) else _hostile(rng, hint, depth)
+            found[name] = _hostile(rng, hint, depth)
     return found
 
 
@@ -439,10 +439,11 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 class Totals:
-    """What a campaign did."""
+    """What a campaign did. The last four say how deep it came: what the broker stored, delivered, settled and refused of it."""
 
     def __init__(self) -> None:
         self.inputs = self.nbytes = self.connections = self.closes = 0
+        self.published = self.delivered = self.settled = self.refused = 0
 
 
 async def campaign(count: int, seed: int, *, progress: Callable[[str], None] = lambda line: None) -> tuple[Totals, Watch]:
@@ -503,6 +504,8 @@ async def campaign(count: int, seed: int, *, progress: Callable[[str], None] = l
             await asyncio.wait_for(rig.healthy(), 10)
         except (AssertionError, TimeoutError) as e:
             watch.note(e, "a healthy client is not served afterwards")
+        for name in ("published", "delivered", "settled", "refused"):
+            setattr(totals, name, getattr(rig.broker.counters, name))
     return totals, watch
 
 
@@ -524,7 +527,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, times in watch.found.most_common(20):
         print(f"--- {times} times: {key}\n{watch.first[key]}")
     print(
-        f"inputs={totals.inputs} bytes={totals.nbytes} connections={totals.connections} closes={totals.closes} exceptions={watch.total} "
+        f"inputs={totals.inputs} bytes={totals.nbytes} connections={totals.connections} closes={totals.closes} published={totals.published} "
+        f"delivered={totals.delivered} settled={totals.settled} refused={totals.refused} exceptions={watch.total} "
         f"seed={asked.seed} seconds={seconds:.1f} inputs_per_s={totals.inputs / seconds:.0f}"
     )
     return 1 if watch.total else 0

@@ -48,7 +48,7 @@ CUTS = st.lists(st.integers(0, 4000), max_size=8)
 @given(st.binary(max_size=300), CUTS)
 def test_noise_before_hello_is_answered_with_an_error_at_most(data: bytes, cuts: list[int]) -> None:
     async def test(rig: Rig) -> None:
-        connection, wire = await talk(rig, data, cuts)
+        _, wire = await talk(rig, data, cuts)
         assert wire.kept is not None
         assert all(op in (Op.ERROR, Op.REPLY, Op.PONG) for op, _ in frames(b"".join(wire.kept)))
         if len(data) >= len(PREAMBLE) and not data.startswith(PREAMBLE):
@@ -93,7 +93,7 @@ def test_reordered_and_doubled_openings_are_answered_one_by_one(order: list[int]
     async def test(rig: Rig) -> None:
         data = PREAMBLE + HELLO + b"".join([OPENING[i] * (1 + doubled) for i in order])
         # the hello must be answered before anything else may be said
-        connection, wire = await talk(rig, data, [len(PREAMBLE + HELLO)])
+        _, wire = await talk(rig, data, [len(PREAMBLE + HELLO)])
         await rig.turn(100)
         assert wire.kept is not None
         answers = [f for op, f in frames(b"".join(wire.kept)) if op in (Op.REPLY, Op.ERROR)]

@@ -1,12 +1,14 @@
 """What a queue promises (SEMANTICS 1), seen through the client on a real broker, on disk and in memory."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
 import headrace
 from headrace import testing
+from headrace.broker.subscription import Fetch, QueueSubscription
 from headrace.client.client import Client
 from headrace.client.message import Message
 from headrace.model.errors import Conflict, Invalid, LevelUnavailable, NotFound, QueueFull, StaleSettle
@@ -362,6 +364,21 @@ async def test_a_consumer_that_stops_reading_harms_nobody(client: Client, broker
             slow._connection._link._transport.resume_reading()  # type: ignore[union-attr]
             for _ in range(1500):
                 await (await asyncio.wait_for(anext(aiter(messages)), 10)).ack()
+
+
+async def test_a_pull_that_waits_for_nothing_is_looked_at_before_it_is_answered(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker held up for longer than the pull waits (other work, a busy machine) answered it empty without a look at the queue."""
+    begin = QueueSubscription.begin_fetch
+
+    def held_up(self: QueueSubscription, correlation: int, wanted: int, nbytes: int) -> Fetch:
+        fetch = begin(self, correlation, wanted, nbytes)
+        time.sleep(0.01)
+        return fetch
+
+    monkeypatch.setattr(QueueSubscription, "begin_fetch", held_up)
+    await client.declare_queue("q")
+    await client.publish("q", b"here")
+    assert [m.value for m in await client.fetch("q", 10, wait=0)] == [b"here"]
 
 
 async def test_pulling_goes_on_past_the_prefetched_bytes(client: Client) -> None:

@@ -303,6 +303,7 @@ class NativeConnection(asyncio.Protocol):
             self.broker.touch(self)
             return
         wait_ms = min(fetch.wait_ms, limits.FETCH_WAIT_MS_MAX)
+        began = self.broker.counters.ticks
         entry = subscription.begin_fetch(
             correlation, min(fetch.messages, limits.PREFETCH_MESSAGES_MAX), min(fetch.nbytes or limits.PREFETCH_BYTES, limits.PREFETCH_BYTES)
         )
@@ -310,8 +311,9 @@ class NativeConnection(asyncio.Protocol):
         def expire() -> None:
             if entry not in subscription.fetches or subscription.sink is not self:
                 return
-            if any(partition.sending_to(subscription.id) for partition in subscription.partitions.values()):
-                entry.timer = self.broker.loop.call_later(FETCH_READ_S, expire)  # granted, and on its way from the disk
+            if self.broker.counters.ticks == began or any(p.sending_to(subscription.id) for p in subscription.partitions.values()):
+                # no tick has looked at it yet, or it is granted and on its way from the disk
+                entry.timer = self.broker.loop.call_later(FETCH_READ_S, expire)
                 return
             subscription.end_fetch(entry)
             self.broker.touch(self)

@@ -32,7 +32,7 @@ from headrace.model.config import Broker as BrokerSection
 from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.wire import control, egress
 from headrace.wire.batch import Record, encode_batch, encode_publish
-from headrace.wire.frames import HEADER, PREAMBLE, Op, frame
+from headrace.wire.frames import DELIVER, HEADER, PREAMBLE, Op, frame
 
 QUEUES = ("plain", "keyed", "bounded")
 STREAMS = ("durable", "early")
@@ -52,6 +52,8 @@ class Wire(asyncio.Transport):
         self.reading = True
         self.written = 0
         self.kept: list[bytes] | None = [] if keep else None
+        self.delivered: tuple[int, int, int, int] | None = None
+        """(channel, partition, first offset, count) of what was delivered last, so that it can be settled."""
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return ("192.0.2.1", 1) if name == "peername" else default
@@ -78,6 +80,9 @@ class Wire(asyncio.Transport):
 
     def write(self, data: Any) -> None:
         self.written += len(data)
+        if len(data) >= DELIVER.size and data[4] == Op.DELIVER:
+            _, _, _, channel, count, partition, _, _, _, first, _ = DELIVER.unpack_from(data)
+            self.delivered = channel, partition, first, count
         if self.kept is not None:
             self.kept.append(bytes(data))
 
@@ -197,7 +202,7 @@ class Rig:
             wire.close()
         if connection._have > BUFFERED_MAX:
             self.watch.note(None, f"{connection._have} bytes are buffered")
-        return not wire.closed and not connection._closing
+        return not wire.closed
 
     async def healthy(self) -> None:
         """A well-behaved client publishes, consumes and acks; raises if the broker does not serve it."""
@@ -269,11 +274,12 @@ OPENING = (
     request(3, control.OpenPublisher(channel=2, name="keyed", producer_id=7)),
     request(4, control.OpenPublisher(channel=3, name="durable", partition=1)),
     request(5, control.OpenPublisher(channel=4, name="bounded")),
+    request(12, control.OpenPublisher(channel=5, name="keyed")),
     request(6, control.Subscribe(channel=1, name="plain", token=11, prefetch=50)),
     request(7, control.Subscribe(channel=2, name="keyed", pull=True, token=12)),
     request(8, control.Subscribe(channel=3, name="plain", filter=control.Filter(op="exists", header="h"), prefetch=20)),
-    request(9, control.SubscribeStream(channel=4, name="durable", start="earliest", cursor="c", token=13)),
-    request(10, control.SubscribeStream(channel=5, name="early", start="earliest", group="g", cursor="g", strategy="cooperative", token=14)),
+    request(9, control.SubscribeStream(channel=4, name="durable", start="last:20", cursor="c", token=13)),
+    request(10, control.SubscribeStream(channel=5, name="early", start="last:20", group="g", cursor="g", strategy="cooperative", token=14)),
     request(11, control.Subscribe(channel=6, name="bounded", cohort="c", member="m", auto_ack=True)),
 )
 """What a client asks for that uses everything."""
@@ -318,22 +324,22 @@ def _hostile(rng: random.Random, kind: Any, depth: int = 0) -> Any:
         return [_hostile(rng, arguments[0], depth + 1) for _ in range(rng.randrange(4))]
     if origin is dict:
         value = rng.choice((int, str, bool)) if arguments[1] is Any else arguments[1]
-        keys = (str, int) if rng.random() < 0.05 else (arguments[0],)
-        return {rng.choice(INTS if rng.choice(keys) is int else TEXTS): _hostile(rng, value, depth + 1) for _ in range(rng.randrange(3))}
+        keys: Sequence[int | str] = INTS if (arguments[0] is int) != (rng.random() < 0.05) else TEXTS
+        return {rng.choice(keys): _hostile(rng, value, depth + 1) for _ in range(rng.randrange(3))}
     if origin is not None and not arguments:
         return []
     return _hostile(rng, rng.choice(arguments), depth + 1)
 
 
 def _fields(rng: random.Random, kind: type[msgspec.Struct], depth: int) -> dict[str, Any]:
-    found = {}
+    found: dict[str, Any] = {}
     for name, hint in _hints(kind).items():
         if name == "name" and rng.random() < 0.9:
             found[name] = rng.choice(NAMES)
         elif name == "channel" and rng.random() < 0.9:
             found[name] = rng.randrange(1, 8)
         elif rng.random() < 0.4:
-            found[name] = hint if isinstance(hint, str) else _hostile(rng, hint, depth)
+            found[name] = _hostile(rng, hint, depth)
     return found
 
 
@@ -353,6 +359,8 @@ REQUESTS: tuple[type[msgspec.Struct], ...] = get_args(control.Request)
 def hostile_request(rng: random.Random) -> bytes:
     """A control message of a random type whose fields are at their edges, or wrong."""
     kind = rng.choice(REQUESTS)
+    if kind is control.Delete and rng.random() < 0.9:
+        kind = control.Subscribe
     body = {"t": kind.__struct_config__.tag, **_fields(rng, kind, 0)}
     if kind is control.Drain:
         body["t"] = "status"
@@ -371,12 +379,13 @@ def hostile_hot(rng: random.Random) -> bytes:
     """SETTLE, EXTEND, CREDIT or FETCH with values at their edges."""
     channel = rng.randrange(8)
     kind = rng.randrange(4)
-    firsts = (0, 1, 5, rng.randrange(2000), (1 << 63) - 1, (1 << 64) - 1)
+    firsts = (0, 1, 5, rng.randrange(50), rng.randrange(2000), rng.randrange(2000), (1 << 62) if rng.random() < 0.9 else (1 << 64) - 1)
     ranges = b"".join([_RANGE.pack(rng.choice(firsts), rng.choice((0, 1, 2, 50, (1 << 32) - 1))) for _ in range(rng.choice((0, 1, 1, 2, 5)))])
     word = rng.choice((0, 1, 200, (1 << 32) - 1))
     fields = _FIELDS.pack(rng.choice((0, 0, 0, 1, 2, (1 << 32) - 1)), rng.choice((0, 0, 1, 2, (1 << 32) - 1)), word)
     if kind == 0:
-        return HEADER.pack(20 + len(ranges), Op.SETTLE, rng.getrandbits(6), channel, 5) + fields + ranges
+        flags = rng.choice((0, 4, 1, 5, 17, 2, 6, 34, 8, 12)) if rng.random() < 0.9 else rng.getrandbits(8)
+        return HEADER.pack(20 + len(ranges), Op.SETTLE, flags, channel, 5) + fields + ranges
     if kind == 1:
         return HEADER.pack(20 + len(ranges), Op.EXTEND, 0, channel, 6) + fields + ranges
     if kind == 2:
@@ -385,9 +394,21 @@ def hostile_hot(rng: random.Random) -> bytes:
     return egress.fetch(channel, 7, messages=rng.choice((0, 1, 10, (1 << 32) - 1)), nbytes=word, wait_ms=rng.choice((0, 1, (1 << 32) - 1)))
 
 
+def settling(rng: random.Random, channel: int, partition: int, first: int, count: int) -> bytes:
+    """SETTLE or EXTEND of what was delivered, or of a part of it."""
+    if count > 1 and rng.random() < 0.5:
+        first += rng.randrange(count)
+        count = 1 + rng.randrange(count)
+    if rng.random() < 0.1:
+        return egress.extend(channel, [(first, count)], partition=partition, lease_ms=rng.randrange(1000), correlation=8)
+    flags = rng.choice((0, 0, 4, 1, 5, 17, 2, 6, 34, 8, 12))
+    return egress.settle(channel, [(first, count)], partition=partition, flags=flags, delay_ms=rng.randrange(50), correlation=8)
+
+
 def _publishes() -> list[bytes]:
     made = [publish(channel, i, b"x" * (i % 40), key=b"k%d" % (i % 5)) for channel in (1, 3, 4, 9) for i in range(12)]
-    made += [publish(2, i, b"y", key=b"k%d" % (i % 3), producer=7, sequence=i) for i in range(24)]
+    made += [publish(2, i, b"y", key=b"k%d" % (i % 3), producer=7, sequence=i) for i in range(12)]
+    made += [publish(5, i, b"y", key=b"k%d" % (i % 3)) for i in range(12)]
     made += [publish(1, 1, b"z", flags=flags) for flags in (0, 1, 2, 3, 0x87)]
     return made
 
@@ -439,10 +460,11 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 class Totals:
-    """What a campaign did."""
+    """What a campaign did. The last four say how deep it came: what the broker stored, delivered, settled and refused of it."""
 
     def __init__(self) -> None:
         self.inputs = self.nbytes = self.connections = self.closes = 0
+        self.published = self.delivered = self.settled = self.refused = 0
 
 
 async def campaign(count: int, seed: int, *, progress: Callable[[str], None] = lambda line: None) -> tuple[Totals, Watch]:
@@ -462,15 +484,19 @@ async def campaign(count: int, seed: int, *, progress: Callable[[str], None] = l
                 if pick < 0.9:
                     rig.feed(connection, wire, PREAMBLE + HELLO)
                     await rig.turn(3)
-                    if pick < 0.6:
-                        rig.feed(connection, wire, b"".join(OPENING) if pick < 0.3 else b"".join(rng.sample(OPENING, 4)))
+                    if pick < 0.75:
+                        rig.feed(connection, wire, b"".join(OPENING) if pick < 0.55 else b"".join(rng.sample(OPENING, 4)))
                         await rig.turn(3)
                 elif pick < 0.96:
                     rig.feed(connection, wire, mutated(rng, PREAMBLE + HELLO))
                 living.append((connection, wire))
             for connection, wire in living:
-                for _ in range(1 + int(rng.random() * 24)):
-                    data = one(rng)
+                for _ in range(1 + int(rng.random() * 60)):
+                    if wire.delivered is not None and rng.random() < 0.2:
+                        data = settling(rng, *wire.delivered)
+                        wire.delivered = None
+                    else:
+                        data = one(rng)
                     if rng.random() < 0.25:
                         data = mutated(rng, data)
                     totals.inputs += 1
@@ -485,12 +511,13 @@ async def campaign(count: int, seed: int, *, progress: Callable[[str], None] = l
                     if not alive:
                         totals.closes += 1
                         break
-                if rng.random() < 0.01:
+                # one that waits for the rest of a frame whose length was damaged would swallow all that follows
+                if rng.random() < (0.3 if connection._have else 0.01):
                     wire.close()
             await rig.turn(2)
-            if rng.random() < 0.02:
+            if rng.random() < 0.1:
                 await rig.declare()
-                await asyncio.sleep(0.001)
+                await rig.broker.catalogue.pause("plain", False)
             now = time.monotonic()
             if now - said > 5:
                 said = now
@@ -503,6 +530,8 @@ async def campaign(count: int, seed: int, *, progress: Callable[[str], None] = l
             await asyncio.wait_for(rig.healthy(), 10)
         except (AssertionError, TimeoutError) as e:
             watch.note(e, "a healthy client is not served afterwards")
+        for name in ("published", "delivered", "settled", "refused"):
+            setattr(totals, name, getattr(rig.broker.counters, name))
     return totals, watch
 
 
@@ -524,7 +553,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key, times in watch.found.most_common(20):
         print(f"--- {times} times: {key}\n{watch.first[key]}")
     print(
-        f"inputs={totals.inputs} bytes={totals.nbytes} connections={totals.connections} closes={totals.closes} exceptions={watch.total} "
+        f"inputs={totals.inputs} bytes={totals.nbytes} connections={totals.connections} closes={totals.closes} published={totals.published} "
+        f"delivered={totals.delivered} settled={totals.settled} refused={totals.refused} exceptions={watch.total} "
         f"seed={asked.seed} seconds={seconds:.1f} inputs_per_s={totals.inputs / seconds:.0f}"
     )
     return 1 if watch.total else 0

@@ -138,6 +138,8 @@ class Attachments:
             except HeadraceError:
                 broker.end_subscription(subscription)
                 raise
+        if self.sink.blocked:
+            subscription.block()
         assigned, generation = broker.groups.assignment(subscription)
         return control.Subscribed(
             partitions=len(item.partitions),

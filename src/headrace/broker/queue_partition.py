@@ -288,6 +288,13 @@ class QueuePartition(Partition):
         """Delivers what ``entries`` hold of [first, end) and says where it stopped."""
         subscription = self.subscriptions.get(grant.consumer_id)
         sink = subscription.sink if subscription is not None else None
+        if sink is not None and sink.blocked and subscription is not None and not grant.auto_ack:
+            # Its socket filled up since: what was granted and not sent goes back, so that no peer makes the broker hold more than one buffer for it.
+            count = self.machine.take_back(grant.consumer_id, [(first, end - first)], self.broker.now_ms, self.broker.wall_ms)
+            if subscription.asked.pull:
+                subscription.credit.messages += count
+            self.broker.mark(self)
+            return end
         flags = DeliverFlag.AUTO_ACK if grant.auto_ack else 0
         if grant.attempt > 1:
             flags |= DeliverFlag.REDELIVERED

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 
+LIST_AT_ONCE = 100
+"""Names described before others have a turn."""
+
+
 class Verbs:
     """``call`` carries out one request; it raises ``HeadraceError`` and nothing else on purpose."""
 
@@ -107,7 +111,11 @@ class Verbs:
         if r.kind not in ("", "queue", "stream"):
             raise Invalid("kind is queue, stream or empty")
         items, more = await self.broker.catalogue.page(kind=r.kind, pattern=r.pattern, after=r.after, limit=min(max(1, r.limit), 10_000))
-        return control.Listing(items=tuple(self._info(i, load=False) for i in items), more=more)
+        rows = []
+        for at in range(0, len(items), LIST_AT_ONCE):
+            rows += [self._info(item, load=False) for item in items[at : at + LIST_AT_ONCE]]
+            await asyncio.sleep(0)
+        return control.Listing(items=tuple(rows), more=more)
 
     async def _describe(self, r: control.Describe) -> control.Reply:
         return self._info(self.broker.catalogue.get(r.name), load=True, partitions=True)

@@ -72,6 +72,7 @@ class NativeConnection(asyncio.Protocol):
         self._frame_bytes_max = limits.FRAME_BYTES_MAX_BEFORE_HELLO
         self._message_bytes_max = server.config.limits.message_bytes_max
         self._in_flight_bytes_max = server.config.limits.in_flight_bytes_max
+        self._write_bytes_high = server.config.limits.write_buffer_bytes_high
         self._unread_bytes_max = 2 * server.config.limits.write_buffer_bytes_high
         self._preamble_seen = False
         self._tick_bytes = 0
@@ -79,6 +80,7 @@ class NativeConnection(asyncio.Protocol):
         self._closing = False
         self._ended = False
         self._heard_bytes = 0
+        self._room = asyncio.Event()
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._ops: dict[int, Callable[[bytes, int, int, int, int, int], None]] = {
@@ -105,6 +107,7 @@ class NativeConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._transport = None
+        self._room.set()
         self._parts.clear()
         self._out.clear()
         self.requests.cancel()
@@ -171,6 +174,7 @@ class NativeConnection(asyncio.Protocol):
         self.blocked = False
         if self.attachments is not None:
             self.attachments.wake()
+        self._room.set()
         self.release()
 
     # ------------------------------------------------------------ back-pressure
@@ -185,6 +189,12 @@ class NativeConnection(asyncio.Protocol):
     def _choked(self) -> bool:
         """Its peer reads nothing of what it was sent, answers to its own requests included: it may ask for more once it does."""
         return self.blocked and self._transport is not None and self._transport.get_write_buffer_size() > self._unread_bytes_max
+
+    async def room(self) -> None:
+        """Waits while its peer reads nothing."""
+        while self._choked():
+            self._room.clear()
+            await self._room.wait()
 
     def release(self) -> None:
         """The log has caught up: read on, unless too much of this connection's own is still in flight or unread."""
@@ -360,6 +370,8 @@ class NativeConnection(asyncio.Protocol):
         self._out.append(_deliver(36 + nbytes, _DELIVER, flags, channel, count, partition, epoch, attempt, 0, first_offset, base_offset))
         self._out.extend(blobs)
         self._out_bytes += 40 + nbytes
+        if self._out_bytes > self._write_bytes_high:
+            self.flush()
 
     def settled(self, channel: int, correlation: int, count: int, stale: Sequence[tuple[int, int]]) -> None:
         self._write(egress.settled(channel, correlation, count, stale))

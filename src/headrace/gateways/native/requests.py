@@ -25,6 +25,11 @@ PENDING_MAX = 4096
 PENDING_BYTES_MAX = 8 * 1024 * 1024
 FEATURES = ("batches", "streams", "pull", "filters", "cohorts")
 _SCOPED = (control.Hello, control.OpenPublisher, control.ClosePublisher, control.Subscribe, control.SubscribeStream, control.Unsubscribe)
+_HEAVY = (
+    *(control.List, control.Describe, control.Inspect, control.Status, control.ConnectionsList, control.Topology, control.CursorsList),
+    *(control.QuarantineList, control.OffsetForTime),
+)
+"""Requests that only look, at much: one of a connection at a time and one a turn of the loop, while its peer reads the answers."""
 
 
 class Requests:
@@ -37,6 +42,7 @@ class Requests:
         self._since: list[asyncio.Task[None]] = []
         """The others that came after it."""
         self._waiting: set[asyncio.Task[None]] = set()
+        self._turn = asyncio.Lock()
         self._count = 0
         self._nbytes = 0
 
@@ -95,6 +101,16 @@ class Requests:
         for task in before:
             if not task.done():
                 await asyncio.wait([task])
+        if not isinstance(request, _HEAVY):
+            await self._answer(correlation, request)
+            return
+        async with self._turn:
+            await connection.room()
+            await self._answer(correlation, request)
+            await asyncio.sleep(0)
+
+    async def _answer(self, correlation: int, request: control.Request) -> None:
+        connection = self._connection
         current = asyncio.current_task()
         assert current is not None
         self._waiting.discard(current)

@@ -5,7 +5,6 @@ Owns the steps, not the state: that is in the session, its subscriptions and the
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -118,8 +117,8 @@ class Attachments:
         else:
             if old is not None:
                 broker.end_subscription(old)
-            subscription = QueueSubscription(secrets.randbits(63), self.session, self.sink, item, msgspec.structs.replace(asked, held=()))
-            owner_token = self.session.owner_token(asked.token) if asked.token else secrets.randbits(64)
+            subscription = QueueSubscription(self.broker.ambient.bits(63), self.session, self.sink, item, msgspec.structs.replace(asked, held=()))
+            owner_token = self.session.owner_token(asked.token) if asked.token else self.broker.ambient.bits(64)
             self._keep(subscription)
             held = {h.partition: h.ranges for h in asked.held}
             for partition in partitions:
@@ -190,7 +189,7 @@ class Attachments:
         else:
             if old is not None:
                 broker.end_subscription(old)
-            subscription = StreamSubscription(secrets.randbits(63), self.session, self.sink, item, asked)
+            subscription = StreamSubscription(self.broker.ambient.bits(63), self.session, self.sink, item, asked)
             self._keep(subscription)
         starts: dict[int, int] = {}
         if asked.group:

@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-import secrets
-import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Protocol
 
+from headrace.ambient import ambient
 from headrace.broker.catalogue import Catalogue, Item
 from headrace.broker.groups import Groups
 from headrace.broker.metrics import Counters, NameMetrics, Snapshot, bounded
@@ -47,19 +46,32 @@ class Held(Protocol):
     def release(self) -> None: ...
 
 
+MakeStore = Callable[[Config, asyncio.AbstractEventLoop], Store]
+
+
+def _make_store(config: Config, loop: asyncio.AbstractEventLoop) -> Store:
+    if config.broker.storage != "disk":
+        return MemoryStore(config, loop)
+    from headrace.storage.store import DiskStore  # lmdb only where there is a disk
+
+    return DiskStore(Path(config.broker.data_dir), config, loop)
+
+
 class Broker:
     """See the module's head. ``start`` before anything else; ``stop`` ends it cleanly."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, make_store: MakeStore | None = None) -> None:
+        """``make_store``: another store than the one ``config`` names, for a simulator."""
         self.config = config
         self.loop = asyncio.get_running_loop()
+        self.ambient = ambient()
         self.id = ""
-        self.incarnation = secrets.token_hex(16)
+        self.incarnation = self.ambient.token(16)
         self.started_ms = 0
         self.state = "starting"
         self.failed = asyncio.Event()
         self.durable = config.broker.storage == "disk"
-        self.store: Store = self._make_store()
+        self.store: Store = (make_store or _make_store)(config, self.loop)
         self.now_ms = 0
         self.wall_ms = 0
         self.precise_ms = 0.0
@@ -89,15 +101,8 @@ class Broker:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._sequence = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
         self._stopping = False
-
-    def _make_store(self) -> Store:
-        if not self.durable:
-            return MemoryStore(self.config, self.loop)
-        from headrace.storage.store import DiskStore  # lmdb only where there is a disk
-
-        return DiskStore(Path(self.config.broker.data_dir), self.config, self.loop)
 
     # ------------------------------------------------------------ life
 
@@ -105,13 +110,13 @@ class Broker:
         """Recovers the store and makes the broker ready to serve."""
         await self.store.open(self)
         known = self.store.state.get(_ID_KEY)
-        self.id = known.decode() if known else secrets.token_hex(8)
+        self.id = known.decode() if known else self.ambient.token(8)
         if not known:
             await self.store.commit_state({_ID_KEY: self.id.encode()})
         self.coordinator = LocalCoordinator(self.store.state, self.store.commit_state)
         self.catalogue = Catalogue(
             self.coordinator,
-            new_id=lambda: secrets.token_hex(16),
+            new_id=lambda: self.ambient.token(16),
             wall_ms=lambda: self.wall_ms,
             undeclared=self._undeclared,
             changed=self._catalogue_changed,
@@ -163,12 +168,12 @@ class Broker:
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Runs ``work`` beside the tick; it ends with the broker, and an error in it is logged."""
         task = self.loop.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._task_done)
         return task
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             _log.error("a background task failed", exc_info=task.exception())
 
@@ -176,9 +181,9 @@ class Broker:
 
     def refresh(self) -> None:
         """Reads the clocks; everything in a tick sees the same time."""
-        self.precise_ms = time.monotonic() * 1000
+        self.precise_ms = self.ambient.monotonic() * 1000
         self.now_ms = int(self.precise_ms)
-        self.wall_ms = time.time_ns() // 1_000_000
+        self.wall_ms = self.ambient.wall_ns() // 1_000_000
 
     def mark(self, partition: Partition) -> None:
         """``partition`` is to be looked at in this tick: something was settled, attached, committed, became due."""
@@ -233,7 +238,7 @@ class Broker:
         self.tick_bytes = 0
         self._scheduled = False
         self.counters.ticks += 1
-        self.counters.tick_duration.observe(int((time.monotonic() * 1000 - self.precise_ms) * 1000))
+        self.counters.tick_duration.observe(int((self.ambient.monotonic() * 1000 - self.precise_ms) * 1000))
         if self._dirty or self._sinks:
             self.tick_soon()
         if self._held and not self.overloaded():
@@ -265,7 +270,7 @@ class Broker:
                 return
             self._timer.cancel()
         self._timer_ms = due
-        self._timer = self.loop.call_later(max(0.0, (due - time.monotonic_ns() // 1_000_000) / 1000), self._on_timer)
+        self._timer = self.loop.call_later(max(0.0, (due - int(self.ambient.monotonic() * 1000)) / 1000), self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -424,7 +429,7 @@ class Broker:
         """The session of that token with ``sink`` as its connection, and whether it was resumed. A second connection with a token takes it over."""
         session = self.sessions.get(token) if token else None
         if session is None:
-            session = Session(token or secrets.token_hex(16), name, sink)
+            session = Session(token or self.ambient.token(16), name, sink)
             self.sessions[session.token] = session
             return session, False
         old, session.sink = session.sink, sink

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 
-from headrace.broker.broker import Broker
+from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
 from headrace.model.config import Config, advertised
@@ -67,12 +67,14 @@ class RunningBroker:
         self._drain_soon(0, "storage failed")
 
 
-async def start(config: Config, listeners: tuple[Listener, ...] | None = None, *, tune: bool = True) -> RunningBroker:
+async def start(
+    config: Config, listeners: tuple[Listener, ...] | None = None, *, tune: bool = True, make_store: MakeStore | None = None
+) -> RunningBroker:
     """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector)."""
     if tune:
         sys.setswitchinterval(0.0001)
         gc.set_threshold(50_000, 50, 1_000)  # young cycles go; a full collection would stop the loop for as long as there is state
-    broker = Broker(config)
+    broker = Broker(config, make_store=make_store)
     running = RunningBroker(broker)
     await broker.start()
     try:

@@ -9,7 +9,6 @@ request is answered once, if need be with ``ConnectionLost``. I4 after ``close``
 
 import asyncio
 import logging
-import random
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Protocol, TypeVar
@@ -17,6 +16,7 @@ from typing import Any, Final, Protocol, TypeVar
 import msgspec
 
 from headrace import __version__
+from headrace.ambient import ambient
 from headrace.client.backoff import Backoff
 from headrace.client.link import Channel, Link
 from headrace.client.target import Target
@@ -98,6 +98,7 @@ class Connection:
     ) -> None:
         self.target = target
         self.loop = asyncio.get_running_loop()
+        self.ambient = ambient()
         self.channels: dict[int, User] = {}
         self.welcome: control.Welcome | None = None
         self.session = ""
@@ -139,7 +140,7 @@ class Connection:
                 if left <= 0 or not isinstance(e, (NotConnected, Unavailable, UnknownOutcome)):
                     self.closed = True
                     raise
-            await asyncio.sleep(min(left, backoff.next_s(random.random())))
+            await asyncio.sleep(min(left, backoff.next_s(self.ambient.random())))
         self._supervisor = self.loop.create_task(self._supervise(), name="headrace-reconnect")
         self._tick()
 
@@ -168,7 +169,7 @@ class Connection:
             log.warning("lost the connection to %s: %s; reconnecting", self.target, self._last_error)
             backoff.reset()
             while not self.up:
-                await asyncio.sleep(backoff.next_s(random.random()) if backoff.attempts or self.connects > 1 else backoff.next_s(0.0))
+                await asyncio.sleep(backoff.next_s(self.ambient.random()) if backoff.attempts or self.connects > 1 else backoff.next_s(0.0))
                 try:
                     await self._attempt()
                 except HeadraceError as e:

@@ -5,7 +5,6 @@ nothing it still works on is given to others and nothing it lost stays leased. I
 """
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ class Consumer(Subscription):
         self._cohort = cohort
         self._member = member
         self._pull = pull
-        self._token = 0 if auto_ack else secrets.randbits(63) | 1
+        self._token = 0 if auto_ack else connection.ambient.bits(63) | 1
         # without leases there is nothing to resume: a new subscription starts with its whole credit
         self._once_open = False
         self._held: dict[int, set[int]] = {}

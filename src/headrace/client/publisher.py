@@ -7,8 +7,6 @@ posted.
 """
 
 import asyncio
-import secrets
-import time
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
@@ -194,11 +192,11 @@ class Publisher:
         self._timeout_ms = int(confirm_timeout * 1000)
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
-        self._producer_id = secrets.randbits(62) if idempotent else NO_PRODUCER
+        self._producer_id = connection.ambient.bits(62) if idempotent else NO_PRODUCER
         self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
         self._lanes: dict[tuple[int, bool], _LaneUser] = {}
         self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int]] = []
-        self._sticky = secrets.randbelow(1 << 16)
+        self._sticky = connection.ambient.bits(16)
         self._in_flight = 0
         self._wall_ms = self._deadline_ms = 0
         self._in_flight_bytes = 0
@@ -350,7 +348,7 @@ class Publisher:
 
     def _look(self) -> None:
         """Looks at the clocks."""
-        self._wall_ms = int(time.time() * 1000)
+        self._wall_ms = self._connection.ambient.wall_ns() // 1_000_000
         self._deadline_ms = int(self._connection.loop.time() * 1000) + self._timeout_ms
 
     def _record(self, value: Any, key: str | bytes | None, headers: Mapping[str, str | bytes] | None, timestamp_ms: int | None) -> tuple[Record, int]:

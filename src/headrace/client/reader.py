@@ -8,7 +8,6 @@ repeated when its record comes again.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from secrets import randbits
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.client.connection import Connection
@@ -99,7 +98,7 @@ class Reader(Subscription):
         self._prefetch = prefetch
         self._prefetch_bytes = prefetch_bytes
         self._filter = parse(filter) if isinstance(filter, str) else filter
-        self._token = randbits(63) | 1
+        self._token = connection.ambient.bits(63) | 1
         self._settlements = Settlements()
         self._commits: dict[int, int] = {}
         """Partition to the highest offset that is to be committed with all before it."""

@@ -6,7 +6,6 @@ responder come back as the error they are where they are Headrace's, as ``Refuse
 
 import asyncio
 import logging
-import secrets
 from typing import TYPE_CHECKING, Any
 
 from headrace.client.consumer import Consumer
@@ -31,7 +30,7 @@ class Requester:
 
     def __init__(self, client: "Client") -> None:
         self._client = client
-        self._name = f"reply.{secrets.token_hex(12)}"
+        self._name = f"reply.{self._client._connection.ambient.token(12)}"
         self._waiting: dict[str, asyncio.Future[Message]] = {}
         self._consumer: Consumer | None = None
         self._task: asyncio.Task[None] | None = None
@@ -39,7 +38,7 @@ class Requester:
 
     async def request(self, name: str, value: Any, *, timeout_s: float, key: str | bytes | None, headers: dict[str, str | bytes]) -> Message:
         await self._start()
-        correlation = secrets.token_hex(8)
+        correlation = self._client._connection.ambient.token(8)
         answered: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
         self._waiting[correlation] = answered
         try:

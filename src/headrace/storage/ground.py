@@ -142,7 +142,8 @@ class Ground:
     writer: StateWriter
 
     def __init__(
-        self, root: str, config: Config, loop: asyncio.AbstractEventLoop, files: Files, *, io: Lane, reader: Lane, wall_ms: Callable[[], int]
+        self, root: str, config: Config, loop: asyncio.AbstractEventLoop, files: Files, *, io: Lane, reader: Lane, wall_ms: Callable[[], int],
+        now_ns: Callable[[], int],
     ) -> None:
         self.config = config
         self.loop = loop
@@ -155,6 +156,7 @@ class Ground:
         self.io = io
         self.reader = reader
         self.wall_ms = wall_ms
+        self.now_ns = now_ns
         self.parts: dict[int, Part] = {}
         self.file_pids: dict[int, set[int]] = {}
         """Which partitions have rows in which log file."""

@@ -9,7 +9,6 @@ move (durable = committed with one copy), so what was moved is never truncated. 
 loop is held for at most one checkpoint, or 0.5 ms."""
 
 import asyncio
-import time
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -107,7 +106,7 @@ class Mover:
         for file in closed:
             if file.file_id <= upto:
                 pids |= ground.file_pids.get(file.file_id, set())
-        slices = _Slices()
+        slices = _Slices(self._ground.now_ns)
         wanted: list[tuple[Part, int]] = []
         for pid in sorted(pids):
             part = ground.parts.get(pid)
@@ -143,7 +142,7 @@ class Mover:
         if not taken:
             return
         jobs: list[Job] = []
-        slices = _Slices()
+        slices = _Slices(self._ground.now_ns)
         for part, rows, checkpoint in taken:
             jobs.append(self._job(part, rows, checkpoint, least_index))
             if slices.over():
@@ -170,7 +169,7 @@ class Mover:
         """Asks for the state of each partition, in slices, and waits until it is durable."""
         ground = self._ground
         taken: list[tuple[Part, int, Checkpoint | None]] = []
-        slices = _Slices()
+        slices = _Slices(self._ground.now_ns)
         for part, rows in wanted:
             checkpoint: Checkpoint | None = None
             if part.pid == SYSTEM_PID:
@@ -216,7 +215,7 @@ class Mover:
         # If whether this is committed stays unknown, the new files stay: the next start finds out which of them count.
         await ground.writer.submit(puts)
         ground.apply_files(after)
-        slices = _Slices()
+        slices = _Slices(self._ground.now_ns)
         for job, part, now in zip(jobs, parts, moved, strict=True):
             checkpoint = fresh.get(part.pid)
             if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
@@ -333,7 +332,7 @@ class Mover:
         if not targets:
             return
         self._flush()
-        slices = _Slices()
+        slices = _Slices(self._ground.now_ns)
         puts: Puts = {}
         change: dict[int, int] = {}
         moved: list[tuple[Part, Moved]] = []
@@ -507,17 +506,18 @@ class Mover:
 class _Slices:
     """Keeps a loop over many partitions from holding the event loop for more than 0.5 ms."""
 
-    __slots__ = ("_until_ns",)
+    __slots__ = ("_now_ns", "_until_ns")
 
-    def __init__(self) -> None:
-        self._until_ns = time.perf_counter_ns() + SLICE_NS
+    def __init__(self, now_ns: Callable[[], int]) -> None:
+        self._now_ns = now_ns
+        self._until_ns = self._now_ns() + SLICE_NS
 
     def over(self) -> bool:
-        return time.perf_counter_ns() > self._until_ns
+        return self._now_ns() > self._until_ns
 
     async def pause(self) -> None:
         await asyncio.sleep(PAUSE_S)  # a timer: sleep(0) would starve the flusher's completions
-        self._until_ns = time.perf_counter_ns() + SLICE_NS
+        self._until_ns = self._now_ns() + SLICE_NS
 
 
 def _checkpoint_puts(part: Part, checkpoint: Checkpoint) -> Puts:

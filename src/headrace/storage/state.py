@@ -84,7 +84,7 @@ def unframed(key: bytes, raw: bytes) -> bytes:
     return raw[_FRAME.size :]
 
 
-def _sound_values(page: Sequence[tuple[bytes, bytes]], damaged: list[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
+def sound_values(page: Sequence[tuple[bytes, bytes]], damaged: list[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
     for key, raw in page:
         try:
             value = unframed(key, raw)
@@ -113,7 +113,7 @@ class MemoryStateStore:
         return None if raw is None else unframed(key, raw)
 
     def scan(self, prefix: bytes, after: bytes = b"", *, damaged: list[bytes] | None = None) -> Iterator[tuple[bytes, bytes]]:
-        return _sound_values(sorted((k, v) for k, v in self._values.items() if k.startswith(prefix) and k > after), damaged)
+        return sound_values(sorted((k, v) for k, v in self._values.items() if k.startswith(prefix) and k > after), damaged)
 
     def commit(self, puts: Puts) -> None:
         _check_keys(puts)
@@ -168,7 +168,7 @@ class LmdbStateStore:
         """Each 1,000 items are of one moment; commits between them are seen."""
         while True:
             page = self._page(prefix, after)
-            yield from _sound_values(page, damaged)
+            yield from sound_values(page, damaged)
             if len(page) < _SCAN_PAGE:
                 return
             after = page[-1][0]

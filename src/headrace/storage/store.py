@@ -64,6 +64,7 @@ class DiskStore:
         make_lane: Callable[[str], Lane] | None = None,
         later: Later | None = None,
         wall_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
+        now_ns: Callable[[], int] = time.perf_counter_ns,
         random_u64: Callable[[], int] = lambda: int.from_bytes(os.urandom(8), "big"),
         maintain: bool = True,
     ) -> None:
@@ -78,7 +79,7 @@ class DiskStore:
         self._maintain = maintain
         self._lanes: list[Lane] = []
         io, reader = self._lane("segments"), self._lane("reader")
-        self._ground = Ground(os.fspath(data_dir), config, loop, files or OsFiles(), io=io, reader=reader, wall_ms=wall_ms)
+        self._ground = Ground(os.fspath(data_dir), config, loop, files or OsFiles(), io=io, reader=reader, wall_ms=wall_ms, now_ns=now_ns)
         self._reader = Reader(self._ground)
         self._waiting: list[tuple[Part, int, asyncio.Future[None]]] = []
         self._marked: list[tuple[int, asyncio.Future[None]]] = []
@@ -114,6 +115,7 @@ class DiskStore:
                 later=self._later,
                 random_u64=self._random_u64,
                 wall_ms=ground.wall_ms,
+                now_ns=ground.now_ns,
                 on_full=self._full,
                 file_bytes=self._config.storage.wal_file_bytes,
                 flush_bytes_max=self._config.storage.flush_bytes_max,

@@ -1,0 +1,343 @@
+"""An event loop on virtual time that runs many machines: nothing waits, nothing depends on the real clock, and a machine can be killed or stopped.
+
+Owns time, the order of callbacks and which machine each belongs to. A callback belongs to the
+machine in whose context it was scheduled, a task to the one that made it, whoever wakes it. Network and disks are beside
+it (``sim.network``, ``sim.lanes``).
+
+I1 callbacks run one at a time, those of one moment in the order they were scheduled. I2 after ``Machine.kill`` no callback of it runs again; its
+unfinished tasks are kept, unrun, until the loop is closed, so that no ``finally`` of a dead machine has an effect. I3 time moves only when nothing is
+ready, to the next timer. I4 asyncio sees a loop like any other: tasks, timeouts, locks, queues work.
+"""
+
+import asyncio
+import contextlib
+import contextvars
+import heapq
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace.sim.chance import Chance
+from headrace.sim.trace import Trace
+
+if TYPE_CHECKING:
+    from headrace.sim.lanes import SimLane
+    from headrace.sim.network import Network
+
+WALL_START_NS: Final = 1_700_000_000_000_000_000
+SPINS_MAX: Final = 2_000_000
+"""Callbacks at one moment after which the run is taken for endless."""
+
+
+_MACHINE: "contextvars.ContextVar[Machine | None]" = contextvars.ContextVar("machine", default=None)
+
+
+class Stuck(RuntimeError):
+    """Nothing is scheduled and the awaited thing is not done, or time stands still for ever."""
+
+
+class Handle(asyncio.TimerHandle):
+    """A callback that can be cancelled. (asyncio's own is tied to its own loops.)"""
+
+    __slots__ = ("_at", "_dropped", "_task", "arguments", "machine", "run_in")
+
+    def __init__(self, at: float, task: Callable[..., object], arguments: tuple[Any, ...], run_in: contextvars.Context) -> None:
+        self._at = at
+        self._task: Callable[..., object] | None = task
+        self.arguments = arguments
+        self.machine = run_in.get(_MACHINE)
+        self.run_in = run_in
+        self._dropped = False
+
+    def __repr__(self) -> str:
+        return f"<Handle {self._task!r} at {self._at}>"
+
+    def cancel(self) -> None:
+        self._dropped = True
+        self._task = None
+        self.arguments = ()
+
+    def cancelled(self) -> bool:
+        return self._dropped
+
+    def when(self) -> float:
+        return self._at
+
+    def run(self) -> None:
+        task = self._task
+        if task is not None:
+            self.run_in.run(task, *self.arguments)
+
+
+class Machine:
+    """One simulated computer (or process): a name others connect to, its own clock error and numbers. It is its own ``Ambient``."""
+
+    def __init__(self, loop: "SimLoop", name: str, chance: Chance) -> None:
+        self.loop = loop
+        self.name = name
+        self.chance = chance
+        self.alive = True
+        self.paused = False
+        self.wall_offset_ns = 0
+        self.lanes: list[SimLane] = []
+        self._context = contextvars.copy_context()
+        self._context.run(_MACHINE.set, self)
+        self._waiting: deque[Handle] = deque()
+
+    def monotonic(self) -> float:
+        return self.loop.time() + 1000.0
+
+    def wall_ns(self) -> int:
+        return WALL_START_NS + int(self.loop.time() * 1e9) + self.wall_offset_ns
+
+    def random(self) -> float:
+        return self.chance.random()
+
+    def bits(self, count: int) -> int:
+        return self.chance.getrandbits(count)
+
+    def token(self, nbytes: int) -> str:
+        return self.chance.getrandbits(8 * nbytes).to_bytes(nbytes, "big").hex()
+
+    def context(self) -> contextvars.Context:
+        """A context in which everything belongs to it."""
+        return self._context.copy()
+
+    def kill(self) -> None:
+        """No callback of it runs again. What others see of it is the network's and the disk's."""
+        self.alive = False
+        self._waiting.clear()
+
+    def pause(self) -> None:
+        """It stands still (a stopped process, a long collection): what becomes due waits."""
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+        self.loop.requeue(self._waiting)
+        self._waiting.clear()
+
+    def hold(self, handle: Handle) -> None:
+        self._waiting.append(handle)
+
+
+class SimLoop(asyncio.AbstractEventLoop):
+    """See the module's head."""
+
+    def __init__(self, chance: Chance, *, rows_max: int | None = 200) -> None:
+        self.chance = chance
+        self.trace = Trace(self.time, rows_max=rows_max)
+        self.network: Network | None = None
+        self.world = Machine(self, "world", chance.fork("world"))
+        self.steps = 0
+        self.errors: list[dict[str, Any]] = []
+        """What reached the loop's exception handler."""
+        self._now = 0.0
+        self._ready: deque[Handle] = deque()
+        self._timers: list[tuple[float, int, Handle]] = []
+        self._sequence = 0
+        self._running = self._stopping = self._closed = False
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
+        self._factory: Any = None
+
+    @property
+    def ambient(self) -> Machine:
+        return _MACHINE.get() or self.world
+
+    # ------------------------------------------------------------ scheduling
+
+    def time(self) -> float:
+        return self._now
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
+        handle = Handle(self._now, callback, args, context or contextvars.copy_context())
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_later(self, delay: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
+        return self._put(max(when, self._now), Handle(when, callback, args, context or contextvars.copy_context()))
+
+    def post(self, machine: Machine | None, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
+        """Runs ``callback`` on ``machine`` (None: the world) after ``delay``: how network and disks reach a machine."""
+        return self._put(self._now + delay, Handle(self._now + delay, callback, args, (machine or self.world).context()))
+
+    def _put(self, at: float, handle: Handle) -> Handle:
+        self._sequence += 1
+        heapq.heappush(self._timers, (at, self._sequence, handle))
+        return handle
+
+    def requeue(self, handles: deque[Handle]) -> None:
+        self._ready.extend(handles)
+
+    # ------------------------------------------------------------ running
+
+    def step(self) -> None:
+        """Runs one callback, moving time if nothing is ready."""
+        if self._ready:
+            handle = self._ready.popleft()
+        else:
+            while self._timers and self._timers[0][2].cancelled():
+                heapq.heappop(self._timers)
+            if not self._timers:
+                raise Stuck(f"nothing will ever happen after {self._now:.6f} s")
+            at, _, handle = heapq.heappop(self._timers)
+            if at > self._now:
+                self._now = at
+                self._spins = 0
+        if handle.cancelled():
+            return
+        machine = handle.machine
+        if machine is not None:
+            if not machine.alive:
+                return
+            if machine.paused:
+                machine.hold(handle)
+                return
+        self.steps += 1
+        self._spins += 1
+        if self._spins > SPINS_MAX:
+            raise Stuck(f"{SPINS_MAX} callbacks at {self._now:.6f} s; the last one: {handle!r}")
+        try:
+            handle.run()
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as e:
+            self.call_exception_handler({"message": "a callback failed", "exception": e, "handle": handle})
+
+    _spins = 0
+
+    def run_forever(self) -> None:
+        self._check()
+        self._running, self._stopping = True, False
+        before = asyncio._get_running_loop()
+        asyncio._set_running_loop(self)
+        try:
+            while not self._stopping:
+                self.step()
+        finally:
+            self._running = False
+            asyncio._set_running_loop(before)
+
+    def run_until_complete(self, future: Any) -> Any:
+        self._check()
+        task = asyncio.ensure_future(future, loop=self)
+        task.add_done_callback(lambda _: self.stop())
+        self.run_forever()
+        return task.result()
+
+    def run_for(self, seconds: float) -> None:
+        """Lets that much virtual time pass."""
+        self.post(None, seconds, self.stop)
+        self.run_forever()
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def is_running(self) -> bool:
+        return self._running
+
+    def is_closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        """Forgets everything. Tasks that did not end are not run again."""
+        self._closed = True
+        self._ready.clear()
+        self._timers.clear()
+        for task in self._tasks:
+            if not task.done():
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
+                coroutine = task.get_coro()
+                with contextlib.suppress(BaseException):
+                    coroutine.close()
+        self._tasks.clear()
+
+    def _check(self) -> None:
+        if self._closed:
+            raise RuntimeError("the loop is closed")
+
+    # ------------------------------------------------------------ tasks and errors
+
+    def create_future(self) -> "asyncio.Future[Any]":
+        return asyncio.Future(loop=self)
+
+    def create_task(self, coro: Any, *, name: str | None = None, context: contextvars.Context | None = None, **options: Any) -> "asyncio.Task[Any]":
+        if self._factory is not None:
+            made: asyncio.Task[Any] = self._factory(self, coro, context=context) if context is not None else self._factory(self, coro)
+        else:
+            made = asyncio.Task(coro, loop=self, name=name, context=context)
+        tasks = self._tasks
+        tasks.append(made)
+        if len(tasks) > 4096 and len(tasks) & 1023 == 0:
+            self._tasks = [task for task in tasks if not task.done()]
+        return made
+
+    def spawn(self, machine: Machine, work: Coroutine[Any, Any, Any], name: str = "") -> "asyncio.Task[Any]":
+        """A task of that machine."""
+        return self.create_task(work, name=name or machine.name, context=machine.context())
+
+    def get_task_factory(self) -> Any:
+        return self._factory
+
+    def set_task_factory(self, factory: Any) -> None:
+        self._factory = factory
+
+    def set_exception_handler(self, handler: Any) -> None:
+        self._handler = handler
+
+    def get_exception_handler(self) -> Any:
+        return self._handler
+
+    def default_exception_handler(self, context: dict[str, Any]) -> None:
+        self.errors.append(context)
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        if self._closed:
+            return
+        if self._handler is not None:
+            self._handler(self, context)
+        else:
+            self.default_exception_handler(context)
+
+    def get_debug(self) -> bool:
+        return False
+
+    def set_debug(self, enabled: bool) -> None:
+        pass
+
+    async def shutdown_asyncgens(self) -> None:
+        pass
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio's own signature
+        pass
+
+    # ------------------------------------------------------------ threads and the network
+
+    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> "asyncio.Future[Any]":  # type: ignore[override]
+        """There are no threads: ``func`` runs a moment later, by itself."""
+        future = self.create_future()
+
+        def run() -> None:
+            if future.cancelled():
+                return
+            try:
+                future.set_result(func(*args))
+            except BaseException as e:
+                future.set_exception(e)
+
+        self.call_later(0.0001, run)
+        return future
+
+    async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        assert self.network is not None
+        return await self.network.connect(self.ambient, protocol_factory, host, port)
+
+    async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
+        assert self.network is not None
+        return self.network.listen(self.ambient, protocol_factory, host, port)

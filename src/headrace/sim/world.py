@@ -1,0 +1,235 @@
+"""Machines, disks and a network put together: brokers that start, die and come back, and machines for those who use them.
+
+Owns what a machine's death means on its disk and on the network. Does not decide when (``sim.faults``) nor what is done (``sim.workload``).
+"""
+
+import asyncio
+import logging
+from contextlib import suppress
+from typing import Final
+
+import msgspec
+
+from headrace.broker import run
+from headrace.model.config import Broker as BrokerSection
+from headrace.model.config import Config, Listen
+from headrace.sim.chance import Chance
+from headrace.sim.disk import Disk, SimState
+from headrace.sim.lanes import SimLane
+from headrace.sim.loop import Machine, SimLoop
+from headrace.sim.network import Network
+from headrace.storage.api import Store
+from headrace.storage.store import DiskStore
+
+PORT: Final = 7580
+DATA: Final = "/data"
+
+
+class Speeds(msgspec.Struct, frozen=True, kw_only=True):
+    """How long things take, in seconds."""
+
+    flush: tuple[float, float] = (0.0002, 0.002)
+    """A synced write of the log: low and high."""
+    work: tuple[float, float] = (0.0001, 0.005)
+    """Any other work on a disk."""
+    slow: float = 0.0
+    """How often one takes a hundred times as long."""
+
+
+class SimBroker:
+    """A broker with its disk: the process may come and go, ``disk`` stays."""
+
+    def __init__(self, world: "World", name: str, config: Config) -> None:
+        self.world = world
+        self.name = name
+        self.url = f"headrace://{name}:{PORT}"
+        self.disk = Disk()
+        self.config = msgspec.structs.replace(
+            config,
+            broker=msgspec.structs.replace(config.broker, data_dir=DATA, storage="disk"),
+            listen=Listen(native=f"{name}:{PORT}", admin="off"),
+        )
+        self.speeds = Speeds()
+        self.incarnation = 0
+        self.machine: Machine | None = None
+        self.running: run.RunningBroker | None = None
+        self.failure: BaseException | None = None
+        """Why the last start did not succeed."""
+        self.wall_offset_ns = 0
+        self._chance = world.chance.fork(f"disk of {name}")
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def serving(self) -> bool:
+        return self.running is not None and self.machine is not None and self.machine.alive and not self.running.stopped.is_set()
+
+    @property
+    def alive(self) -> bool:
+        return self.machine is not None and self.machine.alive
+
+    def start(self) -> "asyncio.Task[None]":
+        """Begins to start it; the task ends when it serves, or cannot."""
+        assert not self.alive, f"{self.name} runs"
+        world = self.world
+        self.incarnation += 1
+        machine = Machine(world.loop, self.name, world.chance.fork(f"{self.name} {self.incarnation}"))
+        machine.wall_offset_ns = self.wall_offset_ns
+        self.machine, self.running, self.failure = machine, None, None
+        world.network.machines[self.name] = machine
+        world.note(self.name, "starts", f"incarnation {self.incarnation}")
+        self._starting = world.loop.spawn(machine, self._run(machine), f"start {self.name}")
+        return self._starting
+
+    async def _run(self, machine: Machine) -> None:
+        try:
+            running = await run.start(self.config, tune=False, make_store=lambda config, loop: self._store(machine, config, loop))
+        except Exception as e:
+            self.failure = e
+            self.world.note(self.name, "cannot start", f"{type(e).__name__}: {e}")
+            self._ended(machine)
+            return
+        self.running = running
+        self.world.note(self.name, "serves")
+        self.world.loop.spawn(machine, self._watch(machine, running), f"watch {self.name}")
+
+    async def _watch(self, machine: Machine, running: run.RunningBroker) -> None:
+        await running.stopped.wait()
+        self.world.note(self.name, "stopped", running.broker.state)
+        self._ended(machine)
+
+    def _ended(self, machine: Machine) -> None:
+        machine.kill()
+        self.disk.kill()
+        self.world.network.ended(machine, silently=False)
+
+    def _store(self, machine: Machine, config: Config, loop: asyncio.AbstractEventLoop) -> Store:
+        speeds, chance = self.speeds, self._chance
+
+        def lane(name: str) -> SimLane:
+            low, high = speeds.flush if name == "flusher" else speeds.work
+
+            def delay() -> float:
+                return chance.between(low, high) * (100.0 if speeds.slow and chance.happens(speeds.slow) else 1.0)
+
+            return SimLane(self.world.loop, machine, name, delay)
+
+        return DiskStore(
+            config.broker.data_dir, config, loop, files=self.disk, make_state=lambda path: SimState(self.disk, path), make_lane=lane,
+            later=loop.call_later, wall_ms=lambda: machine.wall_ns() // 1_000_000, now_ns=lambda: int(machine.monotonic() * 1e9),
+            random_u64=lambda: machine.bits(64),
+        )  # fmt: skip
+
+    async def stop(self) -> None:
+        """Cleanly, as a signal would."""
+        running, machine = self.running, self.machine
+        if running is not None and machine is not None and machine.alive:
+            self.world.note(self.name, "is stopped")
+            self.world.loop.spawn(machine, running.stop(), f"stop {self.name}")
+            while machine.alive:  # noqa: ASYNC110 - the end may also be a kill, which sets no event
+                await asyncio.sleep(0.001)
+
+    def kill(self, *, power: bool = False) -> None:
+        """At once: the process dies (what it wrote is there), or the machine loses its power (what it synced is there, and some of the rest)."""
+        machine = self.machine
+        if machine is None or not machine.alive:
+            return
+        self.world.note(self.name, "loses its power" if power else "is killed")
+        for lane in machine.lanes:
+            if lane.current is not None and self._chance.happens(0.6):
+                # The call was made and did not return: all of it, or some of it, has reached the system, and none of it is known to be synced.
+                self.disk.dying = power
+                with suppress(Exception):
+                    lane.current[0]()
+        self.disk.dying = False
+        machine.kill()
+        if power:
+            self.disk.crash_by(self._chance)
+        else:
+            self.disk.kill()
+        self.world.network.ended(machine, silently=power)
+
+    def pause(self) -> None:
+        if self.machine is not None and self.machine.alive:
+            self.world.note(self.name, "stands still")
+            self.machine.pause()
+
+    def resume(self) -> None:
+        if self.machine is not None and self.machine.alive and self.machine.paused:
+            self.world.note(self.name, "goes on")
+            self.machine.resume()
+
+    def jump(self, seconds: float) -> None:
+        """Its wall clock is set."""
+        self.wall_offset_ns += int(seconds * 1e9)
+        if self.machine is not None:
+            self.machine.wall_offset_ns = self.wall_offset_ns
+        self.world.note(self.name, "clock jumps", f"{seconds:+.3f} s")
+
+
+class World:
+    """See the module's head. ``seed`` makes everything."""
+
+    def __init__(self, seed: int, *, rows_max: int | None = 200) -> None:
+        self.seed = seed
+        self.chance = Chance(seed)
+        self.loop = SimLoop(self.chance.fork("loop"), rows_max=rows_max)  # type: ignore[abstract]  # what it leaves out is not for a simulator
+        self.network = Network(self.loop, self.chance.fork("network"))
+        self.brokers: dict[str, SimBroker] = {}
+        self.trace = self.loop.trace
+        self._logged = _Logged(self)
+
+    def __enter__(self) -> "World":
+        self._logged.begin()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._logged.end()
+        self.loop.close()
+
+    def note(self, machine: str, what: str, text: str = "") -> None:
+        self.trace.note(machine, what, text)
+
+    def broker(self, name: str, config: Config | None = None) -> SimBroker:
+        """Adds a broker; it does not run yet."""
+        made = self.brokers[name] = SimBroker(self, name, config or Config(broker=BrokerSection()))
+        return made
+
+    def machine(self, name: str) -> Machine:
+        """Adds a machine for somebody who uses brokers."""
+        made = self.network.machines[name] = Machine(self.loop, name, self.chance.fork(f"machine {name}"))
+        return made
+
+    def errors(self) -> list[str]:
+        """What nobody expected: exceptions that reached the loop, and what brokers logged with a traceback."""
+        found = [f"{e.get('message')}: {e.get('exception')!r}" for e in self.loop.errors]
+        return found + self._logged.found
+
+
+class _Logged(logging.Handler):
+    """Brokers' log lines go into the trace; a traceback in one is an error of the run."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(logging.INFO)
+        self._world = world
+        self.found: list[str] = []
+        self._before: tuple[int, bool] = (0, True)
+
+    def begin(self) -> None:
+        logger = logging.getLogger("headrace")
+        self._before = (logger.level, logger.propagate)
+        logger.setLevel(logging.WARNING)
+        logger.propagate = False
+        logger.addHandler(self)
+
+    def end(self) -> None:
+        logger = logging.getLogger("headrace")
+        logger.removeHandler(self)
+        logger.level, logger.propagate = self._before
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.exc_info and record.exc_info[1] is not None:
+            self.found.append(f"{text}: {record.exc_info[1]!r}")
+        self._world.note(self._world.loop.ambient.name, "logs", text)
+
+

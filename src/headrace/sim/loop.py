@@ -13,8 +13,9 @@ import asyncio
 import contextlib
 import contextvars
 import heapq
+import sys
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.sim.chance import Chance
@@ -34,6 +35,10 @@ _MACHINE: "contextvars.ContextVar[Machine | None]" = contextvars.ContextVar("mac
 
 class Stuck(RuntimeError):
     """Nothing is scheduled and the awaited thing is not done, or time stands still for ever."""
+
+
+class NotSimulated(NotImplementedError):
+    """Code that runs in a simulation asked for something of the real world: a socket, a thread, a signal, a pause of the whole process."""
 
 
 class Handle(asyncio.TimerHandle):
@@ -80,6 +85,9 @@ class Machine:
         self.paused = False
         self.wall_offset_ns = 0
         self.lanes: list[SimLane] = []
+        self.fuse = 0
+        """After so many more callbacks ``blow`` is called; 0 = never."""
+        self.blow: Callable[[], None] = self.kill
         self._context = contextvars.copy_context()
         self._context.run(_MACHINE.set, self)
         self._waiting: deque[Handle] = deque()
@@ -137,7 +145,8 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._timers: list[tuple[float, int, Handle]] = []
         self._sequence = 0
         self._running = self._stopping = self._closed = False
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._tasks: list[tuple[Machine, asyncio.Task[Any]]] = []
+        self._generators: dict[int, Machine] = {}
         self._handler: Callable[[asyncio.AbstractEventLoop, dict[str, Any]], object] | None = None
         self._factory: Any = None
 
@@ -209,6 +218,10 @@ class SimLoop(asyncio.AbstractEventLoop):
             raise
         except BaseException as e:
             self.call_exception_handler({"message": "a callback failed", "exception": e, "handle": handle})
+        if machine is not None and machine.fuse:
+            machine.fuse -= 1
+            if not machine.fuse:
+                machine.blow()
 
     _spins = 0
 
@@ -217,11 +230,14 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._running, self._stopping = True, False
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(self._generator_begins, self._generator_dropped)
         try:
             while not self._stopping:
                 self.step()
         finally:
             self._running = False
+            sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(before)
 
     def run_until_complete(self, future: Any) -> Any:
@@ -250,7 +266,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         self._closed = True
         self._ready.clear()
         self._timers.clear()
-        for task in self._tasks:
+        for _machine, task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
                 coroutine = task.get_coro()
@@ -272,11 +288,20 @@ class SimLoop(asyncio.AbstractEventLoop):
             made: asyncio.Task[Any] = self._factory(self, coro, context=context) if context is not None else self._factory(self, coro)
         else:
             made = asyncio.Task(coro, loop=self, name=name, context=context)
+        machine: Machine | None = context.get(_MACHINE) if context is not None else _MACHINE.get()
         tasks = self._tasks
-        tasks.append(made)
+        tasks.append((machine or self.world, made))
         if len(tasks) > 4096 and len(tasks) & 1023 == 0:
-            self._tasks = [task for task in tasks if not task.done()]
+            self._tasks = [row for row in tasks if not row[1].done() or row[1]._log_traceback]
         return made
+
+    def unfinished(self, machine: Machine | None = None) -> "list[tuple[Machine, asyncio.Task[Any]]]":
+        """Tasks of living machines (or of one) that are not done, oldest first."""
+        return [(owner, task) for owner, task in self._tasks if not task.done() and owner.alive and machine in (None, owner)]
+
+    def unseen(self) -> "list[tuple[Machine, asyncio.Task[Any]]]":
+        """Tasks that ended with an exception at which nobody has looked, oldest first."""
+        return [(owner, task) for owner, task in self._tasks if task.done() and task._log_traceback]
 
     def spawn(self, machine: Machine, work: Coroutine[Any, Any, Any], name: str = "") -> "asyncio.Task[Any]":
         """A task of that machine."""
@@ -314,6 +339,15 @@ class SimLoop(asyncio.AbstractEventLoop):
     async def shutdown_asyncgens(self) -> None:
         pass
 
+    def _generator_begins(self, generator: AsyncGenerator[Any, Any]) -> None:
+        self._generators[id(generator)] = self.ambient
+
+    def _generator_dropped(self, generator: AsyncGenerator[Any, Any]) -> None:
+        """Nobody holds it any more: its machine closes it, if that lives."""
+        machine = self._generators.pop(id(generator), self.world)
+        if machine.alive and not self._closed:
+            self.spawn(machine, generator.aclose(), "aclose")
+
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio's own signature
         pass
 
@@ -336,8 +370,37 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         assert self.network is not None
+        _plain(options)
         return await self.network.connect(self.ambient, protocol_factory, host, port)
 
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         assert self.network is not None
+        _plain(options)
         return self.network.listen(self.ambient, protocol_factory, host, port)
+
+
+def _plain(options: dict[str, Any]) -> None:
+    for name in ("ssl", "sock"):
+        if options.get(name):
+            raise NotSimulated(f"the simulated network carries plain TCP between its machines: {name}= is not there")
+
+
+def _lacks(name: str) -> Callable[..., Any]:
+    def refuse(self: SimLoop, *args: Any, **options: Any) -> Any:
+        raise NotSimulated(
+            f"loop.{name}() needs the real world, which a simulation does not have: in it there are asyncio's tasks and timers, TCP by "
+            "asyncio.open_connection, start_server, create_connection and create_server between simulated machines, and nothing else. "
+            "Put a stand-in for what needs it into the test (docs/testing-your-app.md)"
+        )
+
+    refuse.__name__ = name
+    return refuse
+
+
+for _name in (
+    "add_reader", "remove_reader", "add_writer", "remove_writer", "sock_recv", "sock_recv_into", "sock_recvfrom", "sock_recvfrom_into",
+    "sock_sendall", "sock_sendto", "sock_connect", "sock_accept", "sock_sendfile", "sendfile", "start_tls", "getaddrinfo", "getnameinfo",
+    "create_unix_connection", "create_unix_server", "create_datagram_endpoint", "connect_accepted_socket", "connect_read_pipe", "connect_write_pipe",
+    "subprocess_exec", "subprocess_shell", "add_signal_handler", "remove_signal_handler", "set_default_executor",
+):  # fmt: skip
+    setattr(SimLoop, _name, _lacks(_name))

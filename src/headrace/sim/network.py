@@ -64,6 +64,24 @@ class Listener:
     async def wait_closed(self) -> None:
         pass
 
+    def get_loop(self) -> SimLoop:
+        return self.network.loop
+
+    async def start_serving(self) -> None:
+        """It does from the beginning."""
+
+    async def serve_forever(self) -> None:
+        try:
+            await self.network.loop.create_future()
+        finally:
+            self.close()
+
+    async def __aenter__(self) -> "Listener":
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        self.close()
+
 
 class SimTransport(asyncio.Transport):
     """One end of a connection."""
@@ -117,7 +135,7 @@ class SimTransport(asyncio.Transport):
         return self._protocol
 
     def is_closing(self) -> bool:
-        return self._closing or self.lost
+        return self._closing or self.lost or self.vanished
 
     def is_reading(self) -> bool:
         return self._reading and not self.is_closing()
@@ -316,10 +334,11 @@ class Network:
         for source, target in list(self._links):
             self.heal(source, target)
 
-    def break_connections(self, machine: str) -> None:
-        """Every connection of that machine is reset on both sides."""
+    def break_connections(self, machine: str, other: str = "") -> None:
+        """Every connection of that machine (or those with the other only) is reset on both sides."""
         for transport in list(self._transports.values()):
-            if transport.machine.name == machine or transport.remote.name == machine:
+            ends = (transport.machine.name, transport.remote.name)
+            if machine in ends and (not other or other in ends):
                 self.loop.post(transport.machine, transport._delay(), transport.lose, _reset())
 
     def ended(self, machine: Machine, *, silently: bool) -> None:
@@ -350,7 +369,12 @@ class Network:
     ) -> tuple[SimTransport, asyncio.BaseProtocol]:
         target = self.machines.get(host)
         if target is None:
-            raise OSError(f"the simulated network has no machine {host!r}")
+            known = ", ".join(sorted(self.machines))
+            raise OSError(
+                errno.EHOSTUNREACH,
+                f"the simulated network has no machine {host!r} (there are {known}) and no way to the real one: connect to the url that the "
+                "simulation gives, and run stand-ins for other services as machines of it",
+            )
         there, back = self.link(machine.name, host), self.link(host, machine.name)
         await asyncio.sleep(there.delay_s + back.delay_s + there.spread_s * self.chance.random())
         if there.cut or back.cut:

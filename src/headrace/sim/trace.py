@@ -39,5 +39,10 @@ class Trace:
         if self._keeps:
             self.rows.append(Row(at, machine, what, text))
 
+    def remark(self, machine: str, what: str, text: str = "") -> None:
+        """A row that does not count in the hash: what people say, which may hold addresses of objects and other things that differ."""
+        if self._keeps:
+            self.rows.append(Row(self._now(), machine, what, text))
+
     def digest(self) -> str:
         return self._hash.hexdigest()

@@ -6,7 +6,7 @@ Owns what a machine's death means on its disk and on the network. Does not decid
 import asyncio
 import logging
 from contextlib import suppress
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -19,6 +19,7 @@ from headrace.sim.lanes import SimLane
 from headrace.sim.loop import Machine, SimLoop
 from headrace.sim.network import Network
 from headrace.storage.api import Store
+from headrace.storage.memory import MemoryStore
 from headrace.storage.store import DiskStore
 
 PORT: Final = 7580
@@ -39,14 +40,14 @@ class Speeds(msgspec.Struct, frozen=True, kw_only=True):
 class SimBroker:
     """A broker with its disk: the process may come and go, ``disk`` stays."""
 
-    def __init__(self, world: "World", name: str, config: Config) -> None:
+    def __init__(self, world: "World", name: str, config: Config, storage: Literal["disk", "memory"] = "disk") -> None:
         self.world = world
         self.name = name
         self.url = f"headrace://{name}:{PORT}"
         self.disk = Disk()
         self.config = msgspec.structs.replace(
             config,
-            broker=msgspec.structs.replace(config.broker, data_dir=DATA, storage="disk"),
+            broker=msgspec.structs.replace(config.broker, data_dir=DATA, storage=storage),
             listen=Listen(native=f"{name}:{PORT}", admin="off"),
         )
         self.speeds = Speeds()
@@ -103,6 +104,8 @@ class SimBroker:
         self.world.network.ended(machine, silently=False)
 
     def _store(self, machine: Machine, config: Config, loop: asyncio.AbstractEventLoop) -> Store:
+        if config.broker.storage == "memory":
+            return MemoryStore(config, loop)
         speeds, chance = self.speeds, self._chance
 
         def lane(name: str) -> SimLane:
@@ -189,9 +192,9 @@ class World:
     def note(self, machine: str, what: str, text: str = "") -> None:
         self.trace.note(machine, what, text)
 
-    def broker(self, name: str, config: Config | None = None) -> SimBroker:
-        """Adds a broker; it does not run yet."""
-        made = self.brokers[name] = SimBroker(self, name, config or Config(broker=BrokerSection()))
+    def broker(self, name: str, config: Config | None = None, *, storage: Literal["disk", "memory"] = "disk") -> SimBroker:
+        """Adds a broker; it does not run yet. One in memory forgets all with each incarnation."""
+        made = self.brokers[name] = SimBroker(self, name, config or Config(broker=BrokerSection()), storage)
         return made
 
     def machine(self, name: str) -> Machine:

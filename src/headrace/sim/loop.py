@@ -160,7 +160,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self._now
 
     def call_soon(self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
-        handle = Handle(self._now, callback, args, context or contextvars.copy_context())
+        handle = Handle(self._now, callback, args, contextvars.copy_context() if context is None else context)
         self._ready.append(handle)
         return handle
 
@@ -170,7 +170,7 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
-        return self._put(max(when, self._now), Handle(when, callback, args, context or contextvars.copy_context()))
+        return self._put(max(when, self._now), Handle(when, callback, args, contextvars.copy_context() if context is None else context))
 
     def post(self, machine: Machine | None, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Runs ``callback`` on ``machine`` (None: the world) after ``delay``: how network and disks reach a machine."""
@@ -226,25 +226,32 @@ class SimLoop(asyncio.AbstractEventLoop):
     _spins = 0
 
     def run_forever(self) -> None:
+        self._run(SPINS_MAX**2)
+
+    def _run(self, steps_max: int) -> None:
         self._check()
         self._running, self._stopping = True, False
         before = asyncio._get_running_loop()
         asyncio._set_running_loop(self)
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(self._generator_begins, self._generator_dropped)
+        last = self.steps + steps_max
         try:
             while not self._stopping:
                 self.step()
+                if self.steps > last:
+                    raise Stuck(f"{steps_max} callbacks were not enough; it is {self._now:.6f} s")
         finally:
             self._running = False
             sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(before)
 
-    def run_until_complete(self, future: Any) -> Any:
+    def run_until_complete(self, future: Any, *, steps_max: int = SPINS_MAX**2) -> Any:
+        """The result of ``future``. ``Stuck`` after so many callbacks, or when nothing can happen any more."""
         self._check()
         task = asyncio.ensure_future(future, loop=self)
         task.add_done_callback(lambda _: self.stop())
-        self.run_forever()
+        self._run(steps_max)
         return task.result()
 
     def run_for(self, seconds: float) -> None:

@@ -31,8 +31,8 @@ class Link:
     __slots__ = ("cut", "delay_s", "split", "spread_s")
 
     def __init__(self) -> None:
-        self.delay_s = 0.0001
-        self.spread_s = 0.0001
+        self.delay_s = self.spread_s = 0.0
+        """What every byte takes, and up to how much more."""
         self.split = 0.0
         """How often what was written at once arrives in pieces."""
         self.cut = False
@@ -297,6 +297,7 @@ class Network:
         """By the name others connect to; the newest of that name."""
         self._links: dict[tuple[str, str], Link] = {}
         self._transports: dict[int, SimTransport] = {}
+        self._shape = 0.0001, 0.0001, 0.0
         self._number = 0
         self._port = 40_000
         loop.network = self
@@ -305,14 +306,14 @@ class Network:
         found = self._links.get((source, target))
         if found is None:
             found = self._links[source, target] = Link()
+            found.delay_s, found.spread_s, found.split = self._shape
         return found
 
     def shape(self, delay_s: float, spread_s: float, split: float) -> None:
-        """Every link that is used from now on."""
-        for source in self.machines:
-            for target in self.machines:
-                link = self.link(source, target)
-                link.delay_s, link.spread_s, link.split = delay_s, spread_s, split
+        """Every link, from now on."""
+        self._shape = delay_s, spread_s, split
+        for link in self._links.values():
+            link.delay_s, link.spread_s, link.split = self._shape
 
     # ------------------------------------------------------------ faults
 

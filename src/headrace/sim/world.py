@@ -45,6 +45,7 @@ class SimBroker:
         self.name = name
         self.url = f"headrace://{name}:{PORT}"
         self.disk = Disk()
+        self.disk.observe = self._observe
         self.config = msgspec.structs.replace(
             config,
             broker=msgspec.structs.replace(config.broker, data_dir=DATA, storage=storage),
@@ -106,12 +107,12 @@ class SimBroker:
     def _store(self, machine: Machine, config: Config, loop: asyncio.AbstractEventLoop) -> Store:
         if config.broker.storage == "memory":
             return MemoryStore(config, loop)
-        speeds, chance = self.speeds, self._chance
+        chance = self._chance
 
         def lane(name: str) -> SimLane:
-            low, high = speeds.flush if name == "flusher" else speeds.work
-
             def delay() -> float:
+                speeds = self.speeds
+                low, high = speeds.flush if name == "flusher" else speeds.work
                 return chance.between(low, high) * (100.0 if speeds.slow and chance.happens(speeds.slow) else 1.0)
 
             return SimLane(self.world.loop, machine, name, delay)
@@ -121,6 +122,9 @@ class SimBroker:
             later=loop.call_later, wall_ms=lambda: machine.wall_ns() // 1_000_000, now_ns=lambda: int(machine.monotonic() * 1e9),
             random_u64=lambda: machine.bits(64),
         )  # fmt: skip
+
+    def _observe(self, operation: str, path: str, offset: int, data: bytes) -> None:
+        self.world.trace.note(self.name, operation, f"{path} at {offset}: {len(data)} bytes" if data else path, data)
 
     async def stop(self) -> None:
         """Cleanly, as a signal would."""

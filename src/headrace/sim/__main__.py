@@ -1,0 +1,189 @@
+"""python -m headrace.sim: one seed in full, or sweeps of many on all cores.
+
+    python -m headrace.sim --seed 17             # what happened, row by row
+    python -m headrace.sim --seeds 1-20000       # a line for each failure, totals at the end
+    python -m headrace.sim --minutes 5           # seeds nobody has seen yet
+    python -m headrace.sim --seed 17 --shrink    # the smallest scenario that still fails
+    python -m headrace.sim --scenario FILE       # a shrunk one again
+
+The exit code is 1 if a promise was broken.
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.pool
+import os
+import sys
+import time
+import traceback
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from headrace.sim import scenario as scenarios
+from headrace.sim import swarm
+from headrace.sim.run import Result, Violation, run, run_seed
+from headrace.sim.shrink import shrink
+from headrace.sim.timeline import show
+
+CHUNK = 8
+
+
+class Totals(msgspec.Struct, kw_only=True):
+    """What a sweep came to."""
+
+    seeds: int = 0
+    failures: int = 0
+    events: int = 0
+    effects: int = 0
+    faults: int = 0
+    messages: int = 0
+    hurt: int = 0
+    """Runs in which bytes on a disk were damaged."""
+    virtual_s: float = 0.0
+    real_s: float = 0.0
+    """On all cores together."""
+    broken: dict[str, int] = {}
+
+    def add(self, result: Result) -> None:
+        self.seeds += 1
+        self.failures += not result.ok
+        self.events += result.events
+        self.effects += result.effects
+        self.faults += result.faults
+        self.messages += result.messages
+        self.hurt += result.damaged
+        self.virtual_s += result.virtual_s
+        self.real_s += result.real_s
+
+    @property
+    def events_a_second(self) -> float:
+        """On one core."""
+        return self.events / self.real_s if self.real_s else 0.0
+
+
+def quiet(seed: int) -> Result:
+    """The run of a seed in a worker process."""
+    try:
+        return run_seed(seed)[0]
+    except Exception as e:  # a mistake in the simulator is a failure of that seed, not of the sweep
+        return Result(seed=seed, violations=[Violation("simulator", "".join(traceback.format_exception(e))[-2000:])])
+
+
+def sweep(seeds: Iterable[int], *, jobs: int, until: float | None = None) -> Iterator[Result]:
+    """Results as they come; no new seed is begun after ``until`` (monotonic seconds)."""
+
+    def some() -> Iterator[int]:
+        for seed in seeds:
+            if until is not None and time.monotonic() >= until:
+                return
+            yield seed
+
+    if jobs == 1:
+        yield from map(quiet, some())
+        return
+    with multiprocessing.get_context("spawn").Pool(jobs, maxtasksperchild=500) as pool:
+        yield from _windowed(pool, some(), jobs)
+
+
+def _windowed(pool: "multiprocessing.pool.Pool", seeds: Iterator[int], jobs: int) -> Iterator[Result]:
+    """At most a few seeds ahead, so that a sweep by time ends in time."""
+    ahead: deque[multiprocessing.pool.AsyncResult[Result]] = deque()
+    for seed in seeds:
+        ahead.append(pool.apply_async(quiet, (seed,)))
+        while len(ahead) >= jobs * CHUNK:
+            yield ahead.popleft().get()
+    while ahead:
+        yield ahead.popleft().get()
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m headrace.sim", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--seed", type=int, metavar="N", help="run one and show it")
+    what.add_argument("--seeds", metavar="A-B", help="sweep these, or those named in a file")
+    what.add_argument("--minutes", type=float, metavar="M", help="sweep new seeds for so long")
+    what.add_argument("--scenario", type=Path, metavar="FILE", help="run one that was kept")
+    parser.add_argument("--shrink", action="store_true", help="make a failing run smaller; keeps it as a scenario")
+    parser.add_argument("--rows", type=int, default=0, metavar="N", help="show only the last N rows of the timeline (default: all)")
+    parser.add_argument("--all", action="store_true", help="show every arrival and every flush too")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
+    parser.add_argument("--json", action="store_true", help="totals as one JSON object")
+    options = parser.parse_args(argv)
+    console = Console(stderr=options.json, highlight=False)
+    if options.seed is not None or options.scenario is not None:
+        chosen = swarm.draw(options.seed) if options.seed is not None else scenarios.decode(options.scenario.read_bytes())
+        return one(chosen, console, options)
+    return many(console, options)
+
+
+def one(scenario: scenarios.Scenario, console: Console, options: argparse.Namespace) -> int:
+    """Runs one scenario and shows it."""
+    if options.shrink:
+        scenario, runs = shrink(scenario, progress=lambda n, s: console.print(f"  {n} runs: {len(s.faults)} faults left", style="dim"))
+        path = Path(f"scenario-{scenario.seed}.json")
+        path.write_bytes(scenarios.encode(scenario))
+        console.print(f"after {runs} runs; kept in {path}")
+    result, rows = run(scenario, rows_max=None)
+    show(console, scenario, result, rows, last=options.rows, everything=options.all)
+    if options.json:
+        sys.stdout.write(msgspec.json.encode(result).decode() + "\n")
+    return int(not result.ok)
+
+
+def many(console: Console, options: argparse.Namespace) -> int:
+    """Sweeps seeds: a line for each failure, totals at the end."""
+    until = None
+    if options.minutes is not None:
+        first = time.time_ns() // 1_000_000
+        until = time.monotonic() + options.minutes * 60
+        seeds: Iterable[int] = iter(range(first, first + 10**9))
+        total = None
+        console.print(f"seeds from {first} on, for {options.minutes:g} minutes")
+    else:
+        chosen = seeds_of(options.seeds)
+        seeds, total = chosen, len(chosen)
+    totals, broken = Totals(), Counter[str]()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    began = time.monotonic()
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("seeds", total=total, text="")
+        for result in sweep(seeds, jobs=options.jobs, until=until):
+            totals.add(result)
+            for violation in result.violations:
+                broken[violation.invariant] += 1
+            if not result.ok:
+                worst = result.violations[0]
+                console.print(f"[red]seed {result.seed}[/]: {worst.invariant}: {worst.text[:200]}", soft_wrap=True)
+            progress.update(task, advance=1, text=f"{totals.failures} failed, {totals.events_a_second:,.0f} events/s a core")
+    totals.broken = dict(sorted(broken.items()))
+    wall = time.monotonic() - began
+    if options.json:
+        figures = msgspec.to_builtins(totals) | {"wall_s": round(wall, 1), "events_a_second": round(totals.events_a_second)}
+        sys.stdout.write(json.dumps(figures) + "\n")
+    console.print(
+        f"{totals.seeds:,} seeds, {totals.failures:,} failed; {totals.messages:,} messages, {totals.faults:,} faults, {totals.hurt:,} runs with"
+        f" damaged disks; {totals.events:,} events, {totals.events_a_second:,.0f} a second and core;"
+        f" {totals.virtual_s / 3600:,.1f} virtual hours in {wall:,.0f} s"
+    )
+    if totals.failures:
+        console.print(f"broken: {dict(totals.broken)}; look at one with: python -m headrace.sim --seed N")
+    return int(totals.failures > 0)
+
+
+def seeds_of(text: str) -> list[int]:
+    """``A-B``, ``A,B,C`` or a file with one seed a line (# begins a comment)."""
+    if os.path.exists(text):
+        lines = [line.partition("#")[0].strip() for line in Path(text).read_text().splitlines()]
+        return [int(line) for line in lines if line]
+    first, dash, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -86,9 +86,7 @@ class CompactionAgainstADict(RuleBasedStateMachine):
         keyed = {row.key: row for row in self.truth[: self.run.end] if row.key is not None}
         for o in list(self.log):
             row = self.log[o]
-            if o >= self.run.end:
-                stays = True
-            elif row.key is None:
+            if o >= self.run.end or row.key is None:
                 stays = True
             else:
                 stays = keyed[row.key].offset == o and not (row.tombstone and row.wall_ms <= self.began - TOMBSTONE_MS)

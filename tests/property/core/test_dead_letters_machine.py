@@ -1,7 +1,7 @@
-"""Messages that travel between queues (dead letters, redrives, moves) against one row per message: each is in one place at any time, whatever crashes.
+"""Messages that travel between queues (dead letters, redrives, moves) against a row for each: it is in one place at any time, whatever crashes.
 
-Three queues: ``work`` buries in ``graves``, graves are redriven to ``work``, both are moved to ``elsewhere``. What the outbox of a broker does is done
-here by hand: publish what a transfer says under its numbers, batched at will, and report it done; a crash repeats it.
+Three queues: ``work`` buries in ``graves``, graves are redriven to ``work``, both are moved to ``elsewhere``. What the outbox of a broker does
+is done here by hand: publish what a transfer says under its numbers, batched at will, and report it done; a crash repeats it.
 """
 
 from dataclasses import dataclass, field

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 import hypothesis.strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from headrace.core.queue.consumers import Consumer, Credit
 from headrace.core.queue.leases import STALE_DEADLINES_MIN, Holder, Lease, Leases

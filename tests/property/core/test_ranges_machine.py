@@ -1,5 +1,7 @@
 """Range maps and sets against plain dicts and sets of single offsets, in blocks so small that every step crosses some."""
 
+import itertools
+
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -105,7 +107,7 @@ class RangesAgainstADict(RuleBasedStateMachine):
             assert (held.first, held.end) == ((min(self.model), max(self.model) + 1) if self.model else (-1, -1))
         whole = list(self.map)
         assert plain(whole) == self.model
-        assert all(a[1] < b[0] or a[2] != b[2] for a, b in zip(whole, whole[1:], strict=False)), "neighbours of equal value are joined"
+        assert all(a[1] < b[0] or a[2] != b[2] for a, b in itertools.pairwise(whole)), "neighbours of equal value are joined"
         runs: list[list[int]] = []
         for offset in sorted(self.model):
             if runs and runs[-1][1] == offset:

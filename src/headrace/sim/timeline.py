@@ -9,9 +9,9 @@ from headrace.sim.run import Result
 from headrace.sim.scenario import Scenario
 from headrace.sim.trace import Row
 
-QUIET = frozenset(
-    ("arrives", "end", "pwritev_durable", "pwrite", "fsync", "fsync_dir", "create", "rename", "unlink", "truncate", "preallocate", "commit")
-)
+QUIET = frozenset({
+    "arrives", "end", "pwritev_durable", "pwrite", "fsync", "fsync_dir", "create", "rename", "unlink", "truncate", "preallocate", "commit",
+})  # fmt: skip
 """What happens all the time; shown when asked for."""
 STYLES = {
     "is killed": "red", "loses its power": "red", "cannot start": "red", "verdict": "bold red", "cut": "yellow", "heal": "yellow", "stands still": "yellow",

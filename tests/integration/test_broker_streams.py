@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 
@@ -104,6 +105,20 @@ async def test_groups_divide_partitions(client: Client) -> None:
     assert seen["a"] | seen["b"] == {0, 1, 2, 3}
     assert not seen["a"] & seen["b"]
     assert len(seen["a"]) == 2
+
+
+async def test_a_cursor_outlives_the_group_that_moved_it(client: Client) -> None:
+    await client.declare_stream("s")
+    await fill(client, 6)
+    options = {"start": "cursor", "cursor": "c"}
+    async with AsyncExitStack() as until_the_first_goes:
+        await until_the_first_goes.enter_async_context(client.read("s", group="g", start="cursor", cursor="c"))
+        async with client.read("s", group="g", start="cursor", cursor="c") as second:
+            await until_the_first_goes.aclose()
+            await asyncio.wait_for(anext(aiter(second)), 10)
+    assert len(await texts(client, 1, group="g", **options)) == 1, "the group begins anew"
+    assert len(await texts(client, 1, group="other", **options)) == 1
+    assert len(await texts(client, 1, **options)) == 1, "and somebody without a group"
 
 
 async def test_cursor_verbs(client: Client) -> None:

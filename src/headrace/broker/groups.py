@@ -77,7 +77,10 @@ class Groups:
         group = self._groups.get(key)
         if group is None:
             group = self._groups[key] = Group(
-                len(item.partitions), strategy=asked.strategy, reconnect_grace_ms=self.broker.config.connection.reconnect_grace_ms
+                len(item.partitions),
+                strategy=asked.strategy,
+                reconnect_grace_ms=self.broker.config.connection.reconnect_grace_ms,
+                generation=max((p.machine.generation for p in self.broker.loaded(item) if isinstance(p, StreamPartition)), default=0),
             )
         elif group.strategy != asked.strategy:
             raise Conflict(f"group {subscription.group!r} uses the strategy {group.strategy}; all members name the same")

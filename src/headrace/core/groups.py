@@ -66,14 +66,16 @@ class Group:
         reconnect_grace_ms: int = limits.RECONNECT_GRACE_MS,
         revoke_timeout_ms: int = limits.GROUP_REVOKE_TIMEOUT_MS,
         target: int = 0,
+        generation: int = 0,
     ) -> None:
+        """``generation``: the last one of whatever group was here before, so that its members are zombies to this one."""
         self.partition_count = partition_count
         self.strategy: Strategy = strategy
         self.grace_ms = grace_ms
         self.reconnect_grace_ms = reconnect_grace_ms
         self.revoke_timeout_ms = revoke_timeout_ms
         self.target = max(0, target)
-        self.generation = 0
+        self.generation = generation
         self._next_number = 1
         self._seats: dict[int, Seat] = {}
         """By number, so in order of age."""

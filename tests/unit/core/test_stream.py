@@ -316,6 +316,21 @@ def test_an_older_generation_is_fenced() -> None:
     machine.check()
 
 
+def test_a_reader_of_no_group_takes_a_cursor_that_no_member_moves_any_more() -> None:
+    machine = stream(20)
+    open_reader(machine, 1, cursor="c", generation=5)
+    assert machine.generation == 5
+    with pytest.raises(Fenced):
+        open_reader(machine, 2, cursor="c")
+    machine.close_reader(1)
+    open_reader(machine, 2, cursor="c")
+    machine.close_reader(2)
+    with pytest.raises(Fenced):
+        open_reader(machine, 1, cursor="c", generation=4)
+    assert machine.generation == 5, "the next group begins above it"
+    machine.check()
+
+
 def test_set_moves_its_reader_along() -> None:
     machine = stream(20)
     open_reader(machine, cursor="c")

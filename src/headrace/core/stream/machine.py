@@ -7,8 +7,8 @@ Cost: readers at the tail wait together and move to the due ones together when i
 
 Invariants: S1 0 <= start_offset <= end <= tail. S2 nobody is due past ``visible_end``: the high watermark, or the tail for the speculative and
 ephemeral tiers. S3 no cursor passes the high watermark; it moves only over contiguously acked (or filtered out) records. S4 a cursor has at
-most one reader that moves it; a reader of an older generation cannot take it. S5 after snapshot and replay of the rest the cursors are what
-replay of everything makes them.
+most one reader that moves it; a reader of an older generation cannot take it, one of no group (generation 0) only while nobody moves it. S5
+after snapshot and replay of the rest the cursors are what replay of everything makes them.
 
 The verbs of the hot path (committed, appended, due, sent, credit, ack) never raise; those of the control path raise what ``model.errors``
 refuses with. Restoring and replaying damaged bytes raises ``Damaged`` or ``Malformed``.
@@ -130,6 +130,11 @@ class StreamMachine(Ledger):
             self._place(reader)
         return told
 
+    @property
+    def generation(self) -> int:
+        """The highest generation under which a cursor was ever taken here: a group that begins anew must begin above it."""
+        return max((cursor.generation for cursor in self.cursors.values()), default=0)
+
     def retention(self, wall_ms: int) -> RetentionWish:
         """What the settings allow to go now; the store decides in whole segments and reports with ``trim``."""
         spec = self.spec
@@ -188,7 +193,7 @@ class StreamMachine(Ledger):
 
     def _attach(self, reader: Reader, name: str, *, resume: bool) -> int:
         cursor = self.cursors.get(name)
-        if cursor is not None and reader.generation < cursor.generation:
+        if cursor is not None and reader.generation < cursor.generation and (reader.generation or cursor.reader_id >= 0):
             raise Fenced(f"cursor {name!r} belongs to generation {cursor.generation} of its group, this reader is of generation {reader.generation}")
         if cursor is None:
             cursor = self._new_cursor(name, reader.position)
@@ -201,7 +206,7 @@ class StreamMachine(Ledger):
         before = self.readers.get(superseded)
         if before is not None:
             before.cursor, before.fenced = None, True
-        cursor.reader_id, cursor.generation = reader.id, reader.generation
+        cursor.reader_id, cursor.generation = reader.id, max(cursor.generation, reader.generation)
         reader.cursor = cursor
         return superseded if before is not None else -1
 

@@ -29,13 +29,14 @@ from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
-from headrace.model.errors import Damaged, Draining, HeadraceError, StorageError, SyncFailed
+from headrace.model.errors import Damaged, DiskFull, Draining, HeadraceError, StorageError, SyncFailed
 from headrace.model.specs import QueueSpec, Spec
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
 from headrace.wire import control
 
 HOUSEKEEPING_S = 1.0
+ENTRY_BYTES_MAX = 8 * 1024 * 1024
 _ID_KEY = b"broker/id"
 _log = get_logger("broker")
 
@@ -66,6 +67,8 @@ class Broker:
         self.loop = asyncio.get_running_loop()
         self.ambient = ambient()
         self.id = ""
+        self.entry_bytes_max = min(ENTRY_BYTES_MAX, config.storage.flush_bytes_max)
+        """What one entry gathers in a tick; a single frame may be larger."""
         self.incarnation = self.ambient.token(16)
         self.started_ms = 0
         self.state = "starting"
@@ -174,8 +177,11 @@ class Broker:
 
     def _task_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.pop(task, None)
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("a background task failed", exc_info=task.exception())
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, SyncFailed):
+            self._fail(error)
+        elif error is not None:
+            _log.error("a background task failed", exc_info=error)
 
     # ------------------------------------------------------------ time and the tick
 
@@ -419,7 +425,10 @@ class Broker:
         if partition.quarantined or self.store.pending_bytes or self.store_error is not None:
             return
         checkpoint = partition.checkpoint()
-        await self.store.save_checkpoint(partition.pid, checkpoint)
+        try:
+            await self.store.save_checkpoint(partition.pid, checkpoint)
+        except DiskFull:
+            return  # it stays in memory; the store tells when the disk is full
         if partition.idle() and partition.last_index == checkpoint.index:
             self.forget(partition)
 

@@ -31,7 +31,6 @@ from headrace.wire.journal import RECORDS_HEAD, Kind
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
-ENTRY_BYTES_MAX = 8 * 1024 * 1024
 OVERHEAD_BYTES = ENVELOPE.size + BATCH.size
 _RECORDS = int(Kind.RECORDS)
 _HEAD_BYTES = RECORDS_HEAD.size
@@ -280,7 +279,7 @@ class Partition(ABC):
     def _gather(self, publish: Publish, run: ingress.Run, blob: bytes) -> None:
         size = publish.nbytes
         if self._gathered:
-            if self._gather_bytes + size > ENTRY_BYTES_MAX:
+            if self._gather_bytes + size > self.broker.entry_bytes_max:
                 self._append_gathered()
                 self._gather_base = self.next_offset
         else:

@@ -82,6 +82,7 @@ class Lane:
         "_correlation",
         "_on_done",
         "_sequence",
+        "bytes_max",
         "channel",
         "count",
         "gathered",
@@ -100,6 +101,7 @@ class Lane:
         """False: nothing is confirmed (level none), so nothing is kept."""
         self.channel = 0
         self.records_max = QUEUE_BATCH_RECORDS_MAX
+        self.bytes_max = BATCH_BYTES_MAX
         self.gathered: deque[Frame] = deque()
         self.sent: dict[int, Frame] = {}
         self.count = 0
@@ -118,7 +120,7 @@ class Lane:
             frame is None
             or (frame.envelope is not envelope and frame.envelope != envelope)
             or len(frame.records) >= self.records_max
-            or frame.nbytes + nbytes > BATCH_BYTES_MAX
+            or frame.nbytes + nbytes > self.bytes_max
         ):
             frame = Frame(envelope, deadline_ms)
             gathered.append(frame)

@@ -479,6 +479,7 @@ class Publisher:
         user = self._lanes.get((partition, confirmed))
         if user is None:
             lane = Lane(partition, self._producer_id if confirmed else NO_PRODUCER, self._done, keeps=confirmed)
+            lane.bytes_max = min(BATCH_BYTES_MAX, self._message_bytes_max)
             user = self._lanes[(partition, confirmed)] = _LaneUser(self, lane)
         if not user.channel:
             self._connection.attach(user)

@@ -289,8 +289,8 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         wrong.append(("limits.write_buffer_bytes_low", f"must be below limits.write_buffer_bytes_high ({bounds.write_buffer_bytes_high})"))
     if disk.flush_bytes_max < bounds.frame_bytes_max:
         wrong.append(("storage.flush_bytes_max", f"must hold one frame: at least limits.frame_bytes_max ({bounds.frame_bytes_max})"))
-    if disk.wal_file_bytes <= disk.flush_bytes_max:
-        wrong.append(("storage.wal_file_bytes", f"must be larger than storage.flush_bytes_max ({disk.flush_bytes_max})"))
+    if disk.wal_file_bytes < 2 * disk.flush_bytes_max:
+        wrong.append(("storage.wal_file_bytes", f"must hold two flushes: at least twice storage.flush_bytes_max ({disk.flush_bytes_max})"))
     if disk.wal_bytes_max < 2 * disk.wal_file_bytes:
         wrong.append(("storage.wal_bytes_max", f"must hold at least two files of storage.wal_file_bytes ({disk.wal_file_bytes})"))
     try:

@@ -371,10 +371,13 @@ class SimState:
         for key in puts:
             if not 1 <= len(key) <= KEY_BYTES_MAX:
                 raise Invalid(f"a key of small state has 1 to {KEY_BYTES_MAX} bytes, this one has {len(key)}")
-        fault = self._disk.fault
+        fault, disk = self._disk.fault, self._disk
+        size = sum(len(key) + len(value or b"") for key, value in puts.items())
+        if disk.free_bytes(self._path) < size:
+            raise DiskFull(f"the state in {self._path} cannot grow")
         if fault is not None:
             try:
-                fault("commit", self._path, sum(len(v or b"") for v in puts.values()))
+                fault("commit", self._path, size)
             except OSError as e:
                 if e.errno == errno.ENOSPC:
                     raise DiskFull(f"the state in {self._path} cannot grow: {e}") from e

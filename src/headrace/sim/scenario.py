@@ -45,13 +45,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     wal_file_bytes: int = 1 << 20
     wal_bytes_max: int = 1 << 26
-    flush_bytes_max: int = 1 << 22
+    flush_bytes_max: int = 1 << 18
     tail_cache_bytes: int = 1 << 20
     segment_own_bytes_min: int = 1 << 16
     segment_file_bytes: int = 1 << 20
     idle_unload_ms: int = 60_000
     reconnect_grace_ms: int = 5_000
     heartbeat_ms: int = 15_000
+    frame_bytes_max: int = 1 << 17
+    message_bytes_max: int = 1 << 16
     in_flight_bytes_max: int = 1 << 24
     write_buffer_bytes_high: int = 1 << 22
 

@@ -59,7 +59,9 @@ def settings(chance: Chance) -> Settings:
     return Settings(
         wal_file_bytes=file_bytes,
         wal_bytes_max=file_bytes * chance.choice((3, 6, 64)),
-        flush_bytes_max=chance.choice((16 * KIB, 64 * KIB, 1 << 22)),
+        flush_bytes_max=file_bytes // chance.choice((2, 4)),
+        frame_bytes_max=file_bytes // 4,
+        message_bytes_max=file_bytes // chance.choice((8, 16)),
         tail_cache_bytes=chance.choice((4 * KIB, 64 * KIB, 1 << 20)),
         segment_own_bytes_min=chance.choice((2 * KIB, 16 * KIB, 1 << 16)),
         segment_file_bytes=chance.choice((32 * KIB, 1 << 20)),

@@ -14,7 +14,8 @@ QUIET = frozenset({
 })  # fmt: skip
 """What happens all the time; shown when asked for."""
 STYLES = {
-    "is killed": "red", "loses its power": "red", "cannot start": "red", "verdict": "bold red", "cut": "yellow", "heal": "yellow", "stands still": "yellow",
+    "is killed": "red", "loses its power": "red", "cannot start": "red", "verdict": "bold red", "cut": "yellow", "heal": "yellow",
+    "stands still": "yellow",
     "serves": "green", "logs": "dim",
 }  # fmt: skip
 

@@ -58,6 +58,8 @@ class SimBroker:
         self.failure: BaseException | None = None
         """Why the last start did not succeed."""
         self.wall_offset_ns = 0
+        self.jumps: list[float] = []
+        """By how many seconds its wall clock was set, each time."""
         self._chance = world.chance.fork(f"disk of {name}")
         self._starting: asyncio.Task[None] | None = None
 
@@ -168,6 +170,7 @@ class SimBroker:
     def jump(self, seconds: float) -> None:
         """Its wall clock is set."""
         self.wall_offset_ns += int(seconds * 1e9)
+        self.jumps.append(seconds)
         if self.machine is not None:
             self.machine.wall_offset_ns = self.wall_offset_ns
         self.world.note(self.name, "clock jumps", f"{seconds:+.3f} s")

@@ -16,7 +16,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from struct import Struct
 from typing import Any, Final, Protocol
 
@@ -243,6 +243,8 @@ class StateWriter:
     def __init__(self, store: StateStore, lane: Lane, loop: asyncio.AbstractEventLoop) -> None:
         self.store = store
         self.error: BaseException | None = None
+        self.on_failed: Callable[[BaseException], None] = lambda error: None
+        """Called once, after an unknown outcome."""
         self._lane = lane
         self._loop = loop
         self._puts: dict[bytes, bytes | None] = {}
@@ -284,6 +286,7 @@ class StateWriter:
             self.error = error
             lost, self._waiting, self._puts = self._waiting, [], {}
             _settle(lost, error)
+            self.on_failed(error)
         if self._waiting and not self._running:
             self._start()
 

@@ -129,6 +129,7 @@ class DiskStore:
             await self._release()
             raise
         ground.owner = owner
+        ground.writer.on_failed = self._state_failed
         self._opened = True
         self._system = SystemJournal(ground, self)
         self._mover = Mover(ground, self._system, self.durable, self.flush)
@@ -297,6 +298,11 @@ class DiskStore:
         if done:
             ground.owner.flushed(Flushed(list(done.items()), None, True))
 
+    def _state_failed(self, error: BaseException) -> None:
+        """What the small state holds is not known any more: nothing can be promised until a restart has read it."""
+        if self._ground.wal.error is None and not self._closed:
+            self._ground.owner.flushed(Flushed((), error, False))
+
     def _wake(self, result: FlushResult) -> None:
         waiting = self._waiting
         self._waiting = [w for w in waiting if w[0].durable_index < w[1] and not w[2].done()]
@@ -455,9 +461,7 @@ class DiskStore:
             await self._mover.wait(MAINTENANCE_S)
             try:
                 await self.maintenance()
-            except SyncFailed as e:
-                if self._ground.wal.error is None:  # the small state failed: nothing can be promised any more
-                    self._ground.owner.flushed(Flushed((), e, False))
+            except SyncFailed:  # the owner was told
                 return
             except StorageError as e:
                 if isinstance(e, DiskFull):

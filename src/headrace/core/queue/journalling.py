@@ -8,6 +8,8 @@ from headrace.wire.journal import Action, Kind, Reason, pack_leases, pack_settle
 
 COUNT_MAX = (1 << 32) - 1
 """Counts are u32 in the journal; longer ranges are written in pieces."""
+ROWS_MAX = 1024
+"""Rows of one entry; more become several, so that what happened at once to any number of messages fits in any log file."""
 
 
 class Journal:
@@ -74,11 +76,13 @@ class Journal:
                 held_end = end
             self._acked(held_first, held_end)
         if self._settlements:
-            self._closed.append((Kind.SETTLEMENT, pack_settlements(self._settlements)))
-            self._settlements = []
+            settlements, self._settlements = self._settlements, []
+            for at in range(0, len(settlements), ROWS_MAX):
+                self._closed.append((Kind.SETTLEMENT, pack_settlements(settlements[at : at + ROWS_MAX])))
         if self._leases:
-            self._closed.append((Kind.LEASE, pack_leases(self._leases)))
-            self._leases = []
+            leases, self._leases = self._leases, []
+            for at in range(0, len(leases), ROWS_MAX):
+                self._closed.append((Kind.LEASE, pack_leases(leases[at : at + ROWS_MAX])))
             self._low = self._high = 0
 
     def _acked(self, first: int, end: int) -> None:

@@ -1,0 +1,195 @@
+"""What holds for deliveries and settlements of queues: I9, I10, order by key, dead letters.
+
+Times are those of clients: a delivery may arrive long after it was sent, and after things that happened later. Attempts and epochs do not have that
+weakness: within an epoch each grant of a place has an attempt of its own unless the one before never reached an application; over epochs the count
+goes on. So what is said here about order is said of attempts wherever it can be.
+"""
+
+from collections.abc import Iterator
+
+from headrace.sim.checks.seen import TERMINAL, Place, Seen, Violation, place_text
+from headrace.sim.history import Arrival, Delivery, Settle
+
+EPSILON_S = 0.002
+"""Deadlines are kept in whole milliseconds."""
+
+
+def sound_places(seen: Seen) -> Iterator[tuple[Place, list[Arrival]]]:
+    for place, arrivals in seen.arrivals.items():
+        if seen.sound(place[0], place[1]):
+            yield place, arrivals
+
+
+def unexplained(seen: Seen) -> Iterator[Violation]:
+    """I9: a second attempt needs a reason: a retry, a lease that may have run out, a consumer that left or lost its connection."""
+    lease_s = {name: _shortest_lease(seen, name) for name in seen.specs if seen.is_queue(name)}
+    gone = {name: _departures(seen, name) for name in lease_s}
+    for place, arrivals in sound_places(seen):
+        name = place[0]
+        limits = [spec.max_deliveries for spec in seen.queue_specs(name)]
+        for arrival in arrivals:
+            if all(limits) and limits and arrival.attempt > max(limits):
+                yield Violation("I9", f"{place_text(place)}: attempt {arrival.attempt} {arrival.at:.4f} s, the most are {max(limits)}")
+            if arrival.attempt < 1:
+                yield Violation("I9", f"{place_text(place)}: attempt {arrival.attempt} {arrival.at:.4f} s")
+            if arrival.attempt < 2:
+                continue
+            if any(s.action == "retry" and s.at <= arrival.at for s in seen.settles.get(place, ())):
+                continue
+            if arrival.at - _posted(seen, place) >= lease_s.get(name, 0.0) - EPSILON_S or any(at <= arrival.at for at in gone.get(name, ())):
+                continue
+            yield Violation(
+                "I9",
+                f"{place_text(place)}: attempt {arrival.attempt} arrived at consumer {arrival.consumer} {arrival.at:.4f} s, and nobody retried it, no "
+                f"lease can have run out, no consumer was gone: {_story(seen, place)}",
+            )
+
+
+def _shortest_lease(seen: Seen, name: str) -> float:
+    leases = [spec.lease_ms for spec in seen.queue_specs(name)]
+    leases += [a.lease_ms for a in seen.attached.values() if a.name == name and a.lease_ms]
+    return min(leases, default=0) / 1000
+
+
+def _departures(seen: Seen, name: str) -> list[float]:
+    """When consumers of a queue were gone, or partitions were taken from them."""
+    found: list[float] = []
+    clients: dict[str, float] = {}
+    for a in seen.attached.values():
+        if a.name == name:
+            clients[a.client] = min(a.at, clients.get(a.client, a.at))
+            found.append(a.at if a.group else a.until)
+    found += [link.at for link in seen.history.links if not link.up and link.client in clients and link.at >= clients[link.client]]
+    found += [v.at for v in seen.verbs(name, "purge_leased")]
+    return [min(found)] if found else []
+
+
+def _posted(seen: Seen, place: Place) -> float:
+    """The earliest time at which it can have been granted."""
+    for delivery in seen.deliveries.get(place, ()):
+        publish = seen.publishes.get(delivery.id)
+        return publish.at if publish is not None else 0.0
+    return 0.0
+
+
+def _story(seen: Seen, place: Place) -> str:
+    rows = [(a.at, f"attempt {a.attempt} of epoch {a.epoch} arrived at consumer {a.consumer} {a.at:.4f} s") for a in seen.arrivals.get(place, ())]
+    rows += [(s.at, repr(s)) for s in seen.settles.get(place, ())]
+    ids = [d.id for d in seen.deliveries.get(place, ())]
+    publish = seen.publishes.get(ids[0]) if ids else None
+    return "; ".join([repr(publish), *(text for _, text in sorted(rows))])
+
+
+def leased_twice(seen: Seen) -> Iterator[Violation]:
+    """I10: within an epoch no attempt is handed to an application twice; nobody's late settlement counts; what is done does not come again."""
+    for place, deliveries in seen.deliveries.items():
+        if not seen.sound(place[0], place[1]):
+            continue
+        grants: dict[tuple[int, int], Delivery] = {}
+        for d in deliveries:
+            first = grants.setdefault((d.epoch, d.attempt), d)
+            if first is not d:
+                yield Violation(
+                    "I10",
+                    f"{place_text(place)}: attempt {d.attempt} of epoch {d.epoch} was handed to consumer {first.consumer} {first.at:.4f} s and to "
+                    f"consumer {d.consumer} {d.at:.4f} s: {_story(seen, place)}",
+                )
+        settles = seen.settles.get(place, ())
+        certain = [s for s in settles if s.result == "done" and s.action in TERMINAL]
+        if len({s.consumer for s in certain}) > 1:
+            yield Violation("I10", f"{place_text(place)} was settled by more than one consumer: {_story(seen, place)}")
+        for s in settles:
+            if s.result == "done":
+                yield from _after(seen, place, s, deliveries)
+
+
+def _after(seen: Seen, place: Place, settle: Settle, deliveries: list[Delivery]) -> Iterator[Violation]:
+    """What may not come once a settlement was confirmed."""
+    epoch = next((d.epoch for d in deliveries if d.consumer == settle.consumer and d.attempt == settle.attempt), 0)
+    for a in seen.arrivals.get(place, ()):
+        if a.at <= settle.told_at:
+            continue
+        if settle.action in TERMINAL and (a.attempt > settle.attempt or a.epoch > epoch):
+            yield Violation(
+                "I10", f"{place_text(place)} came again {a.at:.4f} s (attempt {a.attempt}, epoch {a.epoch}) after {settle!r}: {_story(seen, place)}"
+            )
+            return
+        if settle.action == "retry" and a.epoch > epoch and a.attempt <= settle.attempt:
+            yield Violation("I9", f"{place_text(place)}: attempt {a.attempt} {a.at:.4f} s after {settle!r}: {_story(seen, place)}")
+            return
+    if settle.action == "extend":
+        return
+    others = [a for a in seen.arrivals.get(place, ()) if a.consumer != settle.consumer and a.attempt > settle.attempt and a.at < settle.at]
+    again = any(a.consumer == settle.consumer and a.attempt > settle.attempt for a in seen.arrivals.get(place, ()))
+    if others and not again and not seen.broken_between(seen.client_of(settle.consumer), settle.at, seen.end):
+        yield Violation("I10", f"{place_text(place)}: late, and yet it counted: {settle!r}: {_story(seen, place)}")
+
+
+def key_order(seen: Seen) -> Iterator[Violation]:
+    """Of a key's messages in a queue ordered by key, one is delivered only when those before it are through, retries included."""
+    lines: dict[tuple[str, int, str], list[int]] = {}
+    ordered = {name: None for name in seen.specs if any(spec.ordered_by_key for spec in seen.queue_specs(name))}
+    for place, deliveries in seen.deliveries.items():
+        publish = seen.publishes.get(deliveries[0].id)
+        if place[0] not in ordered or publish is None or publish.key is None or publish.name != place[0] or not seen.sound(place[0], place[1]):
+            continue
+        if not publish.delay_ms and not publish.priority:
+            lines.setdefault((place[0], place[1], publish.key), []).append(place[2])
+    for (name, partition, key), offsets in lines.items():
+        offsets.sort()
+        for low, high in zip(offsets, offsets[1:], strict=False):
+            yield from _overtaken(seen, key, (name, partition, low), (name, partition, high))
+
+
+def _overtaken(seen: Seen, key: str, low: Place, high: Place) -> Iterator[Violation]:
+    first: dict[int, Arrival] = {}
+    for a in seen.arrivals.get(high, ()):
+        if a.epoch not in first or a.at < first[a.epoch].at:
+            first[a.epoch] = a
+    for a in seen.arrivals.get(low, ()):
+        later = first.get(a.epoch)
+        if later is None or a.at <= later.at:
+            continue
+        before = max((b.attempt for b in seen.arrivals[low] if b.at <= later.at), default=0)
+        limit = max((spec.max_deliveries for spec in seen.queue_specs(low[0])), default=0)
+        if a.attempt > before and a.attempt != limit:
+            yield Violation(
+                "key order",
+                f"key {key!r}: {place_text(high)} arrived at consumer {later.consumer} {later.at:.4f} s, before {place_text(low)} was through, which "
+                f"came (attempt {a.attempt}) {a.at:.4f} s: {_story(seen, low)} | {_story(seen, high)}",
+            )
+            return
+
+
+def dead_letters(seen: Seen) -> Iterator[Violation]:
+    """What died is among the dead letters once for each of its copies that died, and for a reason that there was."""
+    graves: dict[tuple[str, int], list[Delivery]] = {}
+    for deliveries in seen.deliveries.values():
+        first = deliveries[0]
+        if first.reason and seen.sound(first.name, first.partition) and first.id in seen.publishes:
+            graves.setdefault((first.name, first.id), []).append(first)
+    for (name, id), found in graves.items():
+        publish = seen.publishes[id]
+        if publish.name == name or seen.verbs(name, "redrive", "move"):
+            continue
+        sources = [p for p in seen.copies.get(id, {}) if p[0] != name]
+        most = max(1, len(sources)) if publish.idempotent and not any(seen.damage) else 1 << 30
+        if len(found) > most:
+            yield Violation("dead letters", f"{len(found)} times in {name!r}, from {len(sources)} copies: {seen.describe(id)}")
+        for d in found:
+            if not _reasonable(seen, d, publish.ttl_ms):
+                yield Violation(
+                    "dead letters", f"{d.name}/{d.partition}/{d.offset} says it died of {d.reason!r} in {d.origin!r}, where nothing dies of that: "
+                    f"{seen.describe(id)}",
+                )  # fmt: skip
+
+
+def _reasonable(seen: Seen, d: Delivery, ttl_ms: int) -> bool:
+    specs = seen.queue_specs(d.origin)
+    if d.reason == "rejected":
+        return any(s.action == "reject" and s.id == d.id for place in seen.copies.get(d.id, {}) for s in seen.settles.get(place, ()))
+    if d.reason == "max-deliveries":
+        return any(spec.max_deliveries for spec in specs)
+    if d.reason == "expired":
+        return bool(ttl_ms) or any(spec.ttl_ms or spec.max_age_ms for spec in specs)
+    return d.reason == "overflow" and any(spec.overflow == "dead_letter_oldest" for spec in specs)

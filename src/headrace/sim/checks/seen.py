@@ -1,0 +1,173 @@
+"""A finished history with its indexes: who saw what of each place, where copies of a message may rightly be, what may rightly have removed it.
+
+A *place* is (name, partition, offset). A name that was deleted and declared again gives offsets out anew, so what its places held cannot be told
+apart: such a name is *volatile* and left out by most checks, and so are partitions that damage or a repair concerns. Decides nothing.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence, Set
+from typing import Final, NamedTuple
+
+from headrace.model.specs import QueueSpec, Spec, StreamSpec
+from headrace.sim.history import CONFIRMED, REFUSED, Arrival, Attached, Delivery, History, Publish, Read, Settle, Verb
+from headrace.wire.frames import Level
+
+Place = tuple[str, int, int]
+LOCAL: Final = int(Level.LOCAL)
+TERMINAL: Final = ("ack", "reject", "drop")
+
+
+class Violation(NamedTuple):
+    """A broken promise, in words that name messages, places and times."""
+
+    invariant: str
+    text: str
+
+
+class Seen:
+    """See the module's head. ``jumped``: whether a broker's wall clock was ever set; ``life``: the incarnation that serves at the end."""
+
+    def __init__(self, history: History, *, damage: Set[tuple[str, int]] | None = None, jumped: bool = False, life: int = 0) -> None:
+        self.history = history
+        self.damage = frozenset(damage or ())
+        self.jumped = jumped
+        self.life = life
+        self.end = history.finished if history.finished is not None else float("inf")
+        self.publishes = history.publishes
+        self.attached: dict[int, Attached] = {a.number: a for a in history.attached}
+        self.specs: dict[str, list[Spec]] = {name: [spec for _, spec in rows] for name, rows in history.specs.items()}
+        self.volatile = {v.name: None for v in history.verbs if v.verb == "recreate" and v.outcome != REFUSED}
+        self.damaged_names = {name: None for name, _ in sorted(self.damage)}
+        self.deliveries: dict[Place, list[Delivery]] = {}
+        self.arrivals: dict[Place, list[Arrival]] = {}
+        self.settles: dict[Place, list[Settle]] = {}
+        self.copies: dict[int, dict[Place, None]] = {}
+        """Where each message was seen or confirmed to be."""
+        self.stored: dict[int, None] = {}
+        """Messages that are certain to have been durable in a queue: confirmed, or delivered from one."""
+        self._index()
+        self._reach = {name: self._reachable(name) for name in self.specs}
+        self._breaks: dict[str, list[float]] = {}
+        for link in history.links:
+            if not link.up:
+                self._breaks.setdefault(link.client, []).append(link.at)
+        self._all_breaks = sorted(at for ats in self._breaks.values() for at in ats)
+
+    def _index(self) -> None:
+        for delivery in self.history.deliveries:
+            place = (delivery.name, delivery.partition, delivery.offset)
+            self.deliveries.setdefault(place, []).append(delivery)
+            self.copies.setdefault(delivery.id, {})[place] = None
+            self.stored[delivery.id] = None
+        for arrival in self.history.arrivals:
+            for offset in range(arrival.first, arrival.first + arrival.count):
+                self.arrivals.setdefault((arrival.name, arrival.partition, offset), []).append(arrival)
+        for settle in self.history.settles:
+            self.settles.setdefault((settle.name, settle.partition, settle.offset), []).append(settle)
+        for publish in self.publishes.values():
+            if publish.outcome == CONFIRMED and publish.offset >= 0:
+                self.copies.setdefault(publish.id, {})[publish.name, publish.partition, publish.offset] = None
+                if self.kept(publish) and self.is_queue(publish.name):
+                    self.stored[publish.id] = None
+
+    # ------------------------------------------------------------ names
+
+    def is_queue(self, name: str) -> bool:
+        return isinstance(self.specs.get(name, [None])[-1], QueueSpec)
+
+    def queue_specs(self, name: str) -> list[QueueSpec]:
+        """All settings a queue may have had."""
+        return [spec for spec in self.specs.get(name, ()) if isinstance(spec, QueueSpec)]
+
+    def stream_specs(self, name: str) -> list[StreamSpec]:
+        return [spec for spec in self.specs.get(name, ()) if isinstance(spec, StreamSpec)]
+
+    def sound(self, name: str, partition: int) -> bool:
+        """Whether its places can be told apart and no damage concerns them."""
+        return name not in self.volatile and (name, partition) not in self.damage
+
+    def verbs(self, name: str, *verbs: str) -> list[Verb]:
+        """Those that may have been carried out."""
+        return [v for v in self.history.verbs if v.name == name and v.verb in verbs and v.outcome != REFUSED]
+
+    def reach(self, name: str) -> Sequence[str]:
+        """Where messages published to ``name`` may be: there, among its dead letters, and where these and it were moved."""
+        return self._reach.get(name, (name,))
+
+    def _reachable(self, origin: str) -> list[str]:
+        found, at = [origin], 0
+        while at < len(found):
+            name = found[at]
+            at += 1
+            nexts = [spec.dead_letter for spec in self.queue_specs(name) if spec.dead_letter]
+            nexts += [v.what for v in self.verbs(name, "move")]
+            if self.verbs(name, "redrive"):
+                nexts += [origin, *(other for other in self.specs if any(spec.dead_letter == name for spec in self.queue_specs(other)))]
+            found += [n for i, n in enumerate(nexts) if n not in found and n not in nexts[:i]]
+        return found
+
+    def target(self, name: str) -> bool:
+        """Whether messages may arrive in ``name`` otherwise than by a publish."""
+        return any(
+            v.what == name or v.verb == "redrive" for v in self.history.verbs if v.verb in ("move", "redrive") and v.outcome != REFUSED
+        ) or any(spec.dead_letter == name for specs in self.specs.values() for spec in specs if isinstance(spec, QueueSpec))
+
+    # ------------------------------------------------------------ messages
+
+    def kept(self, publish: Publish) -> bool:
+        """Whether its confirm promises that it is there now: durable, or accepted by a broker that has not died since."""
+        return publish.outcome == CONFIRMED and (publish.promised >= LOCAL or (publish.promised == 1 and publish.broker_life == self.life))
+
+    def broken_between(self, client: str, start: float, end: float) -> bool:
+        """Whether that client lost its connection in that time."""
+        return _any_in(self._breaks.get(client, []), start, end)
+
+    def any_broken(self, start: float, end: float) -> bool:
+        """Whether any client did."""
+        return _any_in(self._all_breaks, start, end)
+
+    def client_of(self, consumer: int) -> str:
+        found = self.attached.get(consumer)
+        return found.client if found is not None else ""
+
+    def too_late(self, settle: Settle) -> bool:
+        """Whether the lease was certainly lost when the settlement was sent: a later attempt had arrived somewhere."""
+        place = (settle.name, settle.partition, settle.offset)
+        return any(a.attempt > settle.attempt and a.at <= settle.at for a in self.arrivals.get(place, ()))
+
+    def may_have_settled(self, settle: Settle) -> bool:
+        """Whether it may have taken effect."""
+        if settle.result == "done":
+            return True
+        if settle.result == "stale":
+            # the first answer may have been lost with the connection, the repeated settlement is then too late
+            return self.broken_between(self.client_of(settle.consumer), settle.at, settle.told_at)
+        return not self.too_late(settle)
+
+    def describe(self, id: int) -> str:
+        """All that is known of a message."""
+        publish = self.publishes.get(id)
+        rows = [repr(publish) if publish is not None else f"message {id}, never published"]
+        for place in self.copies.get(id, {}):
+            name, partition, offset = place
+            for d in self.deliveries.get(place, ()):
+                rows.append(f"delivered from {name}/{partition}/{offset} {d.at:.4f} s to consumer {d.consumer}, attempt {d.attempt}, epoch {d.epoch}")
+            rows += [repr(s) for s in self.settles.get(place, ())]
+        return "; ".join(rows)
+
+
+def place_text(place: Place) -> str:
+    return "/".join(map(str, place))
+
+
+def reads_by_reader(history: History) -> dict[int, list[Read]]:
+    """Each reader's records, in the order in which it saw them."""
+    found: dict[int, list[Read]] = {}
+    for read in history.reads:
+        found.setdefault(read.reader, []).append(read)
+    return found
+
+
+def _any_in(times: list[float], start: float, end: float) -> bool:
+    at = bisect_left(times, start)
+    return at < len(times) and times[at] <= end

@@ -1,0 +1,153 @@
+"""What holds for streams: I1 and I5 against the reading at the end, records without gaps, cursors that neither skip nor fall back.
+
+The reading at the end is by a fresh reader, from the earliest record to marks appended after everything was healed.
+"""
+
+from collections.abc import Iterator
+
+from headrace.sim.checks.messages import settled_tier
+from headrace.sim.checks.seen import Seen, Violation, reads_by_reader
+from headrace.sim.history import Attached, Publish, Read
+
+
+def finals(seen: Seen) -> dict[tuple[str, int], dict[int, int]]:
+    """By partition, what the reading at the end found: offset to id."""
+    found: dict[tuple[str, int], dict[int, int]] = {}
+    for r in seen.history.reads:
+        if seen.attached[r.reader].kind == "final":
+            found.setdefault((r.name, r.partition), {})[r.offset] = r.id
+    return found
+
+
+def lost(seen: Seen) -> Iterator[Violation]:
+    """I1 and I5: what was confirmed, or shown as certain, is there at the end, unless retention, a trim or compaction account for it."""
+    if seen.history.finished is None:
+        return
+    there = finals(seen)
+    last: dict[tuple[str, int, str], int] = {}
+    for (name, partition), offsets in there.items():
+        for offset, id in offsets.items():
+            publish = seen.publishes.get(id)
+            if publish is not None and publish.key is not None:
+                key = (name, partition, publish.key)
+                last[key] = max(offset, last.get(key, -1))
+    told: dict[tuple[str, int, int], tuple[int, str, str]] = {}
+    for publish in seen.publishes.values():
+        if seen.kept(publish) and publish.offset >= 0 and not seen.is_queue(publish.name):
+            told[publish.name, publish.partition, publish.offset] = (publish.id, "I1", f"confirmed {publish.told_at:.4f} s")
+    for r in seen.history.reads:
+        if settled_tier(seen, r.name) and not r.speculative:
+            told.setdefault((r.name, r.partition, r.offset), (r.id, "I5", f"read by reader {r.reader} {r.at:.4f} s"))
+    for (name, partition, offset), (id, invariant, text) in told.items():
+        if not seen.sound(name, partition) or any(n == name for n, _ in sorted(seen.damage)) or not seen.stream_specs(name):
+            continue
+        found = there.get((name, partition), {})
+        owner = seen.publishes.get(id)
+        if found.get(offset) == id or owner is None:
+            continue
+        if offset in found:
+            yield Violation(invariant, f"{name}/{partition}/{offset} was message {id} ({text}), at the end it is message {found[offset]}: {owner!r}")
+        elif not _may_be_gone(seen, owner, name, partition, offset, found, last):
+            yield Violation(invariant, f"{name}/{partition}/{offset} is gone, {text}; the end read {_span(found)}: {owner!r}")
+
+
+def _span(found: dict[int, int]) -> str:
+    return f"{min(found)}..{max(found)}" if found else "nothing"
+
+
+def _may_be_gone(
+    seen: Seen, publish: Publish, name: str, partition: int, offset: int, found: dict[int, int], last: dict[tuple[str, int, str], int]
+) -> bool:
+    specs = seen.stream_specs(name)
+    if any(spec.compaction for spec in specs) and publish.key is not None:
+        if publish.null or last.get((name, partition, publish.key), -1) > offset:
+            return True
+    if found and offset > min(found):
+        return False
+    if seen.verbs(name, "trim"):
+        return True
+    newest = max(found, default=-1)
+    for spec in specs:
+        if spec.retention_records and offset <= newest - spec.retention_records:
+            return True
+        if spec.retention_ms and (seen.jumped or seen.end - publish.at >= spec.retention_ms / 1000):
+            return True
+        if spec.retention_bytes:
+            after = sum(_size(seen, id) for o, id in found.items() if o > offset)
+            if after >= spec.retention_bytes // 2:  # sizes as published, before headers and compression
+                return True
+    return False
+
+
+def _size(seen: Seen, id: int) -> int:
+    publish = seen.publishes.get(id)
+    return 100 + publish.nbytes if publish is not None else 100
+
+
+def gaps(seen: Seen) -> Iterator[Violation]:
+    """Every reader sees every record, in order: offsets of a partition follow each other but for what its reader was told."""
+    told: dict[tuple[int, int], list[str]] = {}
+    for e in seen.history.events:
+        told.setdefault((e.reader, e.partition), []).append(e.what)
+    for number, reads in reads_by_reader(seen.history).items():
+        attached = seen.attached[number]
+        if attached.group or attached.name in seen.volatile:
+            continue
+        compacted = any(spec.compaction for spec in seen.stream_specs(attached.name))
+        last: dict[int, Read] = {}
+        for r in reads:
+            before = last.get(r.partition)
+            last[r.partition] = r
+            if before is None or not seen.sound(r.name, r.partition):
+                continue
+            heard = told.get((number, r.partition), [])
+            expected = before.offset + 1
+            if r.offset < expected and not heard and (settled_tier(seen, r.name) or r.epoch == before.epoch):
+                yield Violation("I4", f"reader {number} of {r.name}/{r.partition} was at {before.offset} and then at {r.offset} {r.at:.4f} s")
+            if r.offset > expected and not heard and not attached.filter and not compacted and settled_tier(seen, r.name):
+                yield Violation("I1", f"reader {number} of {r.name}/{r.partition} was at {before.offset} and then at {r.offset} {r.at:.4f} s: skipped")
+
+
+def cursors(seen: Seen) -> Iterator[Violation]:
+    """A cursor that was confirmed does not fall back, and a reader that goes on with it misses nothing."""
+    by_cursor: dict[tuple[str, str], list[Attached]] = {}
+    for a in seen.history.attached:
+        if a.cursor and a.name not in seen.volatile and settled_tier(seen, a.name) and not seen.verbs(a.name, "set_cursor"):
+            by_cursor.setdefault((a.name, a.cursor), []).append(a)
+    if not by_cursor:
+        return
+    reads = reads_by_reader(seen.history)
+    moved = {(e.name, e.partition): None for e in seen.history.events if e.what == "moved"}
+    for (name, cursor), readers in by_cursor.items():
+        commits = [c for c in seen.history.commits if c.name == name and c.cursor == cursor and c.result == "done"]
+        for a in readers:
+            firsts: dict[int, Read] = {}
+            for r in reads.get(a.number, []):
+                firsts.setdefault(r.partition, r)
+                for c in commits:
+                    if c.partition == r.partition and r.offset <= c.offset and c.told_at < a.at:
+                        yield Violation(
+                            "cursor", f"{name}/{r.partition}: cursor {cursor!r} was past {c.offset} {c.told_at:.4f} s, a reader that came {a.at:.4f} s "
+                            f"was given {r.offset} {r.at:.4f} s",
+                        )  # fmt: skip
+                        return
+            if not a.group and not a.filter:
+                yield from _skipped(seen, a, readers, reads, firsts, moved)
+
+
+def _skipped(
+    seen: Seen, a: Attached, readers: list[Attached], reads: dict[int, list[Read]], firsts: dict[int, Read], moved: dict[tuple[str, int], None]
+) -> Iterator[Violation]:
+    specs = seen.stream_specs(a.name)
+    if any(spec.compaction or spec.retention_ms or spec.retention_bytes or spec.retention_records for spec in specs) or seen.verbs(a.name, "trim"):
+        return
+    for partition, first in firsts.items():
+        if (a.name, partition) in moved or not seen.sound(a.name, partition):
+            continue
+        before = [r.offset for other in readers if other.at < a.at and not other.filter for r in reads.get(other.number, []) if r.partition == partition]
+        known = max(before, default=-1)
+        if first.offset > known + 1 and not any(o.filter for o in readers):
+            yield Violation(
+                "cursor", f"{a.name}/{partition}: a reader with cursor {a.cursor!r} came {a.at:.4f} s and was first given {first.offset}; nobody with "
+                f"that cursor has seen more than up to {known}",
+            )  # fmt: skip

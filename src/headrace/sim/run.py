@@ -63,7 +63,8 @@ def config_of(settings: Settings) -> Config:
         ),
         connection=Connection(reconnect_grace_ms=settings.reconnect_grace_ms, heartbeat_ms=settings.heartbeat_ms),
         limits=Limits(
-            frame_bytes_max=settings.frame_bytes_max, message_bytes_max=settings.message_bytes_max, in_flight_bytes_max=settings.in_flight_bytes_max, write_buffer_bytes_high=settings.write_buffer_bytes_high,
+            frame_bytes_max=settings.frame_bytes_max, message_bytes_max=settings.message_bytes_max,
+            in_flight_bytes_max=settings.in_flight_bytes_max, write_buffer_bytes_high=settings.write_buffer_bytes_high,
             write_buffer_bytes_low=settings.write_buffer_bytes_high // 4,
         ),
     )  # fmt: skip

@@ -183,8 +183,8 @@ class Partition(ABC):
         """The confirm level that ``Level.QUEUE`` stands for."""
 
     @abstractmethod
-    def admit(self, count: int, nbytes: int) -> HeadraceError | None:
-        """Limits, checked before anything is gathered; called only while ``limited``."""
+    def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
+        """Limits, checked before anything is gathered; called only while ``limited``. ``whole``: as for the queue's machine."""
 
     def settings_changed(self) -> None:
         """Takes what the hot path needs of the settings: which level each asked one means (-1 = cannot be had)."""
@@ -241,14 +241,14 @@ class Partition(ABC):
         committed or refused."""
         error = self.refusal()
         if error is None and run.producer_id < 0:
-            error = self.admit(run.record_count, len(blob)) if self.limited else None
+            error = self.admit(run.record_count, len(blob), whole=True) if self.limited else None
         if error is None and run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
             if isinstance(verdict, Duplicate):
                 base = verdict.base_offset
                 self.when_committed(lambda: done(base, None))
                 return
-            error = verdict if isinstance(verdict, HeadraceError) else self.admit(run.record_count, len(blob)) if self.limited else None
+            error = verdict if isinstance(verdict, HeadraceError) else self.admit(run.record_count, len(blob), whole=True) if self.limited else None
         if error is not None:
             done(-1, error)
             return

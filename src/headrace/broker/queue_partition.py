@@ -80,8 +80,8 @@ class QueuePartition(Partition):
     def own_level(self) -> int:
         return Level.LOCAL if self.broker.durable else Level.ACCEPTED
 
-    def admit(self, count: int, nbytes: int) -> HeadraceError | None:
-        return self.machine.admit(count, nbytes, self.broker.wall_ms)
+    def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
+        return self.machine.admit(count, nbytes, self.broker.wall_ms, whole=whole)
 
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:
         pass

@@ -63,7 +63,7 @@ class StreamPartition(Partition):
     def own_level(self) -> int:
         return Level.LOCAL if self.broker.durable and self.spec.tier != "ephemeral" else Level.ACCEPTED
 
-    def admit(self, count: int, nbytes: int) -> HeadraceError | None:
+    def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
         return None
 
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:

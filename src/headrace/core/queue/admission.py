@@ -20,10 +20,10 @@ class Admission:
         self.count = 0
         self.nbytes = 0
 
-    def admit(self, state: State, count: int, nbytes: int) -> QueueFull | None:
-        """Reserves room, or says why there is none."""
+    def admit(self, state: State, count: int, nbytes: int, *, whole: bool = False) -> QueueFull | None:
+        """Reserves room, or says why there is none. ``whole``: what cannot be divided is taken by an empty partition, however much it is."""
         spec = state.spec
-        if spec.overflow == "refuse":
+        if spec.overflow == "refuse" and not (whole and state.unsettled_count + self.count == 0):
             if spec.max_messages and state.unsettled_count + self.count + count > spec.max_messages:
                 held = state.unsettled_count + self.count
                 return QueueFull(f"the queue's partition holds {held} of at most {spec.max_messages} messages; {count} more do not fit")

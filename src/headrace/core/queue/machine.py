@@ -37,10 +37,11 @@ class QueueMachine(Administration):
 
     # ------------------------------------------------------------ in
 
-    def admit(self, count: int, nbytes: int, wall_ms: int) -> QueueFull | None:
-        """Reserves room for a publish before it is appended, or says why it is refused. ``enqueue`` or ``unreserve`` must follow."""
+    def admit(self, count: int, nbytes: int, wall_ms: int, *, whole: bool = False) -> QueueFull | None:
+        """Reserves room for a publish before it is appended, or says why it is refused. ``enqueue`` or ``unreserve`` must follow. ``whole``: it
+        cannot be divided, so an empty partition takes it beyond its limits."""
         self._live = True
-        return self._admission.admit(self._state, count, nbytes)
+        return self._admission.admit(self._state, count, nbytes, whole=whole)
 
     def unreserve(self, count: int, nbytes: int) -> None:
         """What was admitted will never be enqueued."""

@@ -132,7 +132,7 @@ class Arrival(NamedTuple):
     name: str
     partition: int
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # the protocol's word; tuple.count is not used
     attempt: int
     epoch: int
     auto_ack: bool

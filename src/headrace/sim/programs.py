@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, cast
 
+from msgspec.structs import replace
+
 import headrace
 from headrace.client.client import Client as Connected
 from headrace.client.consumer import Consumer
@@ -188,16 +190,11 @@ class Hand:
         if message.auto_acked:
             return
         client, chance = self.client, self.chance
-        draw = chance.random()
-        for share, what in (
+        others = (
             (client.forget, "forget"), (client.late, "late"), (client.retry, "retry"), (client.reject, "reject"), (client.drop, "drop"),
             (client.extend, "extend"),
-        ):  # fmt: skip
-            draw -= share
-            if draw < 0:
-                break
-        else:
-            what = "ack"
+        )  # fmt: skip
+        what = chance.pick([*others, (max(0.0, 1.0 - sum(share for share, _ in others)), "ack")])
         if what == "late":
             self.late.append((self.now() + client.late_ms / 1000, message, id))
         elif what == "extend":
@@ -299,7 +296,7 @@ async def _take(stage: Stage, consumer: Consumer, hand: Hand, client: Client, sh
                 await asyncio.sleep(client.pause_ms * hand.chance.random() / 500)
     except (TimeoutError, StopAsyncIteration):
         pass
-    while hand.late and not stage.stopping:
+    while hand.late and not stage.stopping:  # noqa: ASYNC110 - waits for times, not for others
         await asyncio.sleep(max(0.0, hand.settle_late() - stage.loop.time()))
     hand.settle_late(everything=True)
 
@@ -470,9 +467,7 @@ def machine_ms(stage: Stage) -> int:
 
 
 def _with(stage: Stage, name: str, changes: dict[str, Any]) -> QueueSpec | StreamSpec:
-    import msgspec
-
-    return msgspec.structs.replace(stage.history.specs[name][-1][1], **changes)
+    return replace(stage.history.specs[name][-1][1], **changes)
 
 
 async def _alter(stage: Stage, connected: Connected, name: str, note: Any, chance: Chance) -> None:

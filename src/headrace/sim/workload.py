@@ -7,8 +7,9 @@ I16 phase 2 ends within bounded virtual time, else it raises ``Stalled`` and say
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from typing import Any, Final
 
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
@@ -17,7 +18,7 @@ from headrace.client.consumer import Consumer
 from headrace.model.errors import HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.sim.chance import Chance
-from headrace.sim.history import History
+from headrace.sim.history import History, value_of
 from headrace.sim.loop import Machine
 from headrace.sim.plan import Client, Name, Plan, draw, smaller
 from headrace.sim.programs import PROGRAMS, Hand, Stage, declare, note_read, told
@@ -61,11 +62,11 @@ class Workload:
         self.stage.until = self.world.loop.time() + self.plan.seconds + 60.0  # until the names are declared
         self._spawn("setup-0", self._declare_all)
         for number, client in enumerate(self.plan.clients):
-            self._spawn(f"{client.kind}-{number}", lambda machine, client=client, number=number: self._run(machine, client, number))
+            self._spawn(f"{client.kind}-{number}", partial(self._run, client, number))
 
-    def _spawn(self, name: str, work: "object") -> None:
+    def _spawn(self, name: str, work: Callable[[Machine], Coroutine[Any, Any, None]]) -> None:
         machine = self.world.machine(name)
-        self._programs.append((machine, self.world.loop.spawn(machine, work(machine), name)))  # type: ignore[operator]
+        self._programs.append((machine, self.world.loop.spawn(machine, work(machine), name)))
 
     async def _declare_all(self, machine: Machine) -> None:
         connected = await self.stage.connect(machine, Client(kind="admin", name=""))
@@ -76,7 +77,7 @@ class Workload:
         self.stage.declared.set()
         await connected.close()
 
-    async def _run(self, machine: Machine, client: Client, number: int) -> None:
+    async def _run(self, client: Client, number: int, machine: Machine) -> None:
         await self.stage.declared.wait()
         await asyncio.sleep(client.begin_ms / 1000)
         await PROGRAMS[client.kind](self.stage, machine, client, self.chance.fork(f"program {number}"))
@@ -93,8 +94,7 @@ class Workload:
         stage, loop = self.stage, self.world.loop
         stage.stopping = True
         stage.until = loop.time()
-        if not stage.declared.is_set():
-            stage.declared.set()
+        stage.declared.set()
         until = loop.time() + PROGRAMS_S
         while not self.done:
             if loop.time() > until:
@@ -104,8 +104,7 @@ class Workload:
             if machine.alive and not task.cancelled() and task.exception() is not None:
                 self.history.odd(machine.name, f"the program failed: {task.exception()!r}")
         machine = self.world.machine(SETTLER)
-        settle = loop.spawn(machine, self._settle(machine), SETTLER)
-        await settle
+        await loop.spawn(machine, self._settle(machine), SETTLER)
         self.history.finished = loop.time()
 
     async def _settle(self, machine: Machine) -> None:
@@ -113,7 +112,8 @@ class Workload:
         stage.stopping = False
         connected = await stage.connect(machine, Client(kind="admin", name=""))
         for name in self.plan.names:
-            self.history.declared(name.name, name.spec) if name.name not in self.history.specs else None
+            if name.name not in self.history.specs:
+                self.history.declared(name.name, name.spec)
             await declare(stage, connected, name.name)
         queues = [n.name for n in self.plan.names if n.queue is not None]
         for queue in queues:
@@ -194,7 +194,8 @@ class Workload:
     def _empty_now(self, queues: list[str]) -> bool:
         for partition in self._queue_partitions():
             machine = partition.machine
-            if partition.item.name in queues and (machine.ready_count or machine.leased_count or machine.delayed_count or machine.pending_transfers()):
+            held = machine.ready_count or machine.leased_count or machine.delayed_count
+            if partition.item.name in queues and (held or machine.pending_transfers()):
                 return False
         return not any(broker.running.broker.outbox._tasks for broker in self.brokers if broker.running is not None)
 
@@ -217,11 +218,7 @@ class Workload:
                 marks: dict[int, int] = {}
                 for partition in range(partitions):
                     note = self.history.publish(stream, len(self.plan.clients) + 1000, key=f"end {partition}", nbytes=20)
-                    value = f"{note.id}.20.".encode() + b""
-                    from headrace.sim.history import value_of
-
-                    value = value_of(note.id, 20)
-                    receipt = await connected.publish(stream, value, key=note.key, partition=partition)
+                    receipt = await connected.publish(stream, value_of(note.id, 20), key=note.key, partition=partition)
                     note.set_result(receipt)
                     marks[partition] = receipt.offset
                 attached = self.history.attach(machine.name, "final", stream)

@@ -127,7 +127,7 @@ def _rebuilt(where: str, broker: Broker, partition: Partition) -> Iterator[Viola
     """I18: checkpoint and tail make what the broker has."""
     shadow: Any = _Shadow(broker)
     try:
-        again = type(partition)(shadow, partition.item, partition.number, partition.pid)  # type: ignore[call-arg]
+        again = type(partition)(shadow, partition.item, partition.number, partition.pid)
         again.recover(broker.store.replay(partition.pid), broker.now_ms, broker.wall_ms)
     except Exception as e:
         yield Violation("I18", f"{where} cannot be rebuilt from its log: {e!r}")

@@ -6,6 +6,7 @@ goes on. So what is said here about order is said of attempts wherever it can be
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 
 from headrace.sim.checks.seen import TERMINAL, Place, Seen, Violation, place_text
 from headrace.sim.history import Arrival, Delivery, Settle
@@ -23,7 +24,7 @@ def sound_places(seen: Seen) -> Iterator[tuple[Place, list[Arrival]]]:
 def unexplained(seen: Seen) -> Iterator[Violation]:
     """I9: a second attempt needs a reason: a retry, a lease that may have run out, a consumer that left or lost its connection."""
     lease_s = {name: _shortest_lease(seen, name) for name in seen.specs if seen.is_queue(name)}
-    gone = {name: _departures(seen, name) for name in lease_s}
+    gone = {name: _departure(seen, name) for name in lease_s}
     for place, arrivals in sound_places(seen):
         name = place[0]
         limits = [spec.max_deliveries for spec in seen.queue_specs(name)]
@@ -36,12 +37,12 @@ def unexplained(seen: Seen) -> Iterator[Violation]:
                 continue
             if any(s.action == "retry" and s.at <= arrival.at for s in seen.settles.get(place, ())):
                 continue
-            if arrival.at - _posted(seen, place) >= lease_s.get(name, 0.0) - EPSILON_S or any(at <= arrival.at for at in gone.get(name, ())):
+            if arrival.at - _posted(seen, place) >= lease_s.get(name, 0.0) - EPSILON_S or gone.get(name, arrival.at + 1) <= arrival.at:
                 continue
             yield Violation(
                 "I9",
-                f"{place_text(place)}: attempt {arrival.attempt} arrived at consumer {arrival.consumer} {arrival.at:.4f} s, and nobody retried it, no "
-                f"lease can have run out, no consumer was gone: {_story(seen, place)}",
+                f"{place_text(place)}: attempt {arrival.attempt} arrived at consumer {arrival.consumer} {arrival.at:.4f} s, and nobody retried it, "
+                f"no lease can have run out, no consumer was gone: {_story(seen, place)}",
             )
 
 
@@ -51,8 +52,8 @@ def _shortest_lease(seen: Seen, name: str) -> float:
     return min(leases, default=0) / 1000
 
 
-def _departures(seen: Seen, name: str) -> list[float]:
-    """When consumers of a queue were gone, or partitions were taken from them."""
+def _departure(seen: Seen, name: str) -> float:
+    """When a consumer of a queue was first gone, or partitions were taken from one."""
     found: list[float] = []
     clients: dict[str, float] = {}
     for a in seen.attached.values():
@@ -61,7 +62,7 @@ def _departures(seen: Seen, name: str) -> list[float]:
             found.append(a.at if a.group else a.until)
     found += [link.at for link in seen.history.links if not link.up and link.client in clients and link.at >= clients[link.client]]
     found += [v.at for v in seen.verbs(name, "purge_leased")]
-    return [min(found)] if found else []
+    return min(found, default=float("inf"))
 
 
 def _posted(seen: Seen, place: Place) -> float:
@@ -137,7 +138,7 @@ def key_order(seen: Seen) -> Iterator[Violation]:
             lines.setdefault((place[0], place[1], publish.key), []).append(place[2])
     for (name, partition, key), offsets in lines.items():
         offsets.sort()
-        for low, high in zip(offsets, offsets[1:], strict=False):
+        for low, high in pairwise(offsets):
             yield from _overtaken(seen, key, (name, partition, low), (name, partition, high))
 
 

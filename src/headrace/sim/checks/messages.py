@@ -6,13 +6,10 @@ account for. What only a purge can account for is counted against what the purge
 """
 
 from collections.abc import Iterator
-from typing import Final
+from itertools import pairwise
 
 from headrace.sim.checks.seen import TERMINAL, Place, Seen, Violation, place_text
 from headrace.sim.history import NOBODY, REFUSED, Publish, Read
-
-SHOWN: Final = 5
-"""So many of one kind are told in full."""
 
 
 def lost(seen: Seen) -> Iterator[Violation]:
@@ -149,12 +146,12 @@ def out_of_order(seen: Seen) -> Iterator[Violation]:
             lanes.setdefault((publish.publisher, publish.name, partition), []).append((publish.sequence, offset, id))
     for (publisher, name, partition), rows in lanes.items():
         rows.sort()
-        for (before, low, first), (after, high, second) in zip(rows, rows[1:], strict=False):
+        for (before, low, first), (after, high, second) in pairwise(rows):
             if high <= low:
                 yield Violation(
                     "I4",
-                    f"{name}/{partition}: publisher {publisher} posted number {before} (message {first}) before {after} (message {second}), stored at "
-                    f"{low} and {high}: {seen.describe(first)} | {seen.describe(second)}",
+                    f"{name}/{partition}: publisher {publisher} posted number {before} (message {first}) before {after} (message {second}), stored "
+                    f"at {low} and {high}: {seen.describe(first)} | {seen.describe(second)}",
                 )
 
 
@@ -185,6 +182,6 @@ def stored_twice(seen: Seen) -> Iterator[Violation]:
         if settled_tier(seen, r.name) and not r.speculative and seen.sound(r.name, r.partition):
             read.setdefault((r.name, r.id, 0), {})[r.partition, r.offset] = r
     for (name, id, _), found in read.items():
-        publish = seen.publishes.get(id)
-        if len(found) > 1 and publish is not None and publish.idempotent and publish.name == name:
-            yield Violation("I11", f"read at {len(found)} places of {name!r}, {', '.join(f'{p}/{o}' for p, o in sorted(found))}: {publish!r}")
+        owner = seen.publishes.get(id)
+        if len(found) > 1 and owner is not None and owner.idempotent and owner.name == name:
+            yield Violation("I11", f"read at {len(found)} places of {name!r}, {', '.join(f'{p}/{o}' for p, o in sorted(found))}: {owner!r}")

@@ -102,10 +102,16 @@ def gaps(seen: Seen) -> Iterator[Violation]:
                 continue
             heard = told.get((number, r.partition), [])
             expected = before.offset + 1
-            if r.offset < expected and not heard and (settled_tier(seen, r.name) or r.epoch == before.epoch):
+            # a tier that may take records back has its reader begin again at its cursor under a new epoch
+            if r.offset < expected and not heard and (_durable(seen, r.name) or r.epoch == before.epoch):
                 yield Violation("I4", f"reader {number} of {r.name}/{r.partition} was at {before.offset} and then at {r.offset} {r.at:.4f} s")
             if r.offset > expected and not heard and not attached.filter and not compacted and settled_tier(seen, r.name):
-                yield Violation("I1", f"reader {number} of {r.name}/{r.partition} was at {before.offset} and then at {r.offset} {r.at:.4f} s: skipped")
+                where = f"reader {number} of {r.name}/{r.partition}"
+                yield Violation("I1", f"{where} was at {before.offset} and then at {r.offset} {r.at:.4f} s: it skipped some")
+
+
+def _durable(seen: Seen, name: str) -> bool:
+    return all(spec.tier == "durable" for spec in seen.stream_specs(name))
 
 
 def cursors(seen: Seen) -> Iterator[Violation]:
@@ -127,8 +133,8 @@ def cursors(seen: Seen) -> Iterator[Violation]:
                 for c in commits:
                     if c.partition == r.partition and r.offset <= c.offset and c.told_at < a.at:
                         yield Violation(
-                            "cursor", f"{name}/{r.partition}: cursor {cursor!r} was past {c.offset} {c.told_at:.4f} s, a reader that came {a.at:.4f} s "
-                            f"was given {r.offset} {r.at:.4f} s",
+                            "cursor", f"{name}/{r.partition}: cursor {cursor!r} was past {c.offset} {c.told_at:.4f} s, a reader that came "
+                            f"{a.at:.4f} s was given {r.offset} {r.at:.4f} s",
                         )  # fmt: skip
                         return
             if not a.group and not a.filter:
@@ -144,10 +150,11 @@ def _skipped(
     for partition, first in firsts.items():
         if (a.name, partition) in moved or not seen.sound(a.name, partition):
             continue
-        before = [r.offset for other in readers if other.at < a.at and not other.filter for r in reads.get(other.number, []) if r.partition == partition]
+        others = [other for other in readers if other.at < a.at and not other.filter]
+        before = [r.offset for other in others for r in reads.get(other.number, []) if r.partition == partition]
         known = max(before, default=-1)
         if first.offset > known + 1 and not any(o.filter for o in readers):
             yield Violation(
-                "cursor", f"{a.name}/{partition}: a reader with cursor {a.cursor!r} came {a.at:.4f} s and was first given {first.offset}; nobody with "
-                f"that cursor has seen more than up to {known}",
+                "cursor", f"{a.name}/{partition}: a reader with cursor {a.cursor!r} came {a.at:.4f} s and was first given {first.offset}; "
+                f"nobody with that cursor has seen more than up to {known}",
             )  # fmt: skip

@@ -248,7 +248,8 @@ class Part:
     @property
     def forgettable(self) -> bool:
         """Whether everything it knows can be read again from the small state."""
-        return not (self.sizes or self.unflushed or self.tail.head < len(self.tail.entries)) and self.last_index <= self.checkpoint_index
+        held = self.sizes or self.unflushed or self.tail.head < len(self.tail.entries) or self.promised > self.moved.promised
+        return not held and self.last_index <= self.checkpoint_index
 
 
 def _end_offset(ref: SegmentRef) -> int:

@@ -115,10 +115,7 @@ class Mover:
             if slices.over():
                 await slices.pause()
         await self._move(wanted)
-        puts: Puts = {number_key(keys.DELETED, pid): None for pid, file_id in ground.deleted.items() if file_id <= upto}
-        if puts:
-            await ground.writer.submit(puts)
-            ground.deleted = {pid: file_id for pid, file_id in ground.deleted.items() if file_id > upto}
+        await self._forget_deleted()
         gone = 0
         for file in closed:
             if file.file_id <= upto:
@@ -129,6 +126,22 @@ class Mover:
         self.passes += 1
         return gone
 
+    async def _forget_deleted(self) -> None:
+        """Gives up the marks of deleted partitions of which no log file that a recovery may read holds anything. That a file was retired is not
+        enough: it counts until a durable flush says so. What was appended before the deletion may have been flushed after it, to a newer file."""
+        ground = self._ground
+        if not ground.deleted:
+            return
+        for file_id, pids in ground.file_pids.items():
+            for pid in [pid for pid in ground.deleted if pid in pids]:
+                ground.deleted[pid] = max(ground.deleted[pid], file_id)
+        wal = ground.wal
+        gone = [pid for pid, file_id in ground.deleted.items() if file_id < wal.released_id and not wal.holds(pid)]
+        if gone:
+            await ground.writer.submit({number_key(keys.DELETED, pid): None for pid in gone})
+            for pid in gone:
+                del ground.deleted[pid]
+
     async def evacuate(self, part: Part, *, last_index: int | None = None) -> None:
         """Moves everything durable of one partition out of the log (at most up to ``last_index``)."""
         rows = len(part.sizes)
@@ -138,7 +151,9 @@ class Mover:
 
     async def _move(self, wanted: Sequence[tuple[Part, int]], *, least_index: int = 0) -> None:
         ground = self._ground
-        taken = await self._checkpoints([(part, rows) for part, rows in wanted if rows > 0 or least_index > part.moved.moved_to])
+        taken = await self._checkpoints(
+            [(part, rows) for part, rows in wanted if rows > 0 or least_index > part.moved.moved_to or part.promised > part.moved.promised]
+        )
         if not taken:
             return
         jobs: list[Job] = []

@@ -225,6 +225,15 @@ class Wal:
         """Number of the next flush."""
         return self._seq
 
+    @property
+    def released_id(self) -> int:
+        """Files below are not read by any recovery from now on: a durable flush has said so."""
+        return self._told_oldest_id
+
+    def holds(self, pid: int) -> bool:
+        """Whether entries of this partition wait to be durable."""
+        return pid in self._open or (self._flight is not None and any(row[0] == pid for row in self._flight.rows))
+
     def files(self) -> list[WalFile]:
         """Live files, oldest first; the last one is being written."""
         return [WalFile(f.file_id, f.end) for f in self._set.live]
@@ -544,6 +553,8 @@ class Wal:
             self._on_flushed(FlushResult(flight.seq, error, flight.rows, nowhere, 0, self._now_ns() - flight.started_ns))
         if slots:
             self._on_flushed(FlushResult(self._seq + 1, error, [slot.row() for slot in slots], nowhere, 0, 0))
+        if not slots and (flight is None or not flight.rows) and self._stopping is None:
+            self._on_flushed(FlushResult(self._seq + 1, error, [], nowhere, 0, 0))  # nobody's entries were lost, but nobody's will be kept either
         self._ended()
 
 

@@ -6,7 +6,9 @@ from contextlib import suppress
 import pytest
 
 from headrace.model.errors import HeadraceError
+from headrace.storage.flusher import SteppedLane
 from headrace.storage.keys import FILE
+from headrace.wire.journal import Kind
 from tests.unit.storage.store_rig import KIB, Killed, Rig
 
 
@@ -269,3 +271,95 @@ async def test_a_damaged_value_of_the_state_isolates_its_partition_and_a_repair_
     await rig.restart()
     await check_all(rig)
     await rig.store.close()
+
+
+async def roll_over(rig: Rig) -> None:
+    """The log goes on in another file."""
+    files = len(rig.store._ground.wal.files())
+    while len(rig.store._ground.wal.files()) == files:
+        rig.put(2, size=40 * KIB)
+        await rig.flush()
+
+
+async def close_flush(rig: Rig) -> None:
+    """The log is idle: what it has retired goes."""
+    for call in rig.timers:
+        call()
+    rig.timers.clear()
+
+
+async def forget(rig: Rig, pid: int) -> None:
+    await rig.store.delete([pid])
+    del rig.logs[pid]
+    rig.loaded.discard(pid)
+
+
+async def test_a_deleted_partition_stays_deleted_while_a_recovery_may_still_read_its_log_files() -> None:
+    """That a log file was retired is forgotten by a crash until a flush has said so."""
+    rig = await Rig().start()
+    rig.put(1)
+    await rig.flush()
+    await forget(rig, 1)
+    await roll_over(rig)
+    await rig.store._mover.pass_once(everything=True)
+    await rig.crash()
+    assert rig.store.replay(1).last_index == 0
+    assert 1 not in rig.store.partitions()
+    for _ in range(3):
+        await close_flush(rig)
+        await roll_over(rig)
+        await rig.store._mover.pass_once(everything=True)
+    assert rig.store._ground.deleted == {}, "nothing of it is left, so its mark went too"
+    await rig.crash()
+    assert rig.store.replay(1).last_index == 0
+
+
+async def test_what_was_appended_before_a_deletion_and_flushed_after_it_stays_deleted() -> None:
+    """It may lie in a newer log file than the one that was written when the partition was deleted."""
+    rig = await Rig().start()
+    for _ in range(3):
+        rig.put(1)
+        await rig.flush()
+    wal = rig.store._ground.wal
+    while wal._reserve_at - wal._end > 80 * KIB:
+        rig.put(2, size=40 * KIB)
+        await rig.flush()
+    newest = wal.files()[-1].file_id
+    eager, wal._flusher = wal._flusher, SteppedLane()
+    rig.put(2)
+    rig.store.flush()
+    rig.put(1, size=100 * KIB)
+    await forget(rig, 1)
+    while wal._flusher.step():
+        pass
+    wal._flusher = eager
+    assert wal.files()[-1].file_id > newest, "it was flushed to the next file, after the deletion"
+    for _ in range(2):
+        await rig.store._mover.pass_once(everything=True)
+        await close_flush(rig)
+    await rig.crash()
+    assert rig.store.damaged() == {}
+    assert rig.store.replay(1).last_index == 0
+
+
+async def test_a_promise_outlives_the_log_file_that_held_it() -> None:
+    rig = await Rig().start()
+    rig.put(1)
+    await rig.unload(1)
+    rig.store.append(1, 7, 2, int(Kind.PROMISE), (b"",), 0)
+    rig.store.append(3, 4, 1, int(Kind.PROMISE), (b"",), 0)  # a partition without any entry
+    for _ in range(30):
+        rig.put(2, size=40 * KIB)
+        await rig.flush()
+    for _ in range(3):
+        await rig.store._mover.pass_once(everything=True)
+        await close_flush(rig)
+    assert rig.store._ground.wal.files()[0].file_id > 1, "the file that held them is gone"
+    await rig.crash()
+    assert rig.store._ground.part(1).promised == 7
+    assert rig.store._ground.part(3).promised == 4
+    assert rig.store.damaged() == {}
+    rig.put(3)
+    await rig.restart()
+    for pid in rig.logs:
+        await rig.check(pid)

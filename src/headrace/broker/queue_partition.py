@@ -45,7 +45,7 @@ class QueuePartition(Partition):
         self._take_settings(item.queue)
         self.subscriptions: dict[int, QueueSubscription] = {}
         self.reading = Reading(broker.store, pid)
-        self._waiting: deque[Grant] = deque()
+        self._waiting: deque[tuple[Grant, int]] = deque()
         self._reader: asyncio.Task[None] | None = None
         self._opener: asyncio.Task[None] | None = None
 
@@ -257,32 +257,54 @@ class QueuePartition(Partition):
                 first = self._emit(grant, entries, first, end)
             else:
                 return
-        self._waiting.append(grant)
+        subscription = self.subscriptions.get(grant.consumer_id)
+        self._waiting.append((grant, subscription.connection if subscription is not None else -1))
         if self._reader is None:
             self._reader = self.broker.spawn(self._read())
 
     def sending_to(self, subscription_id: int) -> bool:
         """Whether messages for that subscription are being read or looked for right now."""
-        return self._opener is not None or any(grant.consumer_id == subscription_id for grant in self._waiting)
+        return self._opener is not None or any(grant.consumer_id == subscription_id for grant, _ in self._waiting)
 
     async def _read(self) -> None:
         """Sends what waits for the disk, grant after grant."""
         try:
             while self._waiting:
-                grant = self._waiting[0]
+                grant, connection = self._waiting[0]
                 first, end = grant.first, grant.first + grant.count
                 while first < end:
-                    entries = self.reading.near(first, end) or await self.reading.far(first, end)
+                    if not self._wanted(grant, connection, first, end):
+                        break
+                    entries = self.reading.near(first, end) or await self.reading.far(first, end, ahead=self.high_watermark)
                     if not entries:
                         self._lost(first, end)
                         break
-                    first = self._emit(grant, entries, first, end)
+                    first = self._emit_late(grant, connection, entries, first, end)
                 self._waiting.popleft()
                 self.broker.mark(self)
         except Damaged:
             self._waiting.clear()
         finally:
             self._reader = None
+
+    def _wanted(self, grant: Grant, connection: int, first: int, end: int) -> bool:
+        """Whether anything of a grant that waited is still to be sent."""
+        subscription = self.subscriptions.get(grant.consumer_id)
+        if subscription is None or subscription.connection != connection:
+            return False
+        return grant.auto_ack or bool(self.machine.leased(grant.consumer_id, grant.attempt, first, end))
+
+    def _emit_late(self, grant: Grant, connection: int, entries: Sequence[StoredEntry], first: int, end: int) -> int:
+        """As ``_emit`` after reading took a while: what is not leased so any more, or was granted to an earlier connection, is not sent."""
+        subscription = self.subscriptions.get(grant.consumer_id)
+        if subscription is None or subscription.connection != connection:
+            return end
+        if grant.auto_ack:
+            return self._emit(grant, entries, first, end)
+        end = min(end, max(first + 1, entries[-1].base_offset + entries[-1].record_count))
+        for start, stop in self.machine.leased(grant.consumer_id, grant.attempt, first, end):
+            self._emit(grant, entries, start, stop)
+        return end
 
     def _emit(self, grant: Grant, entries: Sequence[StoredEntry], first: int, end: int) -> int:
         """Delivers what ``entries`` hold of [first, end) and says where it stopped."""
@@ -349,7 +371,7 @@ class QueuePartition(Partition):
 
     async def _open_far(self, first: int, end: int) -> None:
         try:
-            entries = await self.reading.far(first, end)
+            entries = await self.reading.far(first, end, ahead=self.high_watermark)
             if entries:
                 self._opened(entries, first, end)
             else:

@@ -31,9 +31,10 @@ class Reading:
             return [e for e in self._window if e.base_offset < end and e.base_offset + e.record_count > first]
         return self._store.cached(self._pid, first, bytes_max, end)
 
-    async def far(self, first: int, end: int, bytes_max: int = limits.READ_CHUNK_BYTES) -> Sequence[StoredEntry]:
-        """As ``near``, from disk where needed; what was read beyond is kept for the next call. Empty: nothing is stored there any more."""
-        entries = await self._store.read(self._pid, first, bytes_max, end)
+    async def far(self, first: int, end: int, bytes_max: int = limits.READ_CHUNK_BYTES, *, ahead: int = 0) -> Sequence[StoredEntry]:
+        """As ``near``, from disk where needed; what was read beyond, up to offset ``ahead``, is kept for the next call. Empty: nothing is stored
+        there any more."""
+        entries = await self._store.read(self._pid, first, bytes_max, max(end, ahead))
         if entries:
             self._window = entries
             self._window_first, self._window_end = entries[0].base_offset, entries[-1].base_offset + entries[-1].record_count

@@ -88,6 +88,8 @@ class QueueSubscription(Subscription):
         """By partition number."""
         self.partitions: dict[int, QueuePartition] = {}
         self.fetches: list[Fetch] = []
+        self.connection = 0
+        """Grows when it loses its connection: what was on its way to the old one is not sent to the new."""
 
     def leave(self, now_ms: int, wall_ms: int) -> None:
         self.closed = True
@@ -100,6 +102,7 @@ class QueueSubscription(Subscription):
 
     def suspend(self) -> None:
         self.sink = None
+        self.connection += 1
         while self.fetches:
             self.end_fetch()
         for partition in self.partitions.values():

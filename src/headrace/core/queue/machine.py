@@ -147,6 +147,11 @@ class QueueMachine(Administration):
             for start, stop in gaps(held.pieces(first, end), first, end):
                 self._return(holder, start, stop, Reason.CONSUMER_GONE, wall_ms, counted=False)
 
+    def leased(self, consumer_id: int, attempt: int, first: int, end: int) -> list[tuple[int, int]]:
+        """(first, end) of what it still leases, as that delivery, of a grant that took a while to send."""
+        holder = self._state.leases.by_consumer.get(consumer_id)
+        return [] if holder is None else [(start, stop) for start, stop, lease in holder.leases.pieces(first, end) if lease.attempt == attempt]
+
     def take_back(self, consumer_id: int, ranges: Sequence[Range], now_ms: int, wall_ms: int) -> int:
         """Returns granted messages that could not be sent; the delivery does not count. Returns how many were leased."""
         self._warm(now_ms)

@@ -213,7 +213,9 @@ class Commit:
 class Attached:
     """A subscription from its opening to its end. ``how``: left, abandoned (with messages in hand), ended (by the broker) or "" (it never was)."""
 
-    __slots__ = ("at", "auto_ack", "client", "cursor", "filter", "group", "how", "kind", "lease_ms", "name", "number", "start", "until")
+    __slots__ = (
+        "at", "auto_ack", "client", "cursor", "filter", "group", "how", "kind", "lease_ms", "leaving", "name", "number", "start", "until",
+    )  # fmt: skip
 
     def __init__(self, number: int, client: str, kind: str, name: str, at: float) -> None:
         self.number = number
@@ -222,7 +224,8 @@ class Attached:
         """consumer, puller, reader; final = the one that empties or reads everything at the end."""
         self.name = name
         self.at = at
-        self.until = float("inf")
+        self.leaving = self.until = float("inf")
+        """When it began to leave, and when it was gone."""
         self.how = ""
         self.lease_ms = 0
         self.auto_ack = False

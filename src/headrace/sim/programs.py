@@ -68,9 +68,14 @@ class Stage:
         return self.stopping or self.loop.time() >= self.until
 
     async def connect(self, machine: Machine, client: Client) -> Connected:
-        made = await headrace.connect(
-            self.url, name=machine.name, wait=WAIT_S, heartbeat=client.heartbeat_ms / 1000, confirm_timeout=client.confirm_timeout_ms / 1000
-        )
+        while True:
+            try:
+                made = await headrace.connect(
+                    self.url, name=machine.name, wait=WAIT_S, heartbeat=client.heartbeat_ms / 1000, confirm_timeout=client.confirm_timeout_ms / 1000
+                )
+                break
+            except HeadraceError:  # a broker that goes down for its disk says so to whoever says hello
+                await asyncio.sleep(0.05)
         links, now = self.history.links, self.loop.time
         links.append(Link(now(), machine.name, True))
         made.on_connection(lambda up: links.append(Link(now(), machine.name, up)))
@@ -263,6 +268,7 @@ async def consume(stage: Stage, machine: Machine, client: Client, chance: Chance
             await _take(stage, consumer, hand, client, client.operations // client.rounds + 1)
         except HeadraceError:
             attached.how = "ended"  # deleted, taken by a cohort, quarantined
+        attached.leaving = stage.loop.time()
         if chance.happens(client.abandon):
             stage.world.network.break_connections(machine.name)
             await asyncio.sleep(0.01)
@@ -316,6 +322,7 @@ async def pull(stage: Stage, machine: Machine, client: Client, chance: Chance) -
         hand.settle_late(everything=True)
     except HeadraceError:
         attached.how = "ended"
+    attached.leaving = stage.loop.time()
     await consumer.close()
     attached.how, attached.until = attached.how or "left", stage.loop.time()
     await connected.close()
@@ -367,6 +374,7 @@ async def read(stage: Stage, machine: Machine, client: Client, chance: Chance) -
             await _follow(stage, attached, reader, client, chance)
         except HeadraceError:
             attached.how = "ended"  # deleted, fenced by another reader of its cursor, quarantined
+        attached.leaving = stage.loop.time()
         await reader.close()
         attached.how, attached.until = attached.how or "left", stage.loop.time()
         await asyncio.sleep(client.pause_ms / 1000)

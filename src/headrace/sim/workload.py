@@ -104,7 +104,12 @@ class Workload:
             if machine.alive and not task.cancelled() and task.exception() is not None:
                 self.history.odd(machine.name, f"the program failed: {task.exception()!r}")
         machine = self.world.machine(SETTLER)
-        await loop.spawn(machine, self._settle(machine), SETTLER)
+        bound = DRAIN_S + self._patience_s() + READ_S * (1 + len(self.plan.names))
+        try:
+            async with asyncio.timeout(bound):
+                await loop.spawn(machine, self._settle(machine), SETTLER)
+        except TimeoutError:
+            raise Stalled(f"I16: {bound:.0f} s after all was healed queues are not empty or streams not read: {self.figures()}") from None
         self.history.finished = loop.time()
 
     async def _settle(self, machine: Machine) -> None:
@@ -157,6 +162,7 @@ class Workload:
                     while True:
                         hand.handle(await consumer.__anext__())
                 finally:
+                    attached.leaving = self.world.loop.time()
                     await consumer.close()
                     attached.how, attached.until = "left", self.world.loop.time()
             except HeadraceError as e:
@@ -203,7 +209,7 @@ class Workload:
         """What the queues still hold."""
         rows = [f"{p.item.name}/{p.number} {p.machine.view()}" for p in self._queue_partitions() if p.machine.settled_count < p.machine.end]
         attention = [text for broker in self.brokers if broker.running is not None for text in broker.running.broker.outbox.attention()]
-        return "; ".join(rows + attention) or "a transfer is still running"
+        return "; ".join(rows + attention) or "no queue that is in memory holds anything"
 
     # ------------------------------------------------------------ streams
 

@@ -59,7 +59,7 @@ def _departure(seen: Seen, name: str) -> float:
     for a in seen.attached.values():
         if a.name == name:
             clients[a.client] = min(a.at, clients.get(a.client, a.at))
-            found.append(a.at if a.group else a.until)
+            found.append(a.at if a.group else min(a.leaving, a.until))
     found += [link.at for link in seen.history.links if not link.up and link.client in clients and link.at >= clients[link.client]]
     found += [v.at for v in seen.verbs(name, "purge_leased")]
     return min(found, default=float("inf"))

@@ -131,9 +131,10 @@ class Seen:
         return found.client if found is not None else ""
 
     def too_late(self, settle: Settle) -> bool:
-        """Whether the lease was certainly lost when the settlement was sent: a later attempt had arrived somewhere."""
-        place = (settle.name, settle.partition, settle.offset)
-        return any(a.attempt > settle.attempt and a.at <= settle.at for a in self.arrivals.get(place, ()))
+        """Whether the lease was certainly lost when the settlement was sent: a later attempt had arrived elsewhere. (A consumer that was granted it
+        again settles that lease, whichever delivery it means.)"""
+        later = [a for a in self.arrivals.get((settle.name, settle.partition, settle.offset), ()) if a.attempt > settle.attempt]
+        return any(a.at <= settle.at for a in later) and all(a.consumer != settle.consumer for a in later)
 
     def may_have_settled(self, settle: Settle) -> bool:
         """Whether it may have taken effect."""

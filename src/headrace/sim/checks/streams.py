@@ -36,7 +36,7 @@ def lost(seen: Seen) -> Iterator[Violation]:
         if seen.kept(publish) and publish.offset >= 0 and not seen.is_queue(publish.name):
             told[publish.name, publish.partition, publish.offset] = (publish.id, "I1", f"confirmed {publish.told_at:.4f} s")
     for r in seen.history.reads:
-        if settled_tier(seen, r.name) and not r.speculative:
+        if settled_tier(seen, r.name) and not r.speculative and seen.attached[r.reader].kind != "final":
             told.setdefault((r.name, r.partition, r.offset), (r.id, "I5", f"read by reader {r.reader} {r.at:.4f} s"))
     for (name, partition, offset), (id, invariant, text) in told.items():
         if not seen.sound(name, partition) or any(n == name for n, _ in sorted(seen.damage)) or not seen.stream_specs(name):

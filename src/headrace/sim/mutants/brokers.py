@@ -1,0 +1,146 @@
+"""Bugs of publishing and of a broker's life: confirms, duplicates, checkpoints, epochs, sessions."""
+
+from typing import Final
+
+from headrace.sim.mutants.planting import Edit, Mutant
+
+BROKERS: Final = (
+    Mutant(
+        name="confirm-at-append",
+        wrong="publishes are confirmed when they are appended, before any byte is written",
+        notices=("I1", "I13"),
+        edits=(
+            Edit(
+                "broker.partition:Partition._append_gathered",
+                "if self._accepted:",
+                "if not self._early:\n    self._confirm(gathered, Level.LOCAL)\nif self._accepted:",
+            ),
+            Edit("broker.partition:Partition.flushed", "if not self._early:", "if False:"),
+        ),
+    ),
+    Mutant(
+        name="refused-and-stored",
+        wrong="a publish beyond the queue's limit is refused, and stored all the same",
+        notices=("I2",),
+        edits=(
+            Edit(
+                "broker.partition:Partition.publish",
+                "error = self.admit(records, nbytes)\nif error is not None:\n    self._refuse(sink, channel, run, asked_level, error)\n    return",
+                "error = self.admit(records, nbytes)\nif error is not None:\n    self._refuse(sink, channel, run, asked_level, error)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="confirm-names-the-wrong-offset",
+        wrong="all publishes of one entry are confirmed with the offset of its first",
+        notices=("I3",),
+        edits=(
+            Edit(
+                "broker.partition:Partition._confirm",
+                "p.first, p.frames, p.base_offset, p.level, False",
+                "p.first, p.frames, publishes[0].base_offset, p.level, False",
+            ),
+        ),
+    ),
+    Mutant(
+        name="duplicates-not-looked-for",
+        wrong="the table of producers is not asked, so a publish that is sent again is stored again",
+        notices=("I11", "I4"),
+        edits=(Edit("broker.partition:Partition.publish", "if run.producer_id >= 0:", "if run.producer_id >= 0 and self.limited:"),),
+    ),
+    Mutant(
+        name="producers-not-replayed",
+        wrong="replay does not fill the table of producers: what is sent again after a crash is stored again",
+        notices=("I11", "I4"),
+        edits=(
+            Edit(
+                "broker.partition:Partition._replay",
+                "self.producers.stored(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count, offset)",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        name="producers-not-in-the-checkpoint",
+        wrong="a checkpoint has an empty table of producers",
+        notices=("I11", "I4", "I18"),
+        edits=(Edit("broker.partition:Partition.checkpoint", "self.producers.snapshot()", "ProducerTable().snapshot()"),),
+    ),
+    Mutant(
+        name="duplicate-confirmed-early",
+        wrong="a publish that was sent again is confirmed while the first one is not durable yet",
+        notices=("I1", "I13"),
+        edits=(Edit("broker.partition:Partition._not_new", "self.when_committed(confirm)", "confirm()"),),
+    ),
+    Mutant(
+        name="sent-again-in-the-wrong-order",
+        wrong="after a broken connection the client sends its window again newest first",
+        notices=("I4",),
+        edits=(Edit("client.lane:Lane.again", "for frame in self.sent.values():", "for frame in reversed(list(self.sent.values())):"),),
+    ),
+    Mutant(
+        name="checkpoint-forgets-what-is-in-flight",
+        wrong="a checkpoint leaves out publishes that are appended and not committed yet, though its index covers them",
+        notices=("I1", "I18"),
+        edits=(
+            Edit(
+                "broker.partition:Partition.checkpoint",
+                "pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]",
+                "pending: list[object] = []",
+            ),
+        ),
+    ),
+    Mutant(
+        name="checkpoint-forgets-what-nobody-consumed",
+        wrong="a checkpoint leaves out messages that were committed while no consumer was there",
+        notices=("I1", "I18", "error"),
+        edits=(Edit("broker.queue_partition:QueuePartition.snapshot", "self.machine.snapshot()", "self._machine.snapshot()"),),
+    ),
+    Mutant(
+        name="offsets-given-out-again",
+        wrong="after a restart from a checkpoint offsets start below what was given out",
+        notices=("I3", "I1", "I5", "error"),
+        edits=(
+            Edit("broker.partition:Partition.recover", "self.next_offset = log.checkpoint.next_offset", "pass"),
+            Edit("broker.partition:Partition.recover", "self.next_offset = max(self.next_offset, log.next_offset)", "pass"),
+        ),
+    ),
+    Mutant(
+        name="epoch-kept-over-a-restart",
+        wrong="a partition is taken up again under the epoch that it had",
+        notices=("I7",),
+        edits=(Edit("broker.partition:Partition.activate", "self.epoch += 1", "self.epoch = max(self.epoch, 1)"),),
+    ),
+    Mutant(
+        name="unloaded-while-in-use",
+        wrong="an idle partition is unloaded although somebody came while its checkpoint was written",
+        notices=("I1", "I3", "I16", "error", "damage"),
+        edits=(
+            Edit("broker.broker:Broker._unload", "if partition.idle() and partition.last_index == checkpoint.index:", "if True:"),
+            Edit("broker.partition:Partition.idle", "or self.publishers or self.attached()", "or self.attached()"),
+        ),
+    ),
+    Mutant(
+        name="damaged-partition-served",
+        wrong="a partition that recovery has isolated is served with what is left of it",
+        notices=("I1", "I14", "damage", "error"),
+        stir=("flip", "flip"),
+        edits=(
+            Edit("broker.broker:Broker.partition", "if damage is not None:", "if damage is not None and not damage.why:"),
+            Edit("storage.store:DiskStore.replay", "if pid in ground.damaged:", "if False:"),
+        ),
+    ),
+    Mutant(
+        name="pause-forgotten-at-a-restart",
+        wrong="a paused queue delivers again after a restart",
+        notices=("pause",),
+        stir=("kill",),
+        edits=(Edit("broker.queue_partition:QueuePartition.__init__", "self._machine.pause(item.paused)", "pass"),),
+    ),
+    Mutant(
+        name="deletion-not-finished",
+        wrong="a deletion that a crash has interrupted is not carried on, and its record stays",
+        notices=("I17", "deletion"),
+        edits=(Edit("broker.broker:Broker._finish_deletions", "await self.store.delete(item.partitions)", "pass"),),
+    ),
+)

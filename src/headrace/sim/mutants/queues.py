@@ -1,0 +1,336 @@
+"""Bugs of a queue: who gets a message, how often and when, and what is remembered of that."""
+
+from typing import Final
+
+from headrace.sim.mutants.planting import Edit, Mutant
+
+LEASES: Final = (
+    Mutant(
+        name="ack-not-journalled",
+        wrong="the last run of acks of each tick is left out of the journal, so a restart delivers those messages again",
+        notices=("I9", "I1", "I15"),
+        edits=(Edit("core.queue.journalling:Journal._close", "    held_end = end\nself._acked(held_first, held_end)", "    held_end = end"),),
+    ),
+    Mutant(
+        name="settle-confirmed-early",
+        wrong="a settlement is answered before it is durable",
+        notices=("I9", "I13"),
+        edits=(Edit("broker.queue_partition:QueuePartition._answer", "self.when_committed(answer)", "answer()"),),
+    ),
+    Mutant(
+        name="lease-not-journalled",
+        wrong="leases are not journalled: after a restart the messages are ready, for anybody, as if never delivered",
+        notices=("I9", "I10"),
+        edits=(Edit("core.queue.granting:Round._deliver", "state.journal.lease(start, stop, attempt, lease_ms, holder.token)", "pass"),),
+    ),
+    Mutant(
+        name="leases-end-at-a-restart",
+        wrong="leases that were restored run out at once instead of starting anew",
+        notices=("I9", "I10"),
+        edits=(Edit("core.queue.leases:Leases.activate", "lease.lease_ms, now_ms + lease.lease_ms,", "lease.lease_ms, now_ms,"),),
+    ),
+    Mutant(
+        name="attempts-not-replayed",
+        wrong="the delivery count of returned messages is lost over a restart",
+        notices=("I9", "I1"),
+        edits=(Edit("core.queue.replaying:_settlement", "state.set_failures(start, stop, attempts,", "state.set_failures(start, stop, 0,"),),
+    ),
+    Mutant(
+        name="attempts-not-in-the-snapshot",
+        wrong="a snapshot has no delivery counts",
+        notices=("I9", "I18"),
+        edits=(Edit("core.queue.snapshots:snapshot", "[(first, end, *failures) for first, end, failures in state.attempts]", "[]"),),
+    ),
+    Mutant(
+        name="late-settle-of-another-accepted",
+        wrong="a settlement counts for whoever sends it, also when the message is leased to somebody else by now",
+        notices=("I10",),
+        edits=(
+            Edit(
+                "core.queue.machine:QueueMachine.settle",
+                "pieces = holder.leases.cut(0 if up_to else first, end)",
+                "pieces = leases.cut_any(0 if up_to else first, end)",
+            ),
+            Edit("core.queue.machine:QueueMachine.settle", "lease.left -= stop - start", "pass"),
+            Edit("core.queue.machine:QueueMachine.settle", "leases.count -= found", "pass"),
+        ),
+    ),
+    Mutant(
+        name="settle-of-an-older-epoch-accepted",
+        wrong="a settlement is not compared with the epoch of the delivery that it answers",
+        notices=("I10", "I9"),
+        edits=(
+            Edit(
+                "gateways.native.connection:NativeConnection._on_settle",
+                "if partition is not None and (settle.epoch == partition.epoch or not settle.epoch):",
+                "if partition is not None:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="expired-lease-stays-with-its-holder",
+        wrong="an expired message is ready again and yet still its old holder's: two consumers have it",
+        notices=("I10", "I15", "error", "damage"),
+        edits=(
+            Edit(
+                "core.queue.leases:Leases.expired",
+                "for piece in self.cut(holder, start, stop)]",
+                "for piece in holder.leases.pieces(start, stop)]",
+            ),
+        ),
+    ),
+    Mutant(
+        name="lease-expiry-never-looked-at",
+        wrong="nothing wakes a partition for a lease that runs out",
+        notices=("I16", "I9"),
+        edits=(Edit("core.queue.machine:QueueMachine.next_deadline_ms", "best = state.leases.next_deadline_ms()", "best = None"),),
+    ),
+    Mutant(
+        name="extension-forgotten",
+        wrong="an extended lease ends when it would have ended anyway",
+        notices=("I10", "I9"),
+        edits=(
+            Edit(
+                "core.queue.machine:QueueMachine.extend",
+                "lease.attempt, lease_ms, now_ms + lease_ms, lease.first_failed_ms)",
+                "lease.attempt, lease_ms, lease.deadline_ms, lease.first_failed_ms)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="held-messages-not-asked-for",
+        wrong="a resumed consumer keeps leases on what never reached it; such messages come back only when the lease runs out, as failures",
+        notices=("I9", "I16"),
+        edits=(Edit("core.queue.machine:QueueMachine.resume", "if held_ranges is None:\n    return", "return"),),
+    ),
+    Mutant(
+        name="uncounted-return-forgotten",
+        wrong="messages that could not be sent leave their lease and are nowhere",
+        notices=("I1", "I15", "I16"),
+        edits=(
+            Edit(
+                "core.queue.machine:QueueMachine._return",
+                "fates.give_back(self._state, pieces, reason, wall_ms, counted=counted)",
+                "if counted:\n    fates.give_back(self._state, pieces, reason, wall_ms)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="session-end-forgets-subscriptions",
+        wrong="the end of a lost session's grace does not end its subscriptions: its seat in a cohort or group is never free",
+        notices=("I16",),
+        edits=(
+            Edit(
+                "broker.broker:Broker._expire_sessions",
+                "for subscription in list(session.subscriptions.values()):\n    self.end_subscription(subscription)\n",
+                "pass\n",
+            ),
+        ),
+    ),
+    Mutant(
+        name="credit-never-returned",
+        wrong="an ack does not give its credit back, so a consumer is sent its window once and then nothing",
+        notices=("I16",),
+        edits=(Edit("core.queue.machine:QueueMachine.settle", "consumer.credit.messages += found", "pass"),),
+    ),
+    Mutant(
+        name="pull-keeps-unused-credit",
+        wrong="what a pull asked for and did not get stays as credit: the next one gets more than it asks for",
+        notices=("I10", "I9", "pull"),
+        edits=(Edit("broker.subscription:QueueSubscription.end_fetch", "self.credit.messages -= fetch.wanted - fetch.delivered", "pass"),),
+    ),
+    Mutant(
+        name="auto-ack-not-journalled",
+        wrong="messages delivered with auto-ack are not journalled as settled: a restart delivers them again",
+        notices=("I9",),
+        edits=(Edit("core.queue.granting:Round._deliver", "state.journal.settle(Action.ACK, Reason.AUTO_ACK, attempt, start, stop)", "pass"),),
+        stir=("kill",),
+    ),
+)
+
+RULES: Final = (
+    Mutant(
+        name="key-order-not-kept",
+        wrong="the next message of a key is delivered while one is leased or waits for a retry",
+        notices=("I4",),
+        edits=(
+            Edit("core.queue.lookahead:Lookahead._may_go", "return not self.keyed or key is None or self.lines[key][0] == offset", "return True"),
+        ),
+    ),
+    Mutant(
+        name="delay-taken-for-a-time",
+        wrong="a delay is stored as it came, as a time long past: the message is delivered at once",
+        notices=("delay", "I9", "I2"),
+        edits=(
+            Edit(
+                "broker.partition:Partition._gather",
+                "not_before = wall + run.not_before_ms if run.not_before_ms else 0",
+                "not_before = run.not_before_ms",
+            ),
+        ),
+    ),
+    Mutant(
+        name="retry-delay-lost-at-a-restart",
+        wrong="replay makes a message that waits for its retry ready at once",
+        notices=("delay", "I9"),
+        stir=("kill",),
+        edits=(Edit("core.queue.replaying:_settlement", "state.make_delayed(start, stop, when_ms)", "state.make_ready(start, stop)"),),
+    ),
+    Mutant(
+        name="back-off-ignored",
+        wrong="a retry with a delay is delivered again at once",
+        notices=("delay", "I9"),
+        edits=(
+            Edit(
+                "core.queue.fates:give_back",
+                "delay = min(backoff_ms(state, attempts) if delay_ms is None else delay_ms, DELAY_MS_MAX)",
+                "delay = 0",
+            ),
+        ),
+    ),
+    Mutant(
+        name="expiry-ignored",
+        wrong="the expiry that a message was published with is not kept",
+        notices=("ttl", "I9"),
+        edits=(Edit("broker.partition:Partition._gather", "expires_at = wall + run.expires_at_ms if run.expires_at_ms else 0", "expires_at = 0"),),
+    ),
+    Mutant(
+        name="expired-too-early",
+        wrong="expiry is compared in whole seconds, so messages expire up to a second early",
+        notices=("I1",),
+        edits=(Edit("core.queue.expiry:Expiry.due", "expiring[0][0] <= wall_ms", "expiring[0][0] // 1000 <= wall_ms // 1000"),),
+    ),
+    Mutant(
+        name="ttl-by-the-second",
+        wrong="append times are kept to the second only, so the queue's time to live ends early for some",
+        notices=("I1",),
+        edits=(Edit("core.queue.state:State.append", "grain_ms=0 if spec.ttl_ms or spec.max_age_ms else TIME_GRAIN_MS", "grain_ms=TIME_GRAIN_MS"),),
+    ),
+    Mutant(
+        name="max-deliveries-off-by-one",
+        wrong="a message is delivered once more than max_deliveries",
+        notices=("max_deliveries", "I9"),
+        edits=(Edit("core.queue.fates:give_back", "attempts >= attempts_max", "attempts > attempts_max"),),
+    ),
+    Mutant(
+        name="rejected-dropped",
+        wrong="a rejected message is dropped although its queue names where dead letters go",
+        notices=("I1",),
+        edits=(
+            Edit(
+                "core.queue.fates:bury",
+                "if state.spec.dead_letter and not drop:",
+                "if state.spec.dead_letter and not drop and reason != Reason.REJECTED:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="overflow-drops-instead-of-dead-lettering",
+        wrong="overflow = dead_letter_oldest drops the oldest",
+        notices=("I1",),
+        edits=(Edit("core.queue.admission:make_room", 'drop = spec.overflow == "drop_oldest"', "drop = True"),),
+    ),
+    Mutant(
+        name="overflow-drops-the-newest",
+        wrong="overflow removes the newest of the messages that were there, not the oldest",
+        notices=("I1", "overflow"),
+        edits=(
+            Edit(
+                "core.queue.admission:_bury_oldest",
+                "end = min(held.pieces(first, below, 1)[0][1], first + count - gone)",
+                "first, end, _ = held.pieces(first, below)[-1]\nfirst = max(first, end - (count - gone))",
+            ),
+        ),
+    ),
+    Mutant(
+        name="limit-forgets-what-is-on-its-way",
+        wrong="a queue's limit counts what is enqueued and not what was admitted before: bursts go beyond it",
+        notices=("limit", "I17"),
+        edits=(
+            Edit(
+                "core.queue.admission:Admission.admit",
+                "if spec.max_messages and state.unsettled_count + self.count + count > spec.max_messages:",
+                "if spec.max_messages and state.unsettled_count + count > spec.max_messages:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="priorities-inverted",
+        wrong="the lowest priority is served first",
+        notices=("priority", "I4"),
+        edits=(Edit("core.queue.granting:Round._hand_out", "for level in reversed(levels) if level", "for level in levels if level"),),
+    ),
+    Mutant(
+        name="purge-forgets-the-delayed",
+        wrong="a purge leaves delayed messages in the queue",
+        notices=("I2", "I9", "purge"),
+        edits=(
+            Edit("core.queue.administration:Administration.purge", "state.cut_ready(0, ALL) + state.cut_delayed(0, ALL)", "state.cut_ready(0, ALL)"),
+        ),
+    ),
+    Mutant(
+        name="purge-not-journalled",
+        wrong="a purge is not journalled: a restart brings the messages back",
+        notices=("I2", "I9", "purge"),
+        stir=("kill",),
+        edits=(
+            Edit(
+                "core.queue.administration:Administration.purge",
+                "state.journal.settle(Action.PURGE, Reason.PURGED, 0, first, end, wall_ms)",
+                "pass",
+            ),
+        ),
+    ),
+    Mutant(
+        name="snapshot-without-the-delayed",
+        wrong="a snapshot has no delayed messages",
+        notices=("I1", "I18", "damage", "error"),
+        edits=(Edit("core.queue.snapshots:snapshot", "list(state.delayed)", "[]"),),
+    ),
+    Mutant(
+        name="snapshot-without-priorities",
+        wrong="a snapshot has no priorities",
+        notices=("priority", "I18", "damage", "error"),
+        edits=(Edit("core.queue.snapshots:snapshot", "list(state.priorities)", "[]"),),
+    ),
+    Mutant(
+        name="transfer-forgotten-at-a-restart",
+        wrong="dead letters that were on their way when the broker died are not carried on",
+        notices=("I1", "I16"),
+        edits=(Edit("core.queue.administration:Administration._warm", "state.transfers.hand_out_again()", "pass"),),
+    ),
+    Mutant(
+        name="transfer-done-before-it-arrived",
+        wrong="a transfer counts as done before its target has it: killed in between, the dead letters are nowhere",
+        notices=("I1",),
+        edits=(
+            Edit(
+                "broker.outbox:Outbox._insist",
+                "await self._publish(source, transfer)",
+                "source.machine.transfer_done(transfer.number)\nself.broker.mark(source)\nawait self._publish(source, transfer)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="transferred-twice",
+        wrong="a transfer that is repeated after a restart comes under another producer id and is stored again",
+        notices=("I11", "I9"),
+        edits=(Edit("broker.outbox:Outbox._publish", 'f"{source.pid}/{transfer.number}"', 'f"{source.pid}/{transfer.number}/{broker.incarnation}"'),),
+        stir=("kill",),
+    ),
+    Mutant(
+        name="transfer-leaves-its-messages",
+        wrong="replay of a transfer does not settle its messages: after a restart they are in both queues",
+        notices=("I9", "I11", "I15"),
+        edits=(Edit("core.queue.replaying:replay", "_settle(state, taken.first, min(taken.first + taken.count, state.end))", "pass"),),
+        stir=("kill",),
+    ),
+    Mutant(
+        name="cohort-not-exclusive",
+        wrong="a partition's gate is not looked at: every member of a cohort is served from every partition",
+        notices=("cohort", "I10"),
+        edits=(Edit("core.queue.machine:QueueMachine.grant", "if self._gate is not None:", "if self._gate is not None and self._gate[0] is None:"),),
+    ),
+)
+
+QUEUES: Final = (*LEASES, *RULES)

@@ -80,6 +80,18 @@ bench-peers: ## install the peers that bench compares with (Debian packages, as 
 chaos: dev ## kill -9 loops under load (KILLS=200), totals into docs/reliability.md
 	@$(BIN)/python -m tests.chaos.kill --kills $(or $(KILLS),200) --write docs/reliability.md
 
+.PHONY: sim
+sim: dev ## whole brokers on virtual time under faults (ARGS="--seed 17", "--seeds 1-20000", "--minutes 5")
+	@$(BIN)/python -m headrace.sim $(or $(ARGS),--minutes 5)
+
+.PHONY: images
+images: dev ## every crash point of recorded runs of the store (ARGS="--images 50000")
+	@$(BIN)/python -m headrace.sim.images $(or $(ARGS),--images 50000)
+
+.PHONY: mutants
+mutants: dev ## plant known bugs and see that the simulator notices each (ARGS="--rotate 8", "--only NAME")
+	@$(BIN)/python -m headrace.sim.mutants $(ARGS)
+
 .PHONY: clean
 clean: ## remove environments, build products and caches (never data)
 	rm -rf .venv .venv-run build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache src/*.egg-info bench/build

@@ -26,7 +26,7 @@ from headrace.sim import scenario as scenarios
 from headrace.sim import swarm
 from headrace.sim.run import run
 from headrace.sim.shrink import shrink
-from headrace.sim.sweep import Totals, sweep
+from headrace.sim.sweep import Totals, seeds_of, sweep
 from headrace.sim.timeline import show
 
 
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--seed", type=int, metavar="N", help="run one and show it")
     what.add_argument("--seeds", metavar="A-B", help="sweep these, or those named in a file")
     what.add_argument("--minutes", type=float, metavar="M", help="sweep new seeds for so long")
+    parser.add_argument("--first", type=int, default=0, metavar="N", help="with --minutes: begin at this seed (default: by the clock)")
     what.add_argument("--scenario", type=Path, metavar="FILE", help="run one that was kept")
     parser.add_argument("--shrink", action="store_true", help="make a failing run smaller; keeps it as a scenario")
     parser.add_argument("--rows", type=int, default=0, metavar="N", help="show only the last N rows of the timeline (default: all)")
@@ -68,7 +69,7 @@ def many(console: Console, options: argparse.Namespace) -> int:
     """Sweeps seeds: a line for each failure, totals at the end."""
     until = None
     if options.minutes is not None:
-        first = time.time_ns() // 1_000_000
+        first = options.first or time.time_ns() // 1_000_000
         until = time.monotonic() + options.minutes * 60
         seeds: Iterable[int] = iter(range(first, first + 10**9))
         total = None
@@ -102,15 +103,6 @@ def many(console: Console, options: argparse.Namespace) -> int:
     if totals.failures:
         console.print(f"broken: {dict(totals.broken)}; look at one with: python -m headrace.sim --seed N")
     return int(totals.failures > 0)
-
-
-def seeds_of(text: str) -> list[int]:
-    """``A-B``, ``A,B,C`` or a file with one seed a line (# begins a comment)."""
-    if os.path.exists(text):
-        lines = [line.partition("#")[0].strip() for line in Path(text).read_text().splitlines()]
-        return [int(line) for line in lines if line]
-    first, dash, last = text.partition("-")
-    return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]
 
 
 if __name__ == "__main__":

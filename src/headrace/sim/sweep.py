@@ -2,10 +2,12 @@
 
 import multiprocessing
 import multiprocessing.pool
+import os
 import time
 import traceback
 from collections import deque
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import msgspec
 
@@ -81,3 +83,12 @@ def _windowed(pool: "multiprocessing.pool.Pool", seeds: Iterator[int], jobs: int
             yield ahead.popleft().get()
     while ahead:
         yield ahead.popleft().get()
+
+
+def seeds_of(text: str) -> list[int]:
+    """``A-B``, ``A,B,C`` or a file with one seed a line (# begins a comment)."""
+    if os.path.exists(text):
+        lines = [line.partition("#")[0].strip() for line in Path(text).read_text().splitlines()]
+        return [int(line) for line in lines if line]
+    first, dash, last = text.partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(part) for part in text.split(",")]

@@ -149,7 +149,7 @@ def _overtaken(seen: Seen, key: str, low: Place, high: Place) -> Iterator[Violat
             first[a.epoch] = a
     for a in seen.arrivals.get(low, ()):
         later = first.get(a.epoch)
-        if later is None or a.at <= later.at:
+        if later is None or a.at <= later.at or a.auto_ack:  # acked when it was sent, it is through before it arrives
             continue
         before = max((b.attempt for b in seen.arrivals[low] if b.at <= later.at), default=0)
         limit = max((spec.max_deliveries for spec in seen.queue_specs(low[0])), default=0)

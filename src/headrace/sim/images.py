@@ -98,8 +98,8 @@ class Case(NamedTuple):
     view: View
 
 
-def cases(run: Recorded, chance: Chance, *, thin: bool = False, only: int = -1) -> Iterator[Case]:
-    """Every image of a run, point by point."""
+def cases(run: Recorded, chance: Chance, *, thin: bool = False, only: int = -1, stride: int = 1) -> Iterator[Case]:
+    """Every image of a run, point by point (``only`` one; every ``stride``-th)."""
     media, view = Media(run.start), run.view.copy()
     marks, at = run.marks, 0
     for point in range(len(run.ops) + 1):
@@ -108,7 +108,7 @@ def cases(run: Recorded, chance: Chance, *, thin: bool = False, only: int = -1) 
         while at < len(marks) and marks[at][0] <= point:
             view.apply(marks[at][1])
             at += 1
-        if only < 0 or only == point:
+        if only == point or (only < 0 and not point % stride):
             for number, variant in enumerate(variants(media, run.ops, point, chance.fork(f"point {point}"), thin=thin)):
                 yield Case(point, number, variant, media.image(variant, run.ops), view)
 
@@ -128,12 +128,17 @@ class Judged:
 class Sweep:
     """All images of one seed."""
 
-    def __init__(self, seed: int, *, disk: Disk | None = None, make_lane: MakeLane = RecordedLane, images_max: int = 1 << 60) -> None:
-        self.seed = seed
+    def __init__(
+        self, seed: int, *, disk: Disk | None = None, make_lane: MakeLane = RecordedLane, images_max: int = 1 << 60, failures_max: int = FAILURES_MAX,
+        stride: int = 1,
+    ) -> None:
+        """Ends early once there are so many images or failures. ``disk`` and ``make_lane``: others than honest ones. ``stride``: only every so many
+        points."""
+        self.seed, self._stride = seed, stride
         self.work = Work(seed, disk=disk, make_lane=make_lane)
         self.totals = Totals(seeds=1)
         self.failures: list[Failure] = []
-        self._images_max = images_max
+        self._images_max, self._failures_max = images_max, failures_max
         self._chance = Chance(seed, "images").fork("crashes")
         self._scars = Scars()
         self._judged = Judged()
@@ -146,8 +151,8 @@ class Sweep:
             if self.work.problems:
                 self._fail(-1, 0, None, "without a crash", self.work.problems)
             point = -1
-            for case in cases(recorded(self.work), self._chance):
-                if self.totals.images >= self._images_max or len(self.failures) >= FAILURES_MAX:
+            for case in cases(recorded(self.work), self._chance, stride=self._stride):
+                if self.totals.images >= self._images_max or len(self.failures) >= self._failures_max:
                     break
                 self.totals.points += case.point != point
                 point = case.point
@@ -190,7 +195,7 @@ class Sweep:
         return first
 
     def _fail(self, point: int, number: int, inner: tuple[int, int] | None, label: str, problems: Sequence[str]) -> None:
-        if len(self.failures) < FAILURES_MAX:
+        if len(self.failures) < self._failures_max:
             self.failures.append(Failure(self.seed, point, number, inner, label, list(problems)))
 
 
@@ -344,12 +349,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
         asked.images = asked.images or 50_000
         seeds = count(1)
-    return sweep_all(seeds, images=asked.images, jobs=asked.jobs, as_json=asked.json)
+    return told(run_seeds(seeds, asked.jobs), images=asked.images, as_json=asked.json)
 
 
-def sweep_all(seeds: Iterator[int], *, images: int, jobs: int, as_json: bool) -> int:
+def told(results: Iterator[tuple[int, Totals, list[Failure]]], *, images: int, as_json: bool) -> int:
+    """Adds up and prints results until there are so many images (0: to the end); the exit code."""
     began, total, failures = time.monotonic(), Totals(), list[Failure]()
-    for seed, totals, failed in run_seeds(seeds, jobs):
+    for seed, totals, failed in results:
         total.add(totals)
         failures += failed
         took = time.monotonic() - began

@@ -1,7 +1,8 @@
 """Every Python block in README.md and docs/*.md runs, each against a real broker of its own.
 
 A block has ``client`` (connected), ``headrace`` and ``asyncio``, may use ``await`` at its top level, and reaches the broker under the default
-address. An HTML comment right above it may say ``setup: CODE`` (run first), ``pytest`` (the block is a test file) or ``not python: WHY`` (skipped).
+address. An HTML comment right above it may say ``setup: CODE`` (run first), ``pytest`` (the block is a test file), ``pytest fails: TEXT`` (a test file
+that fails and says that) or ``not python: WHY`` (skipped).
 """
 
 import ast
@@ -57,7 +58,7 @@ def test_the_guide_has_examples() -> None:
 def test_example(example: Example, tmp_path: Path) -> None:
     if example.note.startswith("not python"):
         pytest.skip(example.note)
-    if example.note == "pytest":
+    if example.note.startswith("pytest"):
         (tmp_path / "test_example.py").write_text(example.code)
         command = [
             sys.executable,
@@ -73,7 +74,9 @@ def test_example(example: Example, tmp_path: Path) -> None:
             str(tmp_path),
         ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        told = example.note.removeprefix("pytest").removeprefix(" fails: ")
+        assert done.returncode == (1 if told else 0), done.stdout + done.stderr
+        assert told in done.stdout
         return
     with blocking_broker() as broker:
         code = example.code.replace(DEFAULT, broker.url)

@@ -286,7 +286,7 @@ def _annotate(error: BaseException, sim: "Simulation", test: Test[Any], *, befor
     from headrace.testing.simulation import shown
 
     rows = sim.timeline
-    passed = f", after {before} of {of} seeds had passed" if of > 1 else ""
+    passed = f", after {before} of {of} seeds had passed" if before else ""
     current = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" ")[0]
     again = f"pytest '{current}' --headrace-seed={sim.seed}" if current else f"{SEED}={sim.seed} in the environment, or simulated(seed={sim.seed})"
     cut = f" (the last {ROWS_SHOWN} of {len(rows)} lines)" if len(rows) > ROWS_SHOWN else ""

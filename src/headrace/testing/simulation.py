@@ -17,7 +17,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 
 from headrace.client.client import connect
-from headrace.model.config import MIB, Config, Storage
+from headrace.model.config import KIB, MIB, Config, Limits, Storage, contradictions
 from headrace.model.errors import HeadraceError, NotFound
 from headrace.sim.chance import Chance
 from headrace.sim.loop import Machine
@@ -39,7 +39,12 @@ NOISE: Final = frozenset(
 )
 """Rows of the trace that are not in the timeline."""
 
-SETTINGS: Final = Config(storage=Storage(wal_file_bytes=4 * MIB, disk_free_bytes_min=1 * MIB, ballast_bytes=0))
+SETTINGS: Final = Config(
+    limits=Limits(frame_bytes_max=512 * KIB, message_bytes_max=448 * KIB),
+    storage=Storage(wal_file_bytes=1 * MIB, flush_bytes_max=512 * KIB, disk_free_bytes_min=1 * MIB, ballast_bytes=0),
+)
+"""Small files, which are quick to fill with zeros; messages have to fit into them."""
+assert not contradictions(SETTINGS), contradictions(SETTINGS)
 
 
 class Broker:

@@ -48,9 +48,9 @@ class Made:
     def arrive(self, who: Attached, offset: int = 0, attempt: int = 1, epoch: int = 1, auto_ack: bool = False) -> None:
         self.history.arrivals.append(Arrival(self.now, who.number, who.name, 0, offset, 1, attempt, epoch, auto_ack))
 
-    def give(self, who: Attached, id: int, offset: int = 0, attempt: int = 1, epoch: int = 1, reason: str = "", origin: str = "", **more: Any) -> None:
+    def give(self, who: Attached, id: int, offset: int = 0, attempt: int = 1, epoch: int = 1, *, auto_ack: bool = False, **grave: str) -> None:
         """Arrives and is handed to the application."""
-        auto_ack = more.get("auto_ack", False)
+        reason, origin = grave.get("reason", ""), grave.get("origin", "")
         self.arrive(who, offset, attempt, epoch, auto_ack)
         self.history.deliveries.append(
             Delivery(self.now, who.number, who.name, 0, offset, attempt, epoch, id, auto_ack, reason, origin)
@@ -498,6 +498,10 @@ def test_compaction_keeps_the_last_of_each_key() -> None:
     compacted = StreamSpec(compaction=True)
     assert not told(streams.lost, stream(3, spec=compacted, key="k"))
     assert told(streams.lost, stream(0, 1, 2, spec=compacted, key="k"))
+    made = stream(spec=compacted, count=1, key="k")
+    assert told(streams.lost, made)
+    made.confirmed("s", offset=1, key="k", null=True)  # the key was deleted, and its tombstone is gone too
+    assert not told(streams.lost, made)
     assert told(streams.lost, stream(3, spec=compacted))
 
 

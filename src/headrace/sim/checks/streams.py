@@ -24,13 +24,7 @@ def lost(seen: Seen) -> Iterator[Violation]:
     if seen.history.finished is None:
         return
     there = finals(seen)
-    last: dict[tuple[str, int, str], int] = {}
-    for (name, partition), offsets in there.items():
-        for offset, id in offsets.items():
-            publish = seen.publishes.get(id)
-            if publish is not None and publish.key is not None:
-                key = (name, partition, publish.key)
-                last[key] = max(offset, last.get(key, -1))
+    last = _last_of_keys(seen)
     told: dict[tuple[str, int, int], tuple[int, str, str]] = {}
     for publish in seen.publishes.values():
         if seen.kept(publish) and publish.offset >= 0 and not seen.is_queue(publish.name):
@@ -49,6 +43,19 @@ def lost(seen: Seen) -> Iterator[Violation]:
             yield Violation(invariant, f"{name}/{partition}/{offset} was message {id} ({text}), at the end it is message {found[offset]}: {owner!r}")
         elif not _may_be_gone(seen, owner, name, partition, offset, found, last):
             yield Violation(invariant, f"{name}/{partition}/{offset} is gone, {text}; the end read {_span(found)}: {owner!r}")
+
+
+def _last_of_keys(seen: Seen) -> dict[tuple[str, int, str], int]:
+    """The highest offset at which a key is known to have been, whether or not that record is still there (a tombstone may be gone as well)."""
+    last: dict[tuple[str, int, str], int] = {}
+    known = [(p.name, p.partition, p.offset, p.id) for p in seen.publishes.values() if p.offset >= 0]
+    known += [(r.name, r.partition, r.offset, r.id) for r in seen.history.reads]
+    for name, partition, offset, id in known:
+        publish = seen.publishes.get(id)
+        if publish is not None and publish.key is not None:
+            key = (name, partition, publish.key)
+            last[key] = max(offset, last.get(key, -1))
+    return last
 
 
 def _span(found: dict[int, int]) -> str:

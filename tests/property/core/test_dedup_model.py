@@ -1,12 +1,13 @@
 """The producer table against a dict that never forgets."""
 
 import hypothesis.strategies as st
-from hypothesis import given, settings
+from hypothesis import given
 
 from headrace.core.dedup import Duplicate, Partial, ProducerTable
 from headrace.model.errors import Fenced, SequenceTooOld
 from headrace.model.ids import SEQUENCE_MODULUS
 from headrace.model.limits import PRODUCER_RANGES
+from tests.property.effort import effort
 
 publishes = st.lists(
     st.tuples(st.integers(1, 2), st.integers(0, 2), st.integers(-40, 25), st.integers(1, 12), st.booleans(), st.integers(0, 1)),
@@ -15,7 +16,7 @@ publishes = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@effort(200)
 @given(start=st.sampled_from([0, 1000, SEQUENCE_MODULUS - 30]), publishes=publishes)
 def test_every_sequence_is_stored_once(start: int, publishes: list[tuple[int, int, int, int, bool, int]]) -> None:
     table = ProducerTable()

@@ -1,14 +1,17 @@
 """Filters against ``fnmatch`` and a naive reading, their text form, and compaction against a dictionary."""
 
+from contextlib import suppress
 from fnmatch import fnmatchcase
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core import filters
 from headrace.core.compaction import Compaction, Row
 from headrace.model.errors import Invalid
+from headrace.model.limits import FILTER_DEPTH_MAX
 from headrace.wire.control import Filter
+from tests.property.effort import effort
 
 PATTERN = st.lists(st.sampled_from([*"ab[]!*?^\\.", "[a-b]", "[!a-b.]"]), max_size=12).map("".join)
 """Without ranges from high to low, which ``fnmatch`` may read as a negation."""
@@ -46,14 +49,14 @@ def naive(term: Filter, key: bytes | None, headers: list[tuple[str, bytes]]) -> 
 
 
 @given(PATTERN, VALUE)
-@settings(max_examples=600, deadline=None)
+@effort(400)
 def test_globs_are_those_of_fnmatch(pattern: str, value: str) -> None:
     compiled = filters.compile(Filter("glob", header="h", value=pattern))
     assert compiled.match(None, [("h", value.encode())]) == fnmatchcase(value, pattern)
 
 
 @given(FILTER, st.none() | VALUE.map(str.encode), HEADERS)
-@settings(max_examples=300, deadline=None)
+@effort(250)
 def test_filters_mean_what_they_say_and_their_text_means_the_same(source: Filter, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
     try:
         compiled = filters.compile(source)
@@ -64,7 +67,7 @@ def test_filters_mean_what_they_say_and_their_text_means_the_same(source: Filter
 
 
 @given(st.text('ab ="~()!^\\andortxis', max_size=40))
-@settings(max_examples=300, deadline=None)
+@effort(250)
 def test_any_text_is_a_filter_or_invalid(text: str) -> None:
     try:
         source = filters.parse(text)
@@ -73,13 +76,56 @@ def test_any_text_is_a_filter_or_invalid(text: str) -> None:
     assert filters.parse(filters.format(source)) == source
 
 
+@given(st.text(max_size=60))
+@effort(200)
+def test_any_text_of_any_alphabet_is_a_filter_or_invalid(text: str) -> None:
+    with suppress(Invalid):
+        source = filters.parse(text)
+        assert filters.parse(filters.format(source)) == source
+
+
+LOOSE_TERM = st.builds(
+    Filter,
+    st.sampled_from(["eq", "prefix", "glob", "exists", "and", "or", "not", "", "EQ"]),
+    st.text(st.characters(), max_size=5),
+    st.text(st.characters(), max_size=8) | st.just("*" * 40 + "x"),
+)
+LOOSE = st.recursive(
+    LOOSE_TERM,
+    lambda inner: st.builds(lambda op, terms: Filter(op, terms=tuple(terms)), st.sampled_from(["and", "or", "not"]), st.lists(inner, max_size=4)),
+)
+
+
+@given(LOOSE, st.none() | st.binary(max_size=20), st.lists(st.tuples(st.text(max_size=4), st.binary(max_size=60)), max_size=4))
+@effort(200)
+def test_any_filter_is_invalid_or_matches_anything_without_an_error(source: Filter, key: bytes | None, headers: list[tuple[str, bytes]]) -> None:
+    with suppress(Invalid):
+        assert filters.compile(source).match(key, headers) in (True, False)
+
+
+def written(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.one_of(st.tuples(inner, st.sampled_from([" and ", " or "]), inner).map("".join), inner.map("not {}".format), inner.map("({})".format))
+
+
+@given(st.recursive(st.sampled_from(["exists a", "exists b", "exists c"]), written, max_leaves=9), st.sets(st.sampled_from("abc")))
+@effort(200)
+def test_words_bind_as_they_do_in_python(text: str, there: set[str]) -> None:
+    try:
+        compiled = filters.compile(filters.parse(text))
+    except Invalid:
+        assert text.count("(") + text.count("not") >= FILTER_DEPTH_MAX - 2
+        return
+    meant = eval(text.replace("exists ", ""), {name: name in there for name in "abc"})
+    assert compiled.match(None, [(name, b"") for name in sorted(there)]) == meant
+
+
 @given(
     log=st.lists(st.tuples(st.none() | st.sampled_from([b"a", b"b", b"c", b"d" * 20, b""]), st.booleans(), st.integers(0, 20)), max_size=40),
     clean=st.integers(0, 40),
     keys_max=st.integers(1, 5),
     steps=st.lists(st.integers(1, 9), min_size=1, max_size=4),
 )
-@settings(max_examples=300, deadline=None)
+@effort(250)
 def test_compaction_keeps_the_last_of_each_key(log: list[tuple[bytes | None, bool, int]], clean: int, keys_max: int, steps: list[int]) -> None:
     clean = min(clean, len(log))
     rows = [Row(n, *r) for n, r in enumerate(log)]

@@ -3,12 +3,13 @@
 from itertools import combinations
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.core.assignment import STRATEGIES, Strategy, assign
 from headrace.core.groups import Assignment, Group
+from tests.property.effort import effort
 
 GRACE_MS, RECONNECT_MS, REVOKE_MS = 100, 40, 60
 MEMBERS = [f"m{n}" for n in range(6)]
@@ -21,7 +22,7 @@ STATICS = ["", "", "s0", "s1", "s2"]
     members=st.lists(st.integers(0, 7), unique=True, max_size=6),
     before=st.lists(st.none() | st.integers(0, 9), max_size=14),
 )
-@settings(max_examples=400, deadline=None)
+@effort(400)
 def test_strategies_are_balanced_and_sticky_moves_the_least(
     strategy: Strategy, partitions: int, members: list[int], before: list[int | None]
 ) -> None:
@@ -46,7 +47,7 @@ def test_strategies_are_balanced_and_sticky_moves_the_least(
 
 
 @given(partitions=st.integers(1, 40), count=st.integers(1, 12), leaver=st.integers(0, 11))
-@settings(max_examples=150, deadline=None)
+@effort(150)
 def test_one_more_or_one_less_moves_no_more_than_a_share(partitions: int, count: int, leaver: int) -> None:
     members = list(range(count))
     plan = assign("sticky", partitions, members, [])
@@ -212,5 +213,5 @@ class GroupAgainstItsMembers(RuleBasedStateMachine):
             assert used | set(waits) == set(range(group.partition_count)), "every partition is served"
 
 
-GroupAgainstItsMembers.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+GroupAgainstItsMembers.TestCase.settings = effort(100, steps=40)
 TestGroupAgainstItsMembers = GroupAgainstItsMembers.TestCase

@@ -2,10 +2,11 @@
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.core.ranges import RangeMap, RangeSet, gaps
+from tests.property.effort import effort
 
 operations = st.lists(
     st.tuples(st.sampled_from(["put", "put", "cut", "take", "pieces"]), st.integers(0, 120), st.integers(0, 30), st.integers(0, 2)), max_size=120
@@ -16,7 +17,7 @@ def plain(pieces: list[tuple[int, int, int]]) -> dict[int, int]:
     return {offset: value for first, end, value in pieces for offset in range(first, end)}
 
 
-@settings(max_examples=300, deadline=None)
+@effort(150)
 @given(operations=operations, block=st.sampled_from([2, 3, 512]))
 def test_a_range_map_is_a_dict_of_offsets(operations: list[tuple[str, int, int, int]], block: int) -> None:
     held: RangeMap[int] = RangeMap(block_ranges=block)

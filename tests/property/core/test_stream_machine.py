@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, precondition, rule
 
 from headrace.core.stream import StreamMachine
+from headrace.core.stream.machine import FILTERED_SPAN
 from headrace.model.specs import StreamSpec
+from tests.property.effort import effort
 
 CURSORS = ("x", "y")
 MANY = 1 << 30
@@ -17,13 +18,16 @@ MANY = 1 << 30
 class ModelReader:
     """A reader that counts on its fingers."""
 
-    def __init__(self, position: int, messages: int, cursor: str, auto_commit: bool) -> None:
+    def __init__(self, position: int, messages: int, cursor: str, auto_commit: bool, filtered: bool) -> None:
         self.position = position
         self.messages = messages
         self.cursor = cursor
         self.fenced = False
         self.fifo = auto_commit or not cursor
         self.held: set[int] = set()
+        self.filtered = filtered
+        self.parked = False
+        self.retractions: list[tuple[int, int]] = []
 
 
 class ModelCursor:
@@ -46,6 +50,12 @@ class ModelCursor:
         """Acked, but not yet passed by the cursor: never sent again."""
         return offset in self.acked and offset >= self.next(limit)
 
+    def durable(self, limit: int) -> "ModelCursor":
+        """What the journal tells of it while the high watermark is ``limit``."""
+        copy = ModelCursor(self.next(limit))
+        copy.acked = {o for o in self.acked if copy.floor <= o < limit}
+        return copy
+
 
 class StreamAgainstModel(RuleBasedStateMachine):
     readers = Bundle("readers")
@@ -57,12 +67,17 @@ class StreamAgainstModel(RuleBasedStateMachine):
         self.start = self.end = self.tail = 0
         self.model_readers: dict[int, ModelReader] = {}
         self.model_cursors: dict[str, ModelCursor] = {}
+        self.durable_cursors: dict[str, ModelCursor] = {}
+        self.durable_start = 0
+        self.history: list[tuple[Any, ...]] = []
 
-    @initialize(tier=st.sampled_from(["durable", "speculative"]), end=st.integers(0, 30))
-    def begin(self, tier: Any, end: int) -> None:
+    @initialize(tier=st.sampled_from(["durable", "speculative", "ephemeral"]), end=st.integers(0, 30), records=st.sampled_from([0, 20]))
+    def begin(self, tier: Any, end: int, records: int) -> None:
         self.tier = tier
-        self.machine = StreamMachine(StreamSpec(tier=tier))
-        self.follower = StreamMachine(StreamSpec(tier=tier))
+        self.spec = StreamSpec(tier=tier, retention_records=records, retention_ms=50)
+        self.machine = StreamMachine(self.spec)
+        self.follower = StreamMachine(self.spec)
+        self.checkpoint = (0, self.machine.snapshot())
         self.commit(end)
 
     @property
@@ -76,6 +91,7 @@ class StreamAgainstModel(RuleBasedStateMachine):
         self.tail = max(self.tail, end)
         self.machine.committed(end, 10, 1)
         self.follower.committed(end, 10, 1)
+        self.history.append(("committed", end))
 
     @rule(count=st.integers(1, 12))
     def appends(self, count: int) -> None:
@@ -105,6 +121,13 @@ class StreamAgainstModel(RuleBasedStateMachine):
             self.drop(reader, lambda o: o < offset)
             reader.position = max(reader.position, offset)
 
+    @rule(wall_ms=st.integers(0, 100))
+    def retention_is_asked_for(self, wall_ms: int) -> None:
+        wish = self.machine.retention(wall_ms)
+        assert wish.before_wall_ms == max(0, wall_ms - 50)
+        kept = self.spec.retention_records
+        assert wish.before_offset == (max(self.start, self.end - kept) if kept else self.start)
+
     @rule(part=st.floats(0, 1))
     def new_epoch(self, part: float) -> None:
         offset = self.end + round((self.tail - self.end) * part)
@@ -115,6 +138,8 @@ class StreamAgainstModel(RuleBasedStateMachine):
         for cursor in self.model_cursors.values():
             cursor.acked = {o for o in cursor.acked if o < offset}
         for reader in self.model_readers.values():
+            if reader.position > offset:
+                reader.retractions = [*reader.retractions, (self.epoch, offset)][-16:]
             self.drop(reader, lambda o: o >= offset)
             reader.position = min(reader.position, offset)
 
@@ -133,8 +158,9 @@ class StreamAgainstModel(RuleBasedStateMachine):
         start=st.sampled_from(["cursor", "earliest", "latest", "last:3", "offset"]),
         part=st.floats(0, 1),
         messages=st.integers(0, 12),
+        filtered=st.booleans(),
     )
-    def opens(self, cursor: str, auto_commit: bool, resume: bool, start: str, part: float, messages: int) -> Any:
+    def opens(self, cursor: str, auto_commit: bool, resume: bool, start: str, part: float, messages: int, filtered: bool) -> Any:
         if start == "offset":
             start = f"offset:{round(self.visible * part)}"
         if start == "cursor" and not cursor:
@@ -142,9 +168,9 @@ class StreamAgainstModel(RuleBasedStateMachine):
         position = self.machine.resolve_start(start, cursor)
         self.ids += 1
         opened = self.machine.open_reader(
-            self.ids, position=position, messages=messages, nbytes=MANY, cursor=cursor, auto_commit=auto_commit, resume=resume
+            self.ids, position=position, messages=messages, nbytes=MANY, cursor=cursor, auto_commit=auto_commit, resume=resume, filter=filtered
         )
-        reader = self.model_readers[self.ids] = ModelReader(position, messages, cursor, auto_commit)
+        reader = self.model_readers[self.ids] = ModelReader(position, messages, cursor, auto_commit, filtered)
         if cursor:
             for id, other in self.model_readers.items():
                 if id != self.ids and other.cursor == cursor and not other.fenced:
@@ -168,12 +194,21 @@ class StreamAgainstModel(RuleBasedStateMachine):
         self.machine.close_reader(id)
         self.model_readers.pop(id, None)
 
+    @rule(id=readers, parked=st.booleans())
+    def is_parked(self, id: int, parked: bool) -> None:
+        self.machine.park(id, parked)
+        if id in self.model_readers:
+            self.model_readers[id].parked = parked
+
     @rule(part=st.floats(0, 1), selection=st.none() | st.lists(st.booleans(), min_size=1, max_size=7), limit=st.integers(1, 4))
     def sends(self, part: float, selection: list[bool] | None, limit: int) -> None:
         for read in self.machine.due(limit):
             reader = self.model_readers[read.reader_id]
             end = read.from_offset + max(1, round((read.end - read.from_offset) * part))
             chosen = [o for o in range(read.from_offset, end) if selection is None or selection[o % len(selection)]]
+            if len(chosen) > read.max_messages:
+                chosen = chosen[: read.max_messages]
+                end = chosen[-1] + 1
             selected = None if selection is None else [(o, 1) for o in chosen]
             assert self.machine.valid(read)
             assert self.machine.sent(read.reader_id, end, len(chosen), 7 * len(chosen), selected)
@@ -195,19 +230,26 @@ class StreamAgainstModel(RuleBasedStateMachine):
                 reader.position += 1
 
     @rule(
-        id=readers, first=st.integers(0, 60), count=st.integers(-1, 20), more=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 5)), max_size=4)
+        id=readers,
+        first=st.integers(0, 60),
+        count=st.integers(-1, 20),
+        more=st.lists(st.tuples(st.integers(0, 60), st.integers(0, 5)), max_size=4),
+        before=st.none() | st.integers(0, 2),
     )
-    def acks(self, id: int, first: int, count: int, more: list[tuple[int, int]]) -> None:
+    def acks(self, id: int, first: int, count: int, more: list[tuple[int, int]], before: int | None) -> None:
+        """``before``: the ack was sent so many epochs ago."""
         reader = self.model_readers.get(id)
-        stale = self.machine.ack(id, [(first, count), *more])
+        epoch = None if before is None else self.epoch - before
+        stale = self.machine.ack(id, [(first, count), *more], epoch=epoch)
         if reader is None:
             assert stale == [(first, count), *more]
             return
         expected = set()
         for start, size in [(first, count), *more]:
             offsets = set(range(start, start + size))
-            expected |= {o for o in offsets if o >= reader.position}
-            self.settled(reader, offsets & reader.held, credit=True)
+            bound = min([reader.position, *(o for newer, o in reader.retractions if epoch is not None and newer > epoch)])
+            expected |= {o for o in offsets if o >= bound}
+            self.settled(reader, {o for o in offsets & reader.held if o < bound}, credit=True)
         if reader.fenced:
             assert stale == [(first, count), *more]
         else:
@@ -265,6 +307,9 @@ class StreamAgainstModel(RuleBasedStateMachine):
     def a_tick_ends(self) -> None:
         for kind, payload in self.machine.take_journal(5):
             self.follower.replay(kind, payload)
+            self.history.append(("entry", kind, payload))
+        self.durable_cursors = {n: c.durable(self.end) for n, c in self.model_cursors.items()}
+        self.durable_start = self.start
         assert self.rows(self.follower) == self.rows(self.machine)
         assert self.follower.start_offset == self.machine.start_offset
         self.follower.check()
@@ -272,9 +317,41 @@ class StreamAgainstModel(RuleBasedStateMachine):
     @rule()
     def the_follower_restarts(self) -> None:
         data = self.follower.snapshot()
-        self.follower = StreamMachine(StreamSpec(tier=self.tier))
+        self.follower = StreamMachine(self.spec)
         self.follower.restore(1, data)
         assert self.follower.snapshot() == data
+
+    @rule()
+    def a_checkpoint_is_written(self) -> None:
+        self.a_tick_ends()
+        self.checkpoint = (len(self.history), self.machine.snapshot())
+
+    @rule(overlap=st.integers(0, 6))
+    def snapshot_and_tail_are_replay(self, overlap: int) -> None:
+        """From a checkpoint of any age, the entries after it, and some before it once more."""
+        self.a_tick_ends()
+        at, data = self.checkpoint
+        other = StreamMachine(self.spec)
+        other.restore(1, data)
+        for event in self.history[max(0, at - overlap) :]:
+            if event[0] == "committed":
+                other.committed(event[1], 10, 1)
+            else:
+                other.replay(event[1], event[2])
+        other.check()
+        assert self.rows(other) == self.rows(self.machine)
+        assert (other.start_offset, other.end) == (self.start, self.end)
+
+    @precondition(lambda self: self.ids)
+    @rule()
+    def the_follower_takes_over(self) -> None:
+        """The owner is lost with what it had not written: the cursors stand where the journal last saw them."""
+        data = self.follower.snapshot()
+        self.machine = StreamMachine(self.spec)
+        self.machine.restore(1, data)
+        self.model_readers.clear()
+        self.tail, self.start = self.end, self.durable_start
+        self.model_cursors = {n: c.durable(self.end) for n, c in self.durable_cursors.items()}
 
     @precondition(lambda self: self.ids)
     @rule(target=readers)
@@ -282,7 +359,7 @@ class StreamAgainstModel(RuleBasedStateMachine):
         """The owner crashes and comes back from its snapshot: readers are gone, cursors are not."""
         self.a_tick_ends()
         data = self.machine.snapshot()
-        self.machine = StreamMachine(StreamSpec(tier=self.tier))
+        self.machine = StreamMachine(self.spec)
         self.machine.restore(1, data)
         self.model_readers.clear()
         self.tail = self.end
@@ -307,14 +384,18 @@ class StreamAgainstModel(RuleBasedStateMachine):
             self.skip(reader)
             actual = self.machine.readers[id]
             assert (actual.position, actual.messages, actual.held.count) == (reader.position, reader.messages, len(reader.held))
-            expected = reader.messages > 0 and reader.position < self.visible
+            if not reader.fifo:
+                assert actual.nbytes + actual.held_bytes == MANY, "credit in bytes is neither lost nor made"
+            expected = reader.messages > 0 and reader.position < self.visible and not reader.parked
             assert (id in due) == expected
             if expected:
                 read = due[id]
-                assert read.from_offset == reader.position < read.end <= min(self.visible, reader.position + reader.messages)
+                span = max(reader.messages, FILTERED_SPAN) if reader.filtered else reader.messages
+                assert read.from_offset == reader.position < read.end <= min(self.visible, reader.position + span)
+                assert read.max_messages == reader.messages
                 if reader.cursor and not reader.fenced:
                     assert not any(self.model_cursors[reader.cursor].ahead(o, self.end) for o in range(read.from_offset, read.end))
 
 
-StreamAgainstModel.TestCase.settings = settings(max_examples=120, stateful_step_count=40, deadline=None)
+StreamAgainstModel.TestCase.settings = effort(100, steps=40)
 TestStreamAgainstModel = StreamAgainstModel.TestCase

@@ -80,6 +80,7 @@ class Lane:
 
     __slots__ = (
         "_correlation",
+        "_given_up",
         "_on_done",
         "_sequence",
         "bytes_max",
@@ -104,6 +105,8 @@ class Lane:
         self.bytes_max = BATCH_BYTES_MAX
         self.gathered: deque[Frame] = deque()
         self.sent: dict[int, Frame] = {}
+        self._given_up: dict[int, int] = {}
+        """Frames sent on this connection that waited for too long, with how many records: a confirm may still count them in."""
         self.count = 0
         self.nbytes = 0
         self._correlation = 0
@@ -152,6 +155,7 @@ class Lane:
 
     def again(self, out: list[bytes]) -> None:
         """Appends every unconfirmed frame in order: the connection is new."""
+        self._given_up.clear()
         for frame in self.sent.values():
             frame.again = False
             out.append(frame.data)
@@ -192,6 +196,7 @@ class Lane:
         for i in range(first, first + count):
             frame = sent.pop(i % _CORRELATIONS, None)
             if frame is None:
+                base_offset += self._given_up.pop(i % _CORRELATIONS, 0)
                 continue
             self._finish(frame, base_offset, given, duplicate, None)
             base_offset += frame.count
@@ -202,6 +207,7 @@ class Lane:
             i %= _CORRELATIONS
             frame = self.sent.get(i)
             if frame is None:
+                self._given_up.pop(i, None)
                 continue
             if isinstance(error, Draining):
                 frame.again = True
@@ -218,6 +224,7 @@ class Lane:
             if frame.deadline_ms > now_ms:
                 break
             del sent[correlation]
+            self._given_up[correlation] = frame.count
             error = ConfirmTimeout(
                 f"no confirm for {frame.count} message(s) to partition {self.partition} came in time: whether they are stored is not known",
                 hint="publish again if a duplicate does no harm, raise confirm_timeout, or see whether the broker is overloaded",

@@ -143,6 +143,30 @@ def test_a_broker_that_goes_away_has_not_answered() -> None:
     assert again == [frame]
 
 
+def test_a_confirm_that_counts_in_what_waited_too_long_gives_the_others_their_own_offsets() -> None:
+    lanes = Lanes()
+    late = [lanes.add(text) for text in ("a", "b")]
+    lanes.take()
+    kept = lanes.add("c", deadline_ms=500)
+    lanes.take()
+    lanes.lane.expire(200)
+    assert all(isinstance(waiter.result, ConfirmTimeout) for waiter in late)
+    lanes.lane.confirmed(0, 2, 5, 2, False)
+    assert kept.result == Receipt(0, 7, Level.LOCAL, False)
+
+
+def test_after_a_new_connection_a_confirm_no_longer_counts_in_what_was_given_up_before() -> None:
+    lanes = Lanes()
+    lanes.add("a")
+    lanes.take()
+    kept = lanes.add("b", deadline_ms=500)
+    lanes.take()
+    lanes.lane.expire(200)
+    lanes.lane.again([])
+    lanes.lane.confirmed(1, 1, 5, 2, False)
+    assert kept.result.offset == 5
+
+
 def test_waiting_too_long_is_an_unknown_outcome_and_a_late_confirm_changes_nothing() -> None:
     lanes = Lanes()
     sent = lanes.add("a", deadline_ms=100)

@@ -1,9 +1,10 @@
 """The queue machine against a model that keeps one object per message, through everything a queue partition can go through, restarts included."""
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import hypothesis.strategies as st
-from hypothesis import settings
+import msgspec
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from headrace.core import filters
@@ -12,6 +13,7 @@ from headrace.model.specs import QueueSpec
 from headrace.wire.control import Filter
 from headrace.wire.frames import Settle
 from headrace.wire.journal import Reason
+from tests.property.effort import effort
 
 WALL = 1_000_000
 """Wall clock at monotonic time 0."""
@@ -28,9 +30,21 @@ specs = st.builds(
     dead_letter=st.sampled_from(["", "graves"]),
     max_messages=st.sampled_from([0, 0, 9]),
     max_bytes=st.sampled_from([0, 0, 0, 900]),
-    overflow=st.sampled_from(["refuse", "drop_oldest", "drop_oldest"]),
+    overflow=st.sampled_from(["refuse", "drop_oldest", "dead_letter_oldest"]),
     ordered_by_key=st.booleans(),
 )
+ALTERABLE = {
+    "lease_ms": [100, 300],
+    "ttl_ms": [0, 400, 100],
+    "max_age_ms": [10**9, 700],
+    "max_deliveries": [0, 3, 1],
+    "backoff_ms": [(), (0, 50), (30,)],
+    "dead_letter": ["", "graves", "other graves"],
+    "max_messages": [0, 9, 4],
+    "max_bytes": [0, 900],
+    "overflow": ["refuse", "drop_oldest", "dead_letter_oldest"],
+}
+AGE_MS_FOR_EVER = 10**9
 
 
 @dataclass
@@ -70,8 +84,10 @@ class Model:
     spec: QueueSpec
     messages: dict[int, Message] = field(default_factory=dict)
     end: int = 0
-    graves: dict[int, tuple[int, int, Reason]] = field(default_factory=dict)
-    """Dead letters and moved messages: offset to (attempts, first failure, reason)."""
+    graves: dict[int, tuple[int, int, Reason, str]] = field(default_factory=dict)
+    """Dead letters and moved messages: offset to (attempts, first failure, reason, where to)."""
+    reserved: list[tuple[int, int]] = field(default_factory=list)
+    """(count, bytes) of what was admitted and not appended yet."""
 
     def of(self, *states: str) -> list[Message]:
         return [m for _, m in sorted(self.messages.items()) if m.state in states]
@@ -79,7 +95,7 @@ class Model:
     def bury(self, m: Message, reason: Reason, *, drop: bool = False) -> None:
         del self.messages[m.offset]
         if self.spec.dead_letter and not drop:
-            self.graves[m.offset] = (m.attempts, m.failed, reason)
+            self.graves[m.offset] = (m.attempts, m.failed, reason, self.spec.dead_letter)
 
     def expiry(self, m: Message) -> int:
         own = m.expires or (m.wall + self.spec.ttl_ms if self.spec.ttl_ms else 1 << 60)
@@ -120,11 +136,12 @@ class Model:
     def make_room(self, base: int) -> None:
         if self.spec.overflow == "refuse":
             return
+        drop = self.spec.overflow == "drop_oldest"
         if self.spec.max_messages:
             below = max(base, self.end - self.spec.max_messages)
             excess = len(self.messages) - self.spec.max_messages
             for m in [m for m in self.of("ready") + self.of("delayed") if m.offset < below][: max(0, excess)]:
-                self.bury(m, Reason.OVERFLOW, drop=True)
+                self.bury(m, Reason.OVERFLOW, drop=drop)
         if self.spec.max_bytes:
             excess = sum(m.size for m in self.messages.values()) - self.spec.max_bytes
             below = base
@@ -134,12 +151,16 @@ class Model:
                 if excess <= 0:
                     break
                 excess -= m.size
-                self.bury(m, Reason.OVERFLOW, drop=True)
+                self.bury(m, Reason.OVERFLOW, drop=drop)
 
 
 class QueueModel(RuleBasedStateMachine):
-    @initialize(spec=specs, credits=st.lists(st.sampled_from([2, 5, 20]), min_size=1, max_size=3))
-    def begin(self, spec: QueueSpec, credits: list[int]) -> None:
+    @initialize(spec=specs, alterable=st.booleans(), credits=st.lists(st.sampled_from([2, 5, 20]), min_size=1, max_size=3))
+    def begin(self, spec: QueueSpec, alterable: bool, credits: list[int]) -> None:
+        # without any limit on age append times are kept roughly, and a limit that comes later is as rough: not what the model tells
+        self.alterable = alterable
+        if alterable and not spec.max_age_ms:
+            spec = msgspec.structs.replace(spec, max_age_ms=AGE_MS_FOR_EVER)
         self.now = 0
         self.machine = QueueMachine(spec)
         self.model = Model(spec)
@@ -152,11 +173,11 @@ class QueueModel(RuleBasedStateMachine):
         self.gated: int | str | None = "open"
         self.generation = 0
         self.paused = False
-        self.arrived: dict[int, tuple[int, int, Reason]] = {}
+        self.arrived: dict[int, tuple[int, int, Reason, str]] = {}
         self.pending: dict[int, object] = {}
         self.put(6, 40, 0, 0, 0, b"a", False)
         for token, credit in enumerate(credits, 1):
-            self.join(credit, 1 << 40, 0, False, False, token)
+            self.join(credit, 1 << 40, 0, False, False, token, True)
 
     @property
     def wall(self) -> int:
@@ -177,14 +198,37 @@ class QueueModel(RuleBasedStateMachine):
         self.put(count, size, delay, ttl, priority, key, blue)
 
     def put(self, count: int, size: int, delay: int, ttl: int, priority: int, key: bytes | None, blue: bool) -> None:
-        machine, model, spec = self.machine, self.model, self.model.spec
         nbytes = size * count + count // 2
-        refusal = machine.admit(count, nbytes, self.wall)
-        held = sum(m.size for m in model.messages.values())
-        full = (spec.max_messages and len(model.messages) + count > spec.max_messages) or (spec.max_bytes and held + nbytes > spec.max_bytes)
-        assert (refusal is not None) == bool(full and spec.overflow == "refuse")
-        if refusal is not None:
+        if not self.admitted(count, nbytes):
             return
+        self.append(count, nbytes, delay, ttl, priority, key, blue)
+
+    def admitted(self, count: int, nbytes: int) -> bool:
+        model, spec = self.model, self.model.spec
+        refusal = self.machine.admit(count, nbytes, self.wall)
+        held = len(model.messages) + sum(n for n, _ in model.reserved)
+        held_bytes = sum(m.size for m in model.messages.values()) + sum(n for _, n in model.reserved)
+        full = (spec.max_messages and held + count > spec.max_messages) or (spec.max_bytes and held_bytes + nbytes > spec.max_bytes)
+        assert (refusal is not None) == bool(full and spec.overflow == "refuse")
+        return refusal is None
+
+    @rule(count=st.integers(1, 4), size=st.sampled_from([1, 40]))
+    def admit(self, count: int, size: int) -> None:
+        """A publish that is not appended at once."""
+        if self.admitted(count, count * size):
+            self.model.reserved.append((count, count * size))
+
+    @precondition(lambda self: self.model.reserved)
+    @rule(appended=st.booleans(), which=st.integers(0, 5))
+    def what_was_admitted_is_appended_or_never_will_be(self, appended: bool, which: int) -> None:
+        count, nbytes = self.model.reserved.pop(which % len(self.model.reserved))
+        if appended:
+            self.append(count, nbytes, 0, 0, 0, b"a", False)
+        else:
+            self.machine.unreserve(count, nbytes)
+
+    def append(self, count: int, nbytes: int, delay: int, ttl: int, priority: int, key: bytes | None, blue: bool) -> None:
+        machine, model = self.machine, self.model
         base = model.end
         args = {
             "not_before_ms": self.wall + delay if delay else 0,
@@ -215,19 +259,26 @@ class QueueModel(RuleBasedStateMachine):
         auto_ack=st.sampled_from([False, False, False, False, True]),
         blue_only=st.sampled_from([False, False, True]),
         token=st.integers(1, 4),
+        replenish=st.sampled_from([True, True, False]),
     )
-    def attach(self, credit: int, nbytes: int, lease_ms: int, auto_ack: bool, blue_only: bool, token: int) -> None:
-        self.join(credit, nbytes, lease_ms, auto_ack, blue_only, token)
+    def attach(self, credit: int, nbytes: int, lease_ms: int, auto_ack: bool, blue_only: bool, token: int, replenish: bool) -> None:
+        self.join(credit, nbytes, lease_ms, auto_ack, blue_only, token, replenish)
 
-    def join(self, credit: int, nbytes: int, lease_ms: int, auto_ack: bool, blue_only: bool, token: int) -> None:
+    def join(self, credit: int, nbytes: int, lease_ms: int, auto_ack: bool, blue_only: bool, token: int, replenish: bool) -> None:
         for id in [id for id, p in self.parties.items() if p.consumer.owner_token == token]:
             del self.parties[id]
             if self.gated == id:
                 self.gated = None
         consumer = Consumer(
-            self.next_id, owner_token=token, credit=Credit(credit, nbytes), lease_ms=lease_ms, auto_ack=auto_ack, filter=BLUE if blue_only else None
+            self.next_id,
+            owner_token=token,
+            credit=Credit(credit, nbytes),
+            lease_ms=lease_ms,
+            auto_ack=auto_ack,
+            filter=BLUE if blue_only else None,
+            replenish=replenish,
         )
-        leased = [m for m in self.model.of("leased") if m.token == token]
+        leased = [m for m in self.model.of("leased") if m.token == token and replenish]
         self.parties[self.next_id] = Party(consumer, False, credit + len(leased), nbytes + sum(m.size for m in leased))
         self.machine.attach(consumer)
         self.next_id += 1
@@ -239,8 +290,17 @@ class QueueModel(RuleBasedStateMachine):
     def leased_by(self, party: Party) -> list[Message]:
         return [m for m in self.model.of("leased") if m.token == party.consumer.owner_token]
 
+    @rule(pick=st.integers(0, 3), messages=st.integers(1, 6), nbytes=st.sampled_from([0, 100]))
+    def pull(self, pick: int, messages: int, nbytes: int) -> None:
+        party = self.party(pick)
+        if party is not None:
+            party.consumer.credit.messages += messages
+            party.consumer.credit.bytes += nbytes
+            party.window += messages
+            party.window_bytes += nbytes
+
     @rule(
-        what=st.sampled_from(["detach", "suspend", "resume", "resume", "take back"]),
+        what=st.sampled_from(["detach", "suspend", "resume", "resume", "go on", "take back"]),
         pick=st.integers(0, 3),
         chosen=st.lists(st.tuples(st.integers(0, 10), st.integers(0, 6)), max_size=3),
     )
@@ -262,6 +322,9 @@ class QueueModel(RuleBasedStateMachine):
         elif what == "suspend":
             self.machine.suspend(id)
             party.suspended = True
+        elif what == "go on":
+            self.machine.resume(id, None, self.now, self.wall)
+            party.suspended = False
         elif what == "resume":
             self.machine.resume(id, chosen, self.now, self.wall)
             party.suspended = False
@@ -300,10 +363,17 @@ class QueueModel(RuleBasedStateMachine):
         if self.paused or self.gated is None:
             assert not grants
             return
+        granted: dict[int, list[tuple[int, int]]] = {}
         for g in grants:
+            granted.setdefault(g.consumer_id, []).extend((-self.model.messages[o].priority, o) for o in range(g.first, g.first + g.count))
             self.apply(g)
         if not all_open:
             return
+        if not self.model.spec.ordered_by_key:
+            for id, took in granted.items():
+                only_blue = self.parties[id].consumer.filter is not None
+                passed_over = [(-m.priority, m.offset) for m in self.model.of("ready") if m.blue or not only_blue]
+                assert not passed_over or max(took) < min(passed_over), "given something before what goes first"
         allowed = [p for p in hungry if self.gated in ("open", p.consumer.id)]
         plain = not self.model.spec.ordered_by_key and not any(p.consumer.filter for p in self.parties.values())
         if plain and grants:
@@ -338,10 +408,11 @@ class QueueModel(RuleBasedStateMachine):
             m.attempts += 1
             assert g.attempt == m.attempts
             assert g.auto_ack == consumer.auto_ack
-            if g.auto_ack:
-                del self.model.messages[offset]
+            if g.auto_ack or not consumer.replenish:
                 party.window -= 1
                 party.window_bytes -= m.size
+            if g.auto_ack:
+                del self.model.messages[offset]
             else:
                 m.state, m.token = "leased", consumer.owner_token
                 m.lease_ms = consumer.lease_ms or self.model.spec.lease_ms
@@ -383,11 +454,13 @@ class QueueModel(RuleBasedStateMachine):
     def settling(self, party: Party, action: Settle, ranges: list[tuple[int, int]], up_to: bool, delay: int | None, drop: bool) -> None:
         answer = self.machine.settle(party.consumer.id, action, ranges, up_to=up_to, delay_ms=delay, drop=drop, now_ms=self.now, wall_ms=self.wall)
         count, stale_counts = 0, 0
+        ended: list[int] = []
         for first, n in ranges:
             mine = [m for m in self.leased_by(party) if (up_to or m.offset >= first) and m.offset < first + n]
             count += len(mine)
             stale_counts += (0 if mine else n) if up_to else n - len(mine)
             for m in mine:
+                ended.append(m.offset)
                 if action == Settle.ACK:
                     del self.model.messages[m.offset]
                 elif action == Settle.RETRY:
@@ -397,6 +470,8 @@ class QueueModel(RuleBasedStateMachine):
                     self.model.bury(m, Reason.REJECTED, drop=drop)
         assert answer.count == count
         assert sum(n for _, n in answer.stale) == stale_counts
+        if not up_to and all(a + n <= b for (a, n), (b, _) in pairwise(sorted(ranges))):
+            assert not any(first <= o < first + n for first, n in answer.stale for o in ended), "told to be stale, and yet settled"
 
     @rule(
         pick=st.integers(0, 3),
@@ -481,7 +556,7 @@ class QueueModel(RuleBasedStateMachine):
         assert bool(number) == bool(moved)
         for m in moved:
             del self.model.messages[m.offset]
-            self.model.graves[m.offset] = (m.attempts, m.failed, Reason.MOVED)
+            self.model.graves[m.offset] = (m.attempts, m.failed, Reason.MOVED, "elsewhere")
 
     @rule(done=st.booleans())
     def carry_transfers(self, done: bool) -> None:
@@ -489,12 +564,26 @@ class QueueModel(RuleBasedStateMachine):
             self.pending[transfer.number] = transfer
             for taken in transfer.ranges:
                 for offset in range(taken.first, taken.first + taken.count):
-                    self.arrived[offset] = (taken.attempts, taken.first_failed_ms, transfer.reason)
+                    self.arrived[offset] = (taken.attempts, taken.first_failed_ms, transfer.reason, transfer.target)
         if done and self.pending:
             number = min(self.pending)
             del self.pending[number]
             assert self.machine.transfer_done(number)
             assert not self.machine.transfer_done(number)
+
+    @precondition(lambda self: self.alterable)
+    @rule(data=st.data(), field=st.sampled_from(sorted(ALTERABLE)))
+    def is_altered(self, data: st.DataObject, field: str) -> None:
+        self.model.spec = msgspec.structs.replace(self.model.spec, **{field: data.draw(st.sampled_from(ALTERABLE[field]))})
+        self.machine.configure(self.model.spec)
+        self.tick()
+
+    @rule(state=st.sampled_from(["ready", "leased", "delayed", "any", "dead"]), after=st.integers(-1, 40), limit=st.integers(0, 12))
+    def is_looked_at(self, state: str, after: int, limit: int) -> None:
+        seen = self.machine.peek(state, after, limit, now_ms=self.now, wall_ms=self.wall)
+        wanted = [m for m in self.model.of(*(["ready", "leased", "delayed"] if state == "any" else [state])) if m.offset > after][:limit]
+        assert [(p.offset, p.state, p.attempts, p.due_ms) for p in seen] == [(m.offset, m.state, m.attempts, m.due) for m in wanted]
+        assert [p.lease_until_ms for p in seen] == [m.deadline + WALL if m.state == "leased" else 0 for m in wanted]
 
     # ------------------------------------------------------------ restarts
 
@@ -533,6 +622,7 @@ class QueueModel(RuleBasedStateMachine):
         self.machine = self.rebuild(pick, overlap)
         self.parties.clear()
         self.pending.clear()
+        self.model.reserved.clear()
         self.gated, self.generation, self.paused = "open", 0, False
         self.machine.next_deadline_ms(self.now, self.wall)
         for m in self.model.of("leased"):
@@ -540,7 +630,7 @@ class QueueModel(RuleBasedStateMachine):
         self.tick()
         self.carry_transfers(False)
         for token in (1, 2):
-            self.join(20, 1 << 40, 0, False, False, token)
+            self.join(20, 1 << 40, 0, False, False, token, True)
 
     # ------------------------------------------------------------ always
 
@@ -558,7 +648,7 @@ class QueueModel(RuleBasedStateMachine):
         assert machine.end == model.end
         assert machine.bytes == sum(m.size for m in model.messages.values())
         for party in self.parties.values():
-            leased = self.leased_by(party)
+            leased = self.leased_by(party) if party.consumer.replenish else []
             assert party.consumer.credit.messages == party.window - len(leased)
             assert party.consumer.credit.bytes == party.window_bytes - sum(m.size for m in leased)
         needed = [m.offset for m in model.messages.values()] + [t.first for x in machine.pending_transfers() for t in x.ranges]
@@ -568,5 +658,4 @@ class QueueModel(RuleBasedStateMachine):
 
 
 TestQueueModel = QueueModel.TestCase
-TestQueueModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
-
+TestQueueModel.settings = effort(100, steps=40)

@@ -212,6 +212,12 @@ class Partition(ABC):
         if level < 0 or self.broker.refusing or self.barred is not None or self.quarantined or 0 < self.message_bytes_max < nbytes:
             error = self.refusal() or self._above(asked_level) or self._too_large(blob)
             if error is not None:
+                if isinstance(error, (DiskFull, Draining)) and level >= 0 and run.producer_id >= 0:
+                    # sent again because its confirm was lost: what is stored must not be refused for certain
+                    stored = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
+                    if stored is not None:
+                        self._not_new(sink, channel, asked_level, level, run, blob, stored, now_ms)
+                        return
                 self._refuse(sink, channel, run, asked_level, error)
                 return
         records = run.record_count

@@ -14,6 +14,7 @@ from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
 from headrace.model.config import Config, advertised
+from headrace.model.errors import StorageError
 
 __all__ = ["Listener", "RunningBroker", "start"]
 
@@ -58,7 +59,10 @@ class RunningBroker:
                 await self.broker.drain(grace_ms, message)
             for stop in reversed(self._stops):
                 await stop()
-            await self.broker.stop()
+            try:
+                await self.broker.stop()
+            except StorageError as e:  # what was confirmed is in the log
+                _log.warning("the store did not close cleanly, so the next start reads more of the log: %s", e)
         finally:
             self.stopped.set()
 

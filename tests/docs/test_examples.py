@@ -1,8 +1,8 @@
 """Every Python block in README.md and docs/*.md runs, each against a real broker of its own.
 
 A block has ``client`` (connected), ``headrace`` and ``asyncio``, may use ``await`` at its top level, and reaches the broker under the default
-address. An HTML comment right above it may say ``setup: CODE`` (run first), ``pytest`` (the block is a test file), ``pytest fails: TEXT`` (a test file
-that fails and says that) or ``not python: WHY`` (skipped).
+address. An HTML comment right above it may say ``setup: CODE`` (run first), ``pytest`` (the block is a test file), ``pytest fails: TEXT`` (one
+that fails and says so) or ``not python: WHY`` (skipped).
 """
 
 import ast

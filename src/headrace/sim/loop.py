@@ -29,6 +29,8 @@ WALL_START_NS: Final = 1_700_000_000_000_000_000
 SPINS_MAX: Final = 2_000_000
 """Callbacks at one moment after which the run is taken for endless."""
 
+CLOSES_MAX: Final = 1000
+
 
 _MACHINE: "contextvars.ContextVar[Machine | None]" = contextvars.ContextVar("machine", default=None)
 
@@ -276,9 +278,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         for _machine, task in self._tasks:
             if not task.done():
                 task._log_destroy_pending = False  # type: ignore[attr-defined]
-                coroutine = task.get_coro()
-                with contextlib.suppress(BaseException):
-                    coroutine.close()
+                coroutine: Any = task.get_coro()
+                for _ in range(CLOSES_MAX):  # each await of its cleaning up is left in turn
+                    with contextlib.suppress(BaseException):
+                        coroutine.close()
+                    if getattr(coroutine, "cr_frame", None) is None:
+                        break
         self._tasks.clear()
 
     def _check(self) -> None:

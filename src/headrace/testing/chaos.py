@@ -148,7 +148,8 @@ class Chaos:
     async def _restart_broker(self) -> bool:
         if not self._sim.broker.serving:
             return False
-        await self._sim.broker.restart()
+        await self._sim.broker.stop()
+        await self._sim.broker.revive()
         return True
 
     async def _slow_disk(self) -> bool:

@@ -18,7 +18,7 @@ import msgspec
 
 from headrace.client.client import connect
 from headrace.model.config import KIB, MIB, Config, Limits, Storage, contradictions
-from headrace.model.errors import HeadraceError, NotFound
+from headrace.model.errors import HeadraceError, NotFound, StorageError
 from headrace.sim.chance import Chance
 from headrace.sim.loop import Machine
 from headrace.sim.trace import Row
@@ -82,6 +82,14 @@ class Broker:
         if self._inner.failure is not None:
             raise self._inner.failure
 
+    async def revive(self) -> None:
+        """As ``start``, again each second while its disk does not let it start: what a supervisor does."""
+        while True:
+            try:
+                return await self.start()
+            except StorageError:
+                await asyncio.sleep(1.0)
+
     async def stop(self) -> None:
         """Stops it as a signal would: clients are told, what was accepted is durable."""
         if not self.alive:
@@ -102,7 +110,7 @@ class Broker:
         """Its process dies at once, as by kill -9: what it wrote is on the disk, its connections are reset.
 
         ``after_steps``: not now, but when it has run so many more callbacks of its event loop, so in the middle of something. ``restart_after``:
-        starts it again so many virtual seconds later; else ``restart`` does."""
+        starts it again so many virtual seconds later (again and again, while its disk is full); else ``restart`` does."""
         self._die(power=False, after_steps=after_steps, restart_after=restart_after)
 
     def power_loss(self, *, after_steps: int | None = None, restart_after: float | None = None) -> None:
@@ -121,7 +129,7 @@ class Broker:
             if self._inner.machine is machine and self._inner.alive:
                 self._inner.kill(power=power)
                 if restart_after is not None:
-                    self._sim._soon(restart_after, self.start)
+                    self._sim._soon(restart_after, self.revive)
 
         _at_step(machine, after_steps, die)
 

@@ -319,7 +319,7 @@ def run_seeds(seeds: Iterator[int], jobs: int) -> Iterator[tuple[int, Totals, li
         yield from map(swept, seeds)
         return
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        waiting = [pool.apply_async(swept, (seed,)) for seed in islice(seeds, jobs)]
+        waiting = [pool.apply_async(swept, (seed,)) for seed in islice(seeds, 4 * jobs)]  # a long one must not leave the others idle
         while waiting:
             yield waiting.pop(0).get()
             waiting += [pool.apply_async(swept, (seed,)) for seed in islice(seeds, 1)]

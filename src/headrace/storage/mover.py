@@ -88,6 +88,7 @@ class Mover:
         if self.due() or self._forced or len(self._ground.wal.files()) > FILES_MAX:
             self._forced = False
             await self.pass_once()
+        await self._forget_deleted()
         await self._sweep()
         numbers = self._worth_rewriting()
         if numbers:

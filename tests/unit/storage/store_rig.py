@@ -167,6 +167,8 @@ class Rig:
         return Checkpoint(1, len(log.entries), log.sums[-1].to_bytes(4, "big"), log.floor, log.next_offset, 0)
 
     def flushed(self, result: Flushed) -> None:
+        if self.dead:
+            return
         assert result.error is None, result.error
         for pid, index in result.partitions:
             self.logs[pid].durable = index

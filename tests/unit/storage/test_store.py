@@ -127,6 +127,9 @@ async def test_a_deleted_partition_does_not_come_back() -> None:
         rig.put(2, size=40 * KIB)
         await rig.flush()
     await rig.store._mover.pass_once(everything=True)
+    rig.put(2)
+    await rig.flush()  # says that the older files do not count any more
+    await rig.store.maintenance()
     assert rig.store._ground.deleted == {}
     await rig.store.close()
 

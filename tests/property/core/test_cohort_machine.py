@@ -40,7 +40,7 @@ class Member:
 
 
 class Cohort(RuleBasedStateMachine):
-    @initialize(partitions=st.integers(1, 4), served=st.integers(0, 3))
+    @initialize(partitions=st.integers(1, 6), served=st.integers(0, 3))
     def begin(self, partitions: int, served: int) -> None:
         self.now = 0
         self.numbers = 0
@@ -93,6 +93,14 @@ class Cohort(RuleBasedStateMachine):
         assert all(set(after[other]) <= set(before[other]) for other in before)
         assert sum(map(len, before.values())) - sum(len(after[other]) for other in before) in (0, len(after[name]))
         assert sum(map(len, after.values())) == len(self.queues)
+
+    @rule(names=st.lists(NAMES, min_size=2, max_size=4, unique=True), late=st.booleans())
+    def several_join(self, names: list[str], late: bool) -> None:
+        for name in names:
+            self.joins(name)
+        while late and self.sent:
+            # the newest first: the others come too late
+            self.arrives(*self.sent.pop())
 
     @rule(name=NAMES)
     def leaves(self, name: str) -> None:
@@ -191,7 +199,7 @@ class Cohort(RuleBasedStateMachine):
 
     # ------------------------------------------------------------ messages
 
-    @rule(partition=st.integers(0, 3), count=st.integers(1, 4))
+    @rule(partition=st.integers(0, 5), count=st.integers(1, 4))
     def is_published(self, partition: int, count: int) -> None:
         partition %= len(self.queues)
         queue, rows = self.queues[partition], self.rows[partition]

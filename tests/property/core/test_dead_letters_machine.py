@@ -159,6 +159,11 @@ class DeadLetters(RuleBasedStateMachine):
             else:
                 self.give_back(place, row)
 
+    @rule(name=st.sampled_from(["work", "work", "graves"]), picks=PICKS)
+    def deliver_and_reject(self, name: str, picks: list[bool]) -> None:
+        self.deliver(name)
+        self.settle(name, Settle.REJECT, picks)
+
     @rule(ms=st.sampled_from([1, 40, LEASE_MS]))
     def time_passes(self, ms: int) -> None:
         self.now += ms

@@ -93,12 +93,13 @@ class LeasesAgainstADict(RuleBasedStateMachine):
         for o, _ in wanted:
             del self.held[o]
 
-    @precondition(lambda self: not self.cold)
-    @rule(token=TOKENS, first=FIRSTS, count=COUNTS, lease_ms=DURATIONS)
-    def extends(self, token: int, first: int, count: int, lease_ms: int) -> None:
-        holder = self.leases.holders.get(token)
-        if holder is None:
-            return
+    @precondition(lambda self: not self.cold and self.held)
+    @rule(pick=FIRSTS, count=st.integers(1, 5), lease_ms=DURATIONS)
+    def extends(self, pick: int, count: int, lease_ms: int) -> None:
+        """From any leased offset on: often a part of a lease only."""
+        first = sorted(self.held)[pick % len(self.held)]
+        token = self.held[first].token
+        holder = self.leases.holders[token]
         for start, stop, lease in self.leases.cut(holder, first, first + count):
             longer = replace(self.held[start], lease_ms=lease_ms, deadline_ms=self.now + lease_ms)
             self.leases.put(holder, start, stop, Lease(token, lease.attempt, lease_ms, self.now + lease_ms, lease.first_failed_ms))

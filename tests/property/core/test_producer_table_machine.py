@@ -106,7 +106,7 @@ class ProducersAgainstAList(RuleBasedStateMachine):
         self.publish(id, following + skip, count, epoch)
 
     @precondition(lambda self: self.log)
-    @rule(back=st.integers(1, 40))
+    @rule(back=st.integers(1, 40) | st.integers(60, 140))
     def retries_a_batch(self, back: int) -> None:
         id, epoch, wire, count, base = self.log[-min(back, len(self.log))]
         producer = self.producers[id]
@@ -132,14 +132,14 @@ class ProducersAgainstAList(RuleBasedStateMachine):
         if epoch:
             self.publish(id, following + sequence, 1, epoch - 1)
 
-    @rule(id=PRODUCERS, holes=st.integers(1, PRODUCER_RANGES + 8))
+    @rule(id=PRODUCERS, holes=st.integers(1, 8) | st.integers(PRODUCER_RANGES - 8, PRODUCER_RANGES + 40))
     def leaves_holes(self, id: int, holes: int) -> None:
         for _ in range(holes):
             epoch, following = self.current(id)
             self.publish(id, following + (id in self.producers), 1, epoch)
 
     @precondition(lambda self: self.producers)
-    @rule(id=PRODUCERS, back=st.integers(0, 60))
+    @rule(id=PRODUCERS, back=st.integers(0, 140))
     def fills_a_hole(self, id: int, back: int) -> None:
         producer = self.producers.get(id)
         if producer is not None:
@@ -156,7 +156,7 @@ class ProducersAgainstAList(RuleBasedStateMachine):
     # ------------------------------------------------------------ questions, restarts
 
     @precondition(lambda self: self.producers)
-    @rule(id=PRODUCERS, back=st.integers(-5, 80))
+    @rule(id=PRODUCERS, back=st.integers(-5, 140))
     def resolves(self, id: int, back: int) -> None:
         producer = self.producers.get(id)
         if producer is None:

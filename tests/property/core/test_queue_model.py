@@ -218,6 +218,12 @@ class QueueModel(RuleBasedStateMachine):
         if self.admitted(count, count * size):
             self.model.reserved.append((count, count * size))
 
+    @precondition(lambda self: self.model.spec.overflow == "refuse" and self.model.spec.max_messages)
+    @rule()
+    def admit_until_it_is_full(self) -> None:
+        while self.admitted(1, 1):
+            self.model.reserved.append((1, 1))
+
     @precondition(lambda self: self.model.reserved)
     @rule(appended=st.booleans(), which=st.integers(0, 5))
     def what_was_admitted_is_appended_or_never_will_be(self, appended: bool, which: int) -> None:
@@ -282,6 +288,13 @@ class QueueModel(RuleBasedStateMachine):
         self.parties[self.next_id] = Party(consumer, False, credit + len(leased), nbytes + sum(m.size for m in leased))
         self.machine.attach(consumer)
         self.next_id += 1
+
+    @rule(priorities=st.lists(st.sampled_from([0, 3, 9]), min_size=2, max_size=3), credit=st.integers(1, 2), token=st.integers(1, 4))
+    def somebody_picky_comes(self, priorities: list[int], credit: int, token: int) -> None:
+        for priority in priorities:
+            self.put(2, 40, 0, 0, priority, None, True)
+        self.join(credit, 1 << 40, 0, False, True, token, True)
+        self.hand_out(99)
 
     def party(self, pick: int) -> Party | None:
         ids = sorted(self.parties)

@@ -38,7 +38,7 @@ class Member:
 
 
 class ReaderGroup(RuleBasedStateMachine):
-    @initialize(strategy=st.sampled_from(STRATEGIES), partitions=st.integers(1, 4))
+    @initialize(strategy=st.sampled_from([*STRATEGIES, "cooperative"]), partitions=st.integers(1, 4))
     def begin(self, strategy: Strategy, partitions: int) -> None:
         self.now = 0
         self.numbers = 0
@@ -90,6 +90,18 @@ class ReaderGroup(RuleBasedStateMachine):
         if name in self.members:
             self.end(name)
             self.tell(self.group.leave(name, self.now))
+
+    @rule(name=MEMBERS)
+    def all_but_one_leave(self, name: str) -> None:
+        """That one may not be there either."""
+        for other in [other for other in self.members if other != name]:
+            self.leaves(other)
+
+    @rule(name=MEMBERS)
+    def joins_and_hears(self, name: str) -> None:
+        self.joins(name)
+        while self.members[name].news:
+            self.hears(name)
 
     @rule(name=MEMBERS)
     def loses_its_connection(self, name: str) -> None:

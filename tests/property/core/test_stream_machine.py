@@ -255,6 +255,33 @@ class StreamAgainstModel(RuleBasedStateMachine):
         else:
             assert {o for start, size in stale for o in range(start, start + size)} == expected
 
+    @rule(id=readers, skip=st.integers(0, 4), count=st.integers(1, 6), before=st.none() | st.integers(0, 2))
+    def acks_what_it_holds(self, id: int, skip: int, count: int, before: int | None) -> None:
+        reader = self.model_readers.get(id)
+        if reader is not None and reader.held:
+            self.acks(id, min(reader.held) + skip, count, [], before)
+
+    @precondition(lambda self: self.tier != "durable")
+    @rule(id=readers, part=st.floats(0, 1), count=st.integers(1, 8))
+    def sent_again_in_a_new_epoch(self, id: int, part: float, count: int) -> None:
+        self.sends(1, None, 9)
+        self.new_epoch(part)
+        self.appends(count)
+        self.sends(1, None, 9)
+        self.acks_what_it_holds(id, 0, count, 1)
+
+    @precondition(lambda self: self.tier != "durable")
+    @rule(id=readers, count=st.integers(1, 8), part=st.floats(0, 1))
+    def acked_and_written_before_it_is_committed(self, id: int, count: int, part: float) -> None:
+        self.appends(count)
+        self.sends(1, None, 9)
+        reader = self.model_readers.get(id)
+        if reader is not None and reader.held:
+            self.acks(id, max(reader.held) - count, count + 1, [], None)
+        self.a_tick_ends()
+        self.commits(part)
+        self.a_tick_ends()
+
     @rule(id=readers, end=st.integers(0, 70))
     def acks_up_to(self, id: int, end: int) -> None:
         reader = self.model_readers.get(id)

@@ -7,7 +7,7 @@ import pytest
 from headrace.client.lane import Receipt
 from headrace.model.errors import ConfirmTimeout, QueueFull
 from headrace.model.specs import QueueSpec, Spec, StreamSpec
-from headrace.sim.checks import judge, leases, messages, streams
+from headrace.sim.checks import judge, leases, messages, shares, streams, times
 from headrace.sim.checks.inside import told_figures
 from headrace.sim.checks.seen import Seen
 from headrace.sim.history import Arrival, Attached, Commit, Delivery, Event, History, Link, Publish, Read, Settle
@@ -299,6 +299,17 @@ def test_a_place_known_only_from_a_delivery_counts_for_order() -> None:
     assert told(messages.out_of_order, made)
 
 
+def test_a_message_that_was_redriven_is_in_order_where_it_was_first() -> None:
+    made = Made(q=QueueSpec(dead_letter="dead"), dead=QueueSpec())
+    made.verb("redrive", "dead", what="")
+    note = made.confirmed(offset=1)
+    made.confirmed(offset=2)
+    made.give(made.consumer(), note.id, offset=3)
+    assert not told(messages.out_of_order, made)
+    made.confirmed(offset=0)
+    assert told(messages.out_of_order, made)
+
+
 def test_an_idempotent_publish_is_stored_once() -> None:
     for idempotent, wrong in ((True, 1), (False, 0)):
         made = Made()
@@ -586,3 +597,149 @@ def test_names_that_were_made_anew_are_left_out_but_for_what_nobody_published() 
     assert judge(made.seen()) == []
     made.give(who, 99)
     assert [v.invariant for v in judge(made.seen())] == ["I2"]
+
+
+# ---------------------------------------------------------------- times
+
+
+def test_a_delayed_message_comes_when_it_is_due() -> None:
+    for now, wrong in ((0.4, 1), (0.5, 0)):
+        made = Made()
+        note = made.confirmed(delay_ms=500)
+        made.at(now).give(made.consumer(), note.id)
+        assert len(told(times.too_early, made)) == wrong
+        assert not told(times.too_early, made, jumped=True)
+
+
+def test_a_retried_message_comes_after_its_delay_or_the_queue_s_back_off() -> None:
+    for now, delay_ms, wrong in ((0.1, 200, 1), (0.3, 200, 0), (0.3, -1, 1), (0.6, -1, 0)):
+        made = Made(q=QueueSpec(backoff_ms=(500,)))
+        note, who = made.confirmed(), made.consumer()
+        made.give(who, note.id)
+        made.settle(who, note.id, action="retry").delay_ms = delay_ms
+        made.at(now).give(who, note.id, attempt=2)
+        assert len(told(times.too_early, made)) == wrong
+
+
+def test_nobody_who_comes_later_is_given_what_expired() -> None:
+    made = Made()
+    note, early = made.confirmed(ttl_ms=500), made.consumer()
+    made.at(2.0).give(early, note.id)  # it may have been on its way for long
+    assert not told(times.expiry, made)
+    made.give(made.consumer(), note.id, attempt=2)
+    assert told(times.expiry, made)
+
+
+def test_nothing_expires_before_its_time() -> None:
+    for now, wrong in ((0.4, 1), (0.6, 0)):
+        made = Made(q=QueueSpec(ttl_ms=500, dead_letter="dead"), dead=QueueSpec())
+        note = made.confirmed()
+        made.at(now).give(made.consumer("dead"), note.id, reason="expired", origin="q")
+        assert len(told(times.expiry, made)) == wrong
+
+
+def test_an_extended_lease_lasts() -> None:
+    def taken_at(now: float, *more: Any) -> list[str]:
+        made = Made(q=QueueSpec(lease_ms=1000))
+        note, one, two = made.confirmed(), made.consumer(), made.consumer()
+        made.give(one, note.id)
+        made.at(0.9).settle(one, note.id, action="extend")
+        for act in more:
+            act(made, one, note)
+        made.at(now).give(two, note.id, attempt=2)
+        return told(times.extended, made)
+
+    assert taken_at(1.5)
+    assert not taken_at(1.9)
+    assert not taken_at(1.5, lambda made, one, note: setattr(one, "leaving", 1.0))
+    assert not taken_at(1.5, lambda made, one, note: made.settle(one, note.id, action="retry"))
+    assert not taken_at(1.5, lambda made, one, note: made.history.links.append(Link(1.0, one.client, False)))
+
+
+def test_a_paused_queue_gives_nothing_new() -> None:
+    made = Made()
+    made.verb("pause", rows=(1.0, 2.0))
+    old = made.confirmed(offset=0)
+    who = made.consumer()
+    made.at(1.5).give(who, old.id)  # granted before
+    assert not told(times.paused, made)
+    new = made.at(1.2).confirmed(offset=1)
+    made.at(1.5).give(who, new.id, offset=1)
+    assert told(times.paused, made)
+
+
+def test_who_comes_last_is_given_the_highest_priority_first_and_then_the_oldest() -> None:
+    def given(*order: int) -> list[str]:
+        made = Made()
+        ids = [made.confirmed(offset=i, priority=priority).id for i, priority in enumerate((0, 2, 0))]
+        who = made.at(1.0).consumer(kind="final")
+        for offset in order:
+            made.give(who, ids[offset], offset=offset)
+        return told(times.ready_order, made)
+
+    assert not given(1, 0, 2)
+    assert given(0, 1, 2)
+    assert given(1, 2, 0)
+
+
+# ---------------------------------------------------------------- restarts, shares, starts
+
+
+def test_durable_delivery_counts_survive_a_restart() -> None:
+    def again(attempt: int, *, durable: bool) -> list[str]:
+        made = Made()
+        first, one, two = made.confirmed(offset=0), made.consumer(), made.consumer()
+        made.at(1.0).give(one, first.id)
+        if durable:
+            second = made.at(2.0).confirmed(offset=1)
+            made.give(one, second.id, offset=1)
+        made.at(3.0).give(two, first.id, epoch=2, attempt=attempt)
+        return told(leases.lost_at_a_restart, made)
+
+    assert again(1, durable=True)
+    assert not again(2, durable=True)
+    assert not again(1, durable=False)
+
+
+def test_a_partition_of_a_cohort_is_one_member_s() -> None:
+    def served(*members: int, change: bool = False) -> list[str]:
+        made = Made()
+        both = [made.consumer(group="team") for _ in range(2)]
+        for number, member in enumerate(members):
+            made.at(10.0 + number).give(both[member], made.confirmed(offset=number).id, offset=number)
+        if change:
+            made.history.events.append(Event(11.5, 1, "q", "assigned", 0, 0))
+        return told(shares.interleaved, made)
+
+    assert not served(0, 0, 1, 1)
+    assert served(0, 1, 0)
+    assert not served(0, 1, 0, change=True)
+
+
+def test_the_start_of_a_stream_does_not_go_back() -> None:
+    made = Made(s=StreamSpec())
+    ids = [made.confirmed("s", offset=i).id for i in range(3)]
+    made.read(made.consumer("s", kind="reader", start="earliest"), ids[1], 1)
+    made.read(made.consumer("s", kind="final"), ids[1], 1)
+    assert not told(streams.starts, made)
+    made.read(made.consumer("s", kind="final"), ids[0], 0)
+    assert told(streams.starts, made)
+
+
+def test_who_was_shown_what_was_taken_back_is_told() -> None:
+    def goes_on(offset: int, event: str = "") -> list[str]:
+        made = Made(s=StreamSpec(tier="speculative"))
+        ids = [made.publish("s").id for _ in range(4)]
+        who = made.consumer("s", kind="reader")
+        made.read(who, ids[0], 1, speculative=True)
+        made.read(who, ids[1], offset, epoch=2)
+        if event:
+            made.history.events.append(Event(made.now, who.number, "s", event, 0, 1))
+        end = made.consumer("s", kind="final")
+        for place, id in enumerate(ids[1:]):
+            made.read(end, id, place, epoch=2)
+        return told(streams.not_told, made)
+
+    assert goes_on(2)
+    assert not goes_on(1)
+    assert not goes_on(2, "retracted")

@@ -159,20 +159,23 @@ class Hand:
         self.chance = chance
         self.late: list[tuple[float, Message, int]] = []
         self.taken = 0
+        self._epochs: dict[tuple[int, int, int], int] = {}
+        """Partition, offset, attempt: under which epoch it came."""
         consumer.delivered = self._arrived(consumer.delivered)  # type: ignore[method-assign]  # everything that reaches the client is noted
 
     def _arrived(self, deliver: Callable[..., None]) -> Callable[..., None]:
-        arrivals, now, number, name = self.history.arrivals, self.now, self.attached.number, self.attached.name
+        arrivals, epochs, now, number, name = self.history.arrivals, self._epochs, self.now, self.attached.number, self.attached.name
 
         def delivered(partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
             arrivals.append(Arrival(now(), number, name, partition, first, count, attempt, epoch, bool(flags & AUTO_ACK)))
+            for offset in range(first, first + count):
+                epochs[partition, offset, attempt] = epoch
             deliver(partition, epoch, attempt, first, count, base, blob, flags)
 
         return delivered
 
     def take(self, message: Message) -> int:
         """Notes what was handed out, and says which message it is."""
-        current = self.consumer._current
         id = id_of(message)
         reason = origin = ""
         for name, text in message.raw_headers:
@@ -183,7 +186,7 @@ class Hand:
         self.history.deliveries.append(
             Delivery(
                 self.now(), self.attached.number, self.attached.name, message.partition, message.offset, message.attempt,
-                current.epoch if current is not None else 0, id, message.auto_acked, reason, origin,
+                self._epochs.get((message.partition, message.offset, message.attempt), 0), id, message.auto_acked, reason, origin,
             )
         )  # fmt: skip
         self.taken += 1
@@ -433,7 +436,9 @@ async def ask(stage: Stage, connected: Connected, client: Client, verb: str, cha
             note.count = await connected.purge(name, leased=verb == "purge_leased")
         elif verb == "pause":
             await connected.pause(name)
+            begun = stage.loop.time()
             await asyncio.sleep(client.pause_ms * chance.random() / 1000)
+            note.rows = (begun, stage.loop.time())
             await connected.resume(name)
         elif verb == "move":
             note.rows = (await connected.move(name, target, limit=chance.choice([0, 3]))).id

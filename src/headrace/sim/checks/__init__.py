@@ -2,13 +2,13 @@
 
 Owns the judgement, not the facts: those are the history's, and the live broker's for what only shows inside. Every check is careful to ask for no
 more than is promised: what a lost connection, a dead broker, a limit or an operator may rightly cause is no violation. ``seen`` holds the indexes,
-``messages`` I1 to I4 and I11, ``leases`` I9, I10 and order by key, ``streams`` I1, I5 and cursors, ``inside`` I15, I17 and I18. I16 is raised by the
-workload where it stalls.
+``messages`` I1 to I4 and I11, ``leases`` I9, I10 and order by key, ``times`` delays, expiry, pauses and priorities, ``streams`` I1, I5 and cursors,
+``shares`` cohorts and groups, ``inside`` I15, I17 and I18. I16 is raised by the workload where it stalls.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Set
 
-from headrace.sim.checks import inside, leases, messages, streams
+from headrace.sim.checks import inside, leases, messages, shares, streams, times
 from headrace.sim.checks.seen import Seen, Violation
 from headrace.sim.history import History
 from headrace.sim.world import SimBroker, World
@@ -17,7 +17,8 @@ __all__ = ["CHECKS", "Seen", "Violation", "check", "judge"]
 
 CHECKS: tuple[Callable[[Seen], Iterator[Violation]], ...] = (
     messages.from_nowhere, messages.lost, messages.one_value, messages.out_of_order, messages.stored_twice, leases.unexplained, leases.leased_twice,
-    leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, inside.told_figures,
+    leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, streams.not_told, streams.starts,
+    times.too_early, times.expiry, times.extended, times.paused, times.ready_order, leases.lost_at_a_restart, shares.interleaved, inside.told_figures,
 )  # fmt: skip
 """Those that need the history alone."""
 FORGETFUL: tuple[Callable[[Seen], Iterator[Violation]], ...] = (messages.from_nowhere, inside.told_figures)

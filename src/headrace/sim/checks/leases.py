@@ -194,3 +194,25 @@ def _reasonable(seen: Seen, d: Delivery, ttl_ms: int) -> bool:
     if d.reason == "expired":
         return bool(ttl_ms) or any(spec.ttl_ms or spec.max_age_ms for spec in specs)
     return d.reason == "overflow" and any(spec.overflow == "dead_letter_oldest" for spec in specs)
+
+
+def lost_at_a_restart(seen: Seen) -> Iterator[Violation]:
+    """Leases and delivery counts survive a restart, if they are durable: something published after them was delivered before it."""
+    newest: dict[tuple[str, int, int], float] = {}
+    for d in seen.history.deliveries:
+        publish = seen.publishes.get(d.id)
+        if publish is not None and publish.name == d.name:
+            key = (d.name, d.partition, d.epoch)
+            newest[key] = max(publish.at, newest.get(key, 0.0))
+    for place, deliveries in seen.deliveries.items():
+        if not seen.sound(place[0], place[1]) or seen.verbs(place[0], "purge_leased"):
+            continue
+        for d in deliveries:
+            later = [a for a in seen.arrivals.get(place, ()) if a.epoch > d.epoch]
+            if not later or d.auto_ack or newest.get((d.name, d.partition, d.epoch), 0.0) <= d.at:
+                continue
+            for a in later:
+                if a.attempt < d.attempt or (a.attempt == d.attempt and a.consumer != d.consumer):
+                    text = f"attempt {a.attempt} of epoch {a.epoch}, attempt {d.attempt} of epoch {d.epoch} was durable"
+                    yield Violation("I9", f"{place_text(place)}: {text}: {_story(seen, place)}")
+                    return

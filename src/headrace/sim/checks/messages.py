@@ -128,12 +128,15 @@ def out_of_order(seen: Seen) -> Iterator[Violation]:
     """I4: offsets of one publisher in one partition follow the order in which it posted. The first place counts, where there are several."""
     lanes: dict[tuple[int, str, int], list[tuple[int, int, int]]] = {}
     places: dict[tuple[int, int], int] = {}
+    targets = {name: None for name in seen.specs if seen.target(name)}
     for id, copies in seen.copies.items():
         publish = seen.publishes.get(id)
         if publish is None:
             continue
+        # where messages come back to, as dead letters redriven, only the confirm says which place was the first
+        moved = publish.name in targets
         for name, partition, offset in copies:
-            if name == publish.name:
+            if name == publish.name and (not moved or (partition, offset) == (publish.partition, publish.offset)):
                 _first(places, (id, partition), offset)
     for r in seen.history.reads:
         if settled_tier(seen, r.name) and not r.speculative:

@@ -40,6 +40,7 @@ class Seen:
         self.damaged_names = {name: None for name, _ in sorted(self.damage)}
         self.deliveries: dict[Place, list[Delivery]] = {}
         self.arrivals: dict[Place, list[Arrival]] = {}
+        self.arrival_order: dict[Arrival, int] = {}
         self.settles: dict[Place, list[Settle]] = {}
         self.copies: dict[int, dict[Place, None]] = {}
         """Where each message was seen or confirmed to be."""
@@ -59,7 +60,8 @@ class Seen:
             self.deliveries.setdefault(place, []).append(delivery)
             self.copies.setdefault(delivery.id, {})[place] = None
             self.stored[delivery.id] = None
-        for arrival in self.history.arrivals:
+        for number, arrival in enumerate(self.history.arrivals):
+            self.arrival_order[arrival] = number
             for offset in range(arrival.first, arrival.first + arrival.count):
                 self.arrivals.setdefault((arrival.name, arrival.partition, offset), []).append(arrival)
         for settle in self.history.settles:

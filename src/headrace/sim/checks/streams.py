@@ -165,3 +165,43 @@ def _skipped(
                 "cursor", f"{a.name}/{partition}: a reader with cursor {a.cursor!r} came {a.at:.4f} s and was first given {first.offset}; "
                 f"nobody with that cursor has seen more than up to {known}",
             )  # fmt: skip
+
+
+def not_told(seen: Seen) -> Iterator[Violation]:
+    """A reader that goes on after records it was shown were taken back is told so."""
+    there = finals(seen)
+    told = {(e.reader, e.partition): None for e in seen.history.events if e.what == "retracted"}
+    for number, reads in reads_by_reader(seen.history).items():
+        attached = seen.attached[number]
+        if attached.group or any(spec.compaction for spec in seen.stream_specs(attached.name)):
+            continue
+        for i, r in enumerate(reads):
+            found = there.get((r.name, r.partition), {})
+            if not r.speculative or (number, r.partition) in told or not found or r.offset < min(found) or found.get(r.offset) == r.id:
+                continue
+            if r.offset > max(found) or not seen.sound(r.name, r.partition):
+                continue
+            later = [x for x in reads[i + 1 :] if x.partition == r.partition and x.epoch > r.epoch]
+            if later and all(x.offset > r.offset for x in later):
+                yield Violation(
+                    "I5", f"reader {number} of {r.name}/{r.partition} was shown message {r.id} at {r.offset} {r.at:.4f} s, which was taken back "
+                    f"(it is {found.get(r.offset)} at the end), went on at {later[0].offset} {later[0].at:.4f} s and was not told",
+                )  # fmt: skip
+
+
+def starts(seen: Seen) -> Iterator[Violation]:
+    """The start of a partition does not go back: what retention or a trim took does not come again."""
+    reads = reads_by_reader(seen.history)
+    begun: dict[tuple[str, int], tuple[int, int]] = {}
+    for a in seen.history.attached:
+        fresh = a.kind == "final" or (a.kind == "reader" and a.start == "earliest" and not a.cursor)
+        if not fresh or a.filter or not _durable(seen, a.name) or any(spec.compaction for spec in seen.stream_specs(a.name)):
+            continue
+        firsts: dict[int, Read] = {}
+        for r in reads.get(a.number, []):
+            firsts.setdefault(r.partition, r)
+        for partition, r in firsts.items():
+            before, reader = begun.setdefault((a.name, partition), (r.offset, a.number))
+            if r.offset < before and seen.sound(a.name, partition):
+                yield Violation("trim", f"{a.name}/{partition} began at {before} for reader {reader}, and at {r.offset} for reader {a.number} later")
+            begun[a.name, partition] = max((r.offset, a.number), begun[a.name, partition])

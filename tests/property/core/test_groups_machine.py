@@ -213,5 +213,5 @@ class GroupAgainstItsMembers(RuleBasedStateMachine):
             assert used | set(waits) == set(range(group.partition_count)), "every partition is served"
 
 
-GroupAgainstItsMembers.TestCase.settings = effort(100, steps=40)
+GroupAgainstItsMembers.TestCase.settings = effort(60, steps=40)
 TestGroupAgainstItsMembers = GroupAgainstItsMembers.TestCase

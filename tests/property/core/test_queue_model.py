@@ -671,4 +671,4 @@ class QueueModel(RuleBasedStateMachine):
 
 
 TestQueueModel = QueueModel.TestCase
-TestQueueModel.settings = effort(100, steps=40)
+TestQueueModel.settings = effort(60, steps=40)

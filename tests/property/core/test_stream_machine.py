@@ -424,5 +424,5 @@ class StreamAgainstModel(RuleBasedStateMachine):
                     assert not any(self.model_cursors[reader.cursor].ahead(o, self.end) for o in range(read.from_offset, read.end))
 
 
-StreamAgainstModel.TestCase.settings = effort(100, steps=40)
+StreamAgainstModel.TestCase.settings = effort(60, steps=40)
 TestStreamAgainstModel = StreamAgainstModel.TestCase

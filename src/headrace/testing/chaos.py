@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Generator
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 if TYPE_CHECKING:
-    from headrace.testing.simulation import Process, Simulation
+    from headrace.testing.actors import Process
+    from headrace.testing.simulation import Simulation
 
 Fault = Literal[
     "kill_process", "pause_process", "cut_process", "disconnect",

@@ -169,7 +169,8 @@ def _run(
     """One run, and all its rows."""
     __tracebackhide__ = True
     from headrace.testing.guard import REAL, guarded
-    from headrace.testing.simulation import Simulation, logged
+    from headrace.testing.simulation import Simulation
+    from headrace.testing.timeline import logged
 
     if unknown := sorted(set(allow) - set(REAL)):
         raise ValueError(f"allow knows no {', '.join(unknown)}; it knows {', '.join(REAL)}")
@@ -212,7 +213,7 @@ def _drive(sim: "Simulation", test: Test[T], limit: float) -> T:
     """Runs the test to its end, whichever that is."""
     __tracebackhide__ = True
     from headrace.sim.loop import Stuck
-    from headrace.testing.simulation import end_tasks
+    from headrace.testing.actors import end_tasks
 
     loop = sim.world.loop
     over = False
@@ -283,7 +284,7 @@ def _check(sim: "Simulation", broken: list[str]) -> None:
 
 
 def _annotate(error: BaseException, sim: "Simulation", test: Test[Any], *, before: int, of: int) -> None:
-    from headrace.testing.simulation import shown
+    from headrace.testing.timeline import shown
 
     rows = sim.timeline
     passed = f", after {before} of {of} seeds had passed" if before else ""
@@ -301,7 +302,7 @@ def _compare(seed: int, first: Run[Any], rows: "list[Row]", second: Run[Any], ot
     __tracebackhide__ = True
     if first.digest == second.digest:
         return
-    from headrace.testing.simulation import shown
+    from headrace.testing.timeline import shown
 
     at = next((i for i, (one, other) in enumerate(zip(rows, others, strict=False)) if one != other), min(len(rows), len(others)))
     raise NotRepeatable(

@@ -4,6 +4,7 @@ Owns what a machine's death means on its disk and on the network. Does not decid
 """
 
 import asyncio
+import errno
 import logging
 from contextlib import suppress
 from typing import Final, Literal
@@ -19,6 +20,7 @@ from headrace.sim.lanes import SimLane
 from headrace.sim.loop import Machine, SimLoop
 from headrace.sim.network import Network
 from headrace.storage.api import Store
+from headrace.storage.flusher import Work
 from headrace.storage.memory import MemoryStore
 from headrace.storage.store import DiskStore
 
@@ -145,17 +147,33 @@ class SimBroker:
         self.world.note(self.name, "loses its power" if power else "is killed")
         for lane in machine.lanes:
             if lane.current is not None and self._chance.happens(0.6):
-                # The call was made and did not return: all of it, or some of it, has reached the system, and none of it is known to be synced.
-                self.disk.dying = power
-                with suppress(Exception):
-                    lane.current[0]()
-        self.disk.dying = False
+                self._half_done(lane.current[0], power)
         machine.kill()
         if power:
             self.disk.crash_by(self._chance)
         else:
             self.disk.kill()
         self.world.network.ended(machine, silently=power)
+
+    def _half_done(self, work: Work, power: bool) -> None:
+        """The machine dies within ``work``: what it did before is done, what it does at that moment has reached the system and, without power, may or
+        may not reach the disk; the rest never happens."""
+        disk, before = self.disk, self.disk.fault
+        left = self._chance.randint(0, 6)
+
+        def fault(operation: str, path: str, nbytes: int) -> int | None:
+            nonlocal left
+            if left < 0:
+                raise OSError(errno.EIO, "the machine is dead")
+            left -= 1
+            if left < 0:
+                disk.dying = power
+            return None
+
+        disk.fault = fault
+        with suppress(Exception):
+            work()
+        disk.fault, disk.dying = before, False
 
     def pause(self) -> None:
         if self.machine is not None and self.machine.alive:

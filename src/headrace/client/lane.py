@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, UnknownOutcome
 from headrace.model.ids import NO_PRODUCER, SEQUENCE_MODULUS
 from headrace.wire.batch import Record, encode_batch, encode_publish
 from headrace.wire.frames import Level
@@ -241,11 +241,14 @@ class Lane:
         return min(heads) if heads else 0
 
     def fail(self, error: HeadraceError) -> None:
-        """Answers everything with ``error``."""
-        frames = [*self.sent.values(), *self.gathered]
+        """Answers everything with ``error``; what was sent and not answered may be stored, whatever the error says of itself."""
+        sent, gathered = [*self.sent.values()], [*self.gathered]
         self.sent.clear()
         self.gathered.clear()
-        for frame in frames:
+        for frame in sent:
+            says_so = frame.again or not error.definite
+            self._finish(frame, -1, Level.NONE, False, error if says_so else _unknown(frame, error))
+        for frame in gathered:
             self._finish(frame, -1, Level.NONE, False, error)
 
     def _finish(self, frame: Frame, offset: int, level: Level, duplicate: bool, error: HeadraceError | None) -> None:
@@ -264,3 +267,10 @@ class Lane:
                     waiter.set_result(Receipt(partition, offset, level, duplicate))
                 offset += step
         self._on_done(frame, error)
+
+
+def _unknown(frame: Frame, error: HeadraceError) -> UnknownOutcome:
+    return UnknownOutcome(
+        f"{frame.count} message(s) were sent and not answered before the end: {error}",
+        hint="whether they are stored is not known; publish again if a duplicate does no harm",
+    )

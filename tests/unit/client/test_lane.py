@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.client.lane import PIPELINE, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, QueueFull
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, NotConnected, QueueFull, UnknownOutcome
 from headrace.wire.batch import Record, batch_info, decode_batch
 from headrace.wire.frames import ENVELOPE, Level
 
@@ -215,4 +215,25 @@ def test_every_message_is_answered_once_and_the_counts_add_up(steps: list[str]) 
     assert sequences == sorted(set(sequences))
     lanes.lane.fail(QueueFull("end"))
     assert all(w.result is not None for w in waiters)
+    assert lanes.lane.count == lanes.lane.nbytes == 0
+
+
+def test_what_was_sent_and_not_answered_has_an_unknown_outcome_whatever_ends_it() -> None:
+    lanes = Lanes()
+    sent = lanes.add("sent")
+    lanes.take()
+    drained = lanes.add("refused by a broker that goes away")
+    lanes.take()
+    lanes.lane.refused(1, 1, Draining("going away"))
+    for _ in range(PIPELINE):
+        lanes.add("x")
+        lanes.take()
+    kept = lanes.add("never sent")
+    assert lanes.take() == []
+    lanes.lane.fail(NotConnected("the client was closed"))
+    assert isinstance(sent.result, UnknownOutcome)
+    assert not sent.result.definite
+    assert "the client was closed" in str(sent.result)
+    assert isinstance(drained.result, NotConnected)
+    assert isinstance(kept.result, NotConnected)
     assert lanes.lane.count == lanes.lane.nbytes == 0

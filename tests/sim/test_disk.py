@@ -147,6 +147,22 @@ def test_a_machine_that_dies_in_a_sync_has_not_synced() -> None:
     assert disk.image(PATH) == b""
 
 
+def test_a_machine_that_dies_in_a_sync_does_nothing_after_it() -> None:
+    """A file that is renamed once it is synced is never there under its new name with less."""
+    disk = Disk()
+    handle = made(disk)
+    disk.dying = True
+    disk.pwrite(handle, b"abc", 0)
+    disk.fsync(handle)
+    for action in (lambda: disk.rename(PATH, PATH + ".new"), lambda: disk.unlink(PATH), lambda: disk.fsync(handle)):
+        with pytest.raises(OSError, match="lost its power"):
+            action()
+    disk.dying = False
+    disk.crash(nothing, lambda count: count)
+    assert disk.image(PATH) == b""
+    assert not disk.exists(PATH + ".new")
+
+
 def test_a_process_that_dies_loses_its_handles_and_locks_and_no_bytes() -> None:
     disk = Disk()
     handle = disk.create(PATH)

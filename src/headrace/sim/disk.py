@@ -84,8 +84,7 @@ class Disk:
         self.fault: Fault | None = None
         self.observe: Callable[[str, str, int, bytes], None] | None = None
         """Told of every change and sync: (operation, path, offset, data)."""
-        self.dying = False
-        """The machine dies within the work that runs now: nothing of it is synced."""
+        self._dying = self._over = False
         self.states: dict[str, dict[bytes, bytes]] = {}
         """Small state by path: atomic and durable at once."""
         self.names: dict[str, Node] = {}
@@ -106,6 +105,26 @@ class Disk:
         self._handles.clear()
         self._locks.clear()
         self.dying = False
+
+    @property
+    def dying(self) -> bool:
+        """The machine dies within the work that runs now: in its first sync, so that nothing of it is synced and what it would do after that sync is
+        not done."""
+        return self._dying
+
+    @dying.setter
+    def dying(self, dying: bool) -> None:
+        self._dying, self._over = dying, False
+
+    def durable(self) -> bool:
+        """A sync takes place: whether it is one that the machine lives to see."""
+        self._over = self._dying
+        return not self._dying
+
+    def check_power(self) -> None:
+        """Before every change: ``OSError`` if the machine has died."""
+        if self._over:
+            raise OSError(errno.EIO, "the machine has lost its power")
 
     def crash(self, survives: Survives, names_kept: Callable[[int], int]) -> None:
         """The power was lost. ``names_kept`` says how many of so many unsynced names of a directory are on the disk."""
@@ -194,7 +213,7 @@ class Disk:
         path, node = self._node(handle)
         data = b"".join(pieces)
         self._write("pwritev_durable", path, node, data, offset)
-        if not self.dying:
+        if self.durable():
             node.settle()
 
     def pwrite(self, handle: Handle, data: Buffer, offset: int) -> None:
@@ -208,14 +227,14 @@ class Disk:
         path, node = self._node(handle)
         self._ask("fsync", path)
         self._seen("fsync", path)
-        if not self.dying:
+        if self.durable():
             node.settle()
 
     def fsync_and_forget(self, handle: Handle) -> None:
         path, node = self._node(handle)
         self._ask("fsync", path)
         self._seen("fsync", path)
-        if not self.dying:
+        if self.durable():
             node.settle()
             self._used += len(node.synced) - len(node.data)
             node.data = bytearray(node.synced)
@@ -223,7 +242,7 @@ class Disk:
     def fsync_dir(self, path: str) -> None:
         self._ask("fsync_dir", path)
         self._seen("fsync_dir", path)
-        if not self.dying:
+        if self.durable():
             for name in self._pending.pop(path, ()):
                 self._apply_name(self.synced_names, name)
 
@@ -287,6 +306,7 @@ class Disk:
         return Node(self._nodes)
 
     def _ask(self, operation: str, path: str, nbytes: int = 0) -> int | None:
+        self.check_power()
         return self.fault(operation, path, nbytes) if self.fault is not None else None
 
     def _seen(self, operation: str, path: str, offset: int = 0, data: bytes = b"") -> None:
@@ -372,6 +392,7 @@ class SimState:
             if not 1 <= len(key) <= KEY_BYTES_MAX:
                 raise Invalid(f"a key of small state has 1 to {KEY_BYTES_MAX} bytes, this one has {len(key)}")
         fault, disk = self._disk.fault, self._disk
+        disk.check_power()
         size = sum(len(key) + len(value or b"") for key, value in puts.items())
         if disk.free_bytes(self._path) < size:
             raise DiskFull(f"the state in {self._path} cannot grow")
@@ -384,7 +405,7 @@ class SimState:
                 raise SyncFailed(f"the state in {self._path} may or may not have taken a change: {e}") from e
         if self._disk.observe is not None:
             self._disk.observe("commit", self._path, 0, repr(sorted(puts.items())).encode())
-        if self._disk.dying:
+        if not disk.durable():
             return
         for key, value in puts.items():
             if value is None:

@@ -10,6 +10,7 @@ The exit code is 1 if one is not caught, or if a seed breaks a promise without a
 
 import argparse
 import datetime
+import logging
 import os
 import sys
 from typing import Any
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
     options = parser.parse_args(argv)
+    logging.getLogger("headrace").addHandler(logging.NullHandler())  # what stores say of damage belongs to the runs
     chosen = choose(options.only, options.rotate, options.rotate_seed)
     console = Console(stderr=options.json, highlight=False)
     if options.list:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from headrace.sim.mutants.planting import Edit, Mutant
+from headrace.sim.mutants.planting import DEATHS, FLIPS, Edit, Mutant
 
 BROKERS: Final = (
     Mutant(
@@ -124,7 +124,7 @@ BROKERS: Final = (
         name="damaged-partition-served",
         wrong="a partition that recovery has isolated is served with what is left of it",
         notices=("I1", "I14", "damage", "error"),
-        stir=("flip", "flip"),
+        stir=FLIPS,
         edits=(
             Edit("broker.broker:Broker.partition", "if damage is not None:", "if damage is not None and not damage.why:"),
             Edit("storage.store:DiskStore.replay", "if pid in ground.damaged:", "if False:"),
@@ -134,7 +134,7 @@ BROKERS: Final = (
         name="pause-forgotten-at-a-restart",
         wrong="a paused queue delivers again after a restart",
         notices=("pause",),
-        stir=("kill",),
+        stir=DEATHS,
         edits=(Edit("broker.queue_partition:QueuePartition.__init__", "self._machine.pause(item.paused)", "pass"),),
     ),
     Mutant(

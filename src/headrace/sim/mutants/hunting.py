@@ -77,10 +77,19 @@ class Row(msgspec.Struct):
 
 
 class Hunt:
-    """See the module's head. ``told`` is called with each row as soon as it is final, ``unclean`` with what is wrong without any bug."""
+    """See the module's head. ``told`` is called with each row as soon as it is final, ``unclean`` with what is wrong without any bug;
+    ``carry_out`` does a task (``attempt``)."""
 
     def __init__(
-        self, mutants: Sequence[Mutant], *, seeds_max: int, images_max: int, jobs: int, told: Callable[[Row], None], unclean: Callable[[Seen], None]
+        self,
+        mutants: Sequence[Mutant],
+        *,
+        seeds_max: int,
+        images_max: int,
+        jobs: int,
+        told: Callable[[Row], None],
+        unclean: Callable[[Seen], None],
+        carry_out: "Callable[[Task], Trial] | None" = None,
     ) -> None:
         self.rows = {mutant.name: Row(mutant.name, mutant.net, mutant.wrong) for mutant in mutants}
         self.unclean: list[Seen] = []
@@ -89,15 +98,16 @@ class Hunt:
         self._jobs = jobs
         self._told = told
         self._tell_unclean = unclean
+        self._attempt = carry_out or attempt
 
     def run(self) -> list[Row]:
         """All rows, in the order of the mutants."""
         _prepare(list(self.rows))
         if self._jobs <= 1:
-            self._rounds(lambda tasks: map(attempt, tasks))
+            self._rounds(lambda tasks: map(self._attempt, tasks))
         else:
             with multiprocessing.get_context("spawn").Pool(self._jobs, _prepare, ([mutant.name for mutant in self._mutants],)) as pool:
-                self._rounds(lambda tasks: pool.imap_unordered(attempt, tasks))
+                self._rounds(lambda tasks: pool.imap_unordered(self._attempt, tasks))
         return list(self.rows.values())
 
     def _rounds(self, attempts: Callable[[list[Task]], Iterator[Trial]]) -> None:
@@ -167,14 +177,14 @@ def attempt(task: Task) -> Trial:
 def broken(seed: int, net: Net, stir: tuple[FaultKind, ...]) -> list[Seen]:
     """The promises that the run of a seed breaks."""
     try:
-        with _limited(RUN_S_MAX[net]):
+        with limited(RUN_S_MAX[net]):
             if net == "images":
                 sweep = FirstFailure(seed)
                 sweep.run()
                 return [Seen(seed, "images", str(failure)) for failure in sweep.failures]
             result, _ = run(stirred(swarm.draw(seed), stir))
             return [Seen(seed, violation.invariant, violation.text, stir) for violation in result.violations]
-    except _TooLong:
+    except TooLong:
         return [Seen(seed, "I16", f"the run did not end within {RUN_S_MAX[net]} s of real time", stir)]
     except Exception as e:  # a bug may break what runs it: that is noticed too
         return [Seen(seed, "error", "".join(traceback.format_exception(e))[-1000:], stir)]
@@ -217,16 +227,16 @@ def stirred(scenario: Scenario, stir: tuple[FaultKind, ...]) -> Scenario:
 # ------------------------------------------------------------ runs that do not end
 
 
-class _TooLong(BaseException):
+class TooLong(BaseException):
     """Not an ``Exception``: nothing in the product may take it for an error of its own."""
 
 
 @contextmanager
-def _limited(seconds: float) -> Iterator[None]:
+def limited(seconds: float) -> Iterator[None]:
     """Breaks off what takes longer. Only in a process's main thread."""
 
     def ring(_number: int, _frame: FrameType | None) -> None:
-        raise _TooLong
+        raise TooLong
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, seconds)

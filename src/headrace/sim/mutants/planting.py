@@ -24,6 +24,9 @@ import msgspec
 from headrace.sim.scenario import FaultKind
 
 Net = Literal["runs", "images"]
+DEATHS: Final[tuple[FaultKind, ...]] = ("power", "kill")
+FLIPS: Final[tuple[FaultKind, ...]] = ("flip", "stop", "flip")
+"""For ``Mutant.stir``: few different ones, as the sound product has to pass each of them too."""
 ANNOTATIONS: Final = __future__.annotations.compiler_flag
 KIND: Final = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS | inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 

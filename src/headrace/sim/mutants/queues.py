@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from headrace.sim.mutants.planting import Edit, Mutant
+from headrace.sim.mutants.planting import DEATHS, Edit, Mutant
 
 LEASES: Final = (
     Mutant(
@@ -144,7 +144,7 @@ LEASES: Final = (
         wrong="messages delivered with auto-ack are not journalled as settled: a restart delivers them again",
         notices=("I9",),
         edits=(Edit("core.queue.granting:Round._deliver", "state.journal.settle(Action.ACK, Reason.AUTO_ACK, attempt, start, stop)", "pass"),),
-        stir=("kill",),
+        stir=DEATHS,
     ),
 )
 
@@ -173,7 +173,7 @@ RULES: Final = (
         name="retry-delay-lost-at-a-restart",
         wrong="replay makes a message that waits for its retry ready at once",
         notices=("delay", "I9"),
-        stir=("kill",),
+        stir=DEATHS,
         edits=(Edit("core.queue.replaying:_settlement", "state.make_delayed(start, stop, when_ms)", "state.make_ready(start, stop)"),),
     ),
     Mutant(
@@ -272,7 +272,7 @@ RULES: Final = (
         name="purge-not-journalled",
         wrong="a purge is not journalled: a restart brings the messages back",
         notices=("I2", "I9", "purge"),
-        stir=("kill",),
+        stir=DEATHS,
         edits=(
             Edit(
                 "core.queue.administration:Administration.purge",
@@ -316,14 +316,14 @@ RULES: Final = (
         wrong="a transfer that is repeated after a restart comes under another producer id and is stored again",
         notices=("I11", "I9"),
         edits=(Edit("broker.outbox:Outbox._publish", 'f"{source.pid}/{transfer.number}"', 'f"{source.pid}/{transfer.number}/{broker.incarnation}"'),),
-        stir=("kill",),
+        stir=DEATHS,
     ),
     Mutant(
         name="transfer-leaves-its-messages",
         wrong="replay of a transfer does not settle its messages: after a restart they are in both queues",
         notices=("I9", "I11", "I15"),
         edits=(Edit("core.queue.replaying:replay", "_settle(state, taken.first, min(taken.first + taken.count, state.end))", "pass"),),
-        stir=("kill",),
+        stir=DEATHS,
     ),
     Mutant(
         name="cohort-not-exclusive",

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from headrace.sim.mutants.planting import Edit, Mutant
+from headrace.sim.mutants.planting import FLIPS, Edit, Mutant
 
 LOG: Final = (
     Mutant(
@@ -51,23 +51,17 @@ LOG: Final = (
         edits=(Edit("storage.walfiles:WalFiles.retire", "return changed", "self.release(self.oldest_id)\nreturn changed"),),
     ),
     Mutant(
-        name="log-file-dropped-before-the-move",
-        wrong="log files are retired before what lives in them stands in a synced segment",
-        notices=("I1", "I13", "damage", "error", "images"),
+        name="log-file-dropped-before-the-commit",
+        wrong="log files are retired before the small state names the segments to which what lives in them was moved",
+        notices=("I1", "I13", "damage", "images"),
         net="images",
-        edits=(
-            Edit(
-                "storage.mover:Mover.pass_once",
-                "await self._move(wanted)",
-                "for file in closed:\n    if file.file_id <= upto:\n        ground.wal.retire(file.file_id)\nawait self._move(wanted)",
-            ),
-        ),
+        edits=(Edit("storage.mover:Mover._commit", "await ground.writer.submit(puts)", "ground.submit(puts)"),),
     ),
     Mutant(
         name="log-checksum-ignored",
         wrong="entries read from the log are not compared with their checksums",
         notices=("I14", "I2", "I3"),
-        stir=("flip", "stop"),
+        stir=FLIPS,
         edits=(
             Edit("storage.reads:stored_entries", "or crc32c(data[begin + 8 : end]) != crc", ""),
             Edit("storage.reads:raw_entries", "and crc32c(raw[8:]) == crc", ""),
@@ -112,7 +106,7 @@ LOG: Final = (
         name="hole-in-the-log-ignored",
         wrong="recovery serves a partition on whose journal has a hole, as long as something stands behind it",
         notices=("I1", "I4", "I15"),
-        stir=("flip", "flip", "flip"),
+        stir=FLIPS,
         edits=(Edit("storage.opening:_find_damage", "if lost:", "if lost and not part.sizes:"),),
     ),
 )
@@ -136,7 +130,7 @@ SEGMENTS: Final = (
         name="segment-checksum-ignored",
         wrong="entries read from segments are not compared with their checksums",
         notices=("I14", "I2", "I3"),
-        stir=("flip", "stop", "flip"),
+        stir=FLIPS,
         edits=(Edit("storage.segments:_entries", "if len(view) != stop - at - 8 or crc32c(view) != crc:", "if len(view) != stop - at - 8:"),),
     ),
     Mutant(

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from headrace.sim.mutants.planting import Edit, Mutant
+from headrace.sim.mutants.planting import DEATHS, Edit, Mutant
 
 STREAMS: Final = (
     Mutant(
@@ -37,7 +37,7 @@ STREAMS: Final = (
                 "if position > end and wanted is not None:\n    if subscription.sink is None:",
             ),
         ),
-        stir=("power",),
+        stir=DEATHS,
     ),
     Mutant(
         name="cursor-is-the-highest-ack",
@@ -62,14 +62,14 @@ STREAMS: Final = (
         wrong="a cursor's journal row has no acked ranges above it, so they are read again after a restart",
         notices=("cursor", "I9"),
         edits=(Edit("core.stream.cursor:Cursor.row", "[(first, min(end, limit) - first) for first, end in above if first < limit]", "[]"),),
-        stir=("kill",),
+        stir=DEATHS,
     ),
     Mutant(
         name="commit-confirmed-early",
         wrong="the move of a cursor is confirmed before it is durable",
         notices=("cursor", "I13", "I9"),
         edits=(Edit("broker.stream_partition:StreamPartition.ack", "self.when_committed(answer)", "answer()"),),
-        stir=("power", "kill"),
+        stir=DEATHS,
     ),
     Mutant(
         name="reader-skips-what-did-not-fit",
@@ -124,7 +124,7 @@ STREAMS: Final = (
         wrong="a trim is not journalled: after a restart the records are there again",
         notices=("trim", "I5", "I2"),
         edits=(Edit("core.stream.machine:StreamMachine.trim", "self._trimmed = self._trimmed or journal", "pass"),),
-        stir=("kill",),
+        stir=DEATHS,
     ),
     Mutant(
         name="end-of-a-snapshot-kept",

@@ -262,3 +262,18 @@ def test_damaged_snapshots_and_entries_are_named() -> None:
         machine.replay(Kind.LEASE, b"short")
     with pytest.raises(Malformed):
         machine.replay(Kind.SETTLEMENT, bytes([250]) + bytes(23))
+
+
+def test_a_longer_ttl_holds_for_what_was_leased_beyond_the_shorter_one() -> None:
+    machine = given(1, QueueSpec(ttl_ms=100, lease_ms=1000))
+    given_consumer(machine)
+    machine.grant(0, 0)
+    machine.tick(150, 150)
+    machine.configure(QueueSpec(ttl_ms=400, lease_ms=1000))
+    machine.tick(160, 160)
+    machine.take_back(1, [(0, 1)], 200, 200)
+    assert machine.ready_count == 1
+    machine.tick(399, 399)
+    assert machine.ready_count == 1
+    machine.tick(400, 400)
+    assert machine.ready_count == 0, "it expires all the same"

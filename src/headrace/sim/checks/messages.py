@@ -133,8 +133,9 @@ def out_of_order(seen: Seen) -> Iterator[Violation]:
         publish = seen.publishes.get(id)
         if publish is None:
             continue
-        # where messages come back to, as dead letters redriven, only the confirm says which place was the first
-        moved = publish.name in targets
+        # where messages come back to, as dead letters redriven, only the confirm says which place was the first; and what is sent again without a
+        # sequence may be stored each time, so that a copy may stand before what was sent earlier
+        moved = publish.name in targets or not publish.idempotent
         for name, partition, offset in copies:
             if name == publish.name and (not moved or (partition, offset) == (publish.partition, publish.offset)):
                 _first(places, (id, partition), offset)

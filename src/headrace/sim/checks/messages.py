@@ -24,12 +24,12 @@ def lost(seen: Seen) -> Iterator[Violation]:
             purged.setdefault(excuse[6:], []).append(id)
         elif not excuse:
             yield Violation("I1", f"lost: {seen.describe(id)}; nothing accounts for its end")
-    for name, ids in sorted(purged.items()):
-        verbs = seen.verbs(name, "purge", "purge_leased")
+    for names, ids in sorted(purged.items()):
+        verbs = [verb for name in names.split() for verb in seen.verbs(name, "purge", "purge_leased")]
         if all(v.outcome == "done" and not seen.any_broken(v.at, v.told_at) for v in verbs):
             count = sum(v.count for v in verbs)
             if len(ids) > count:
-                yield Violation("I1", f"{len(ids)} messages of {name!r} are gone and purges dropped {count}: such as {seen.describe(ids[0])}")
+                yield Violation("I1", f"{len(ids)} messages are gone and purges of {names} dropped {count}: such as {seen.describe(ids[0])}")
 
 
 def _ended(seen: Seen, id: int) -> bool:
@@ -46,7 +46,7 @@ def _ended(seen: Seen, id: int) -> bool:
 
 def _excuse(seen: Seen, publish: Publish) -> str:
     """Why it may be gone although nobody settled it, "" = it may not."""
-    purge = ""
+    purges: list[str] = []
     for name in seen.reach(publish.name):
         if name in seen.volatile or name in seen.damaged_names or not seen.is_queue(name):
             return "left"
@@ -63,8 +63,8 @@ def _excuse(seen: Seen, publish: Publish) -> str:
         if any(a.auto_ack and a.name == name and a.until >= publish.at for a in seen.attached.values()):
             return "auto-ack"
         if any(v.told_at >= publish.at for v in seen.verbs(name, "purge", "purge_leased")):
-            purge = f"purge {name}"
-    return purge
+            purges.append(name)
+    return f"purge {' '.join(purges)}" if purges else ""
 
 
 def from_nowhere(seen: Seen) -> Iterator[Violation]:

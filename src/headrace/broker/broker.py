@@ -29,7 +29,7 @@ from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
-from headrace.model.errors import Damaged, DiskFull, Draining, HeadraceError, StorageError, SyncFailed
+from headrace.model.errors import Damaged, DiskFull, Draining, HeadraceError, Quarantined, StorageError, SyncFailed
 from headrace.model.specs import QueueSpec, Spec
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
@@ -328,6 +328,17 @@ class Broker:
         partition = self.partitions.get(pid)
         if partition is not None:
             partition.quarantined = why
+            if isinstance(partition, StreamPartition):  # a queue's consumers have its other partitions to go on with
+                self.end_readers(partition, Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {why}"))
+
+    def end_readers(self, partition: QueuePartition | StreamPartition, error: HeadraceError) -> None:
+        """Ends every subscription that has this partition, and says why."""
+        subscriptions: list[Subscription] = list(partition.subscriptions.values())
+        for subscription in subscriptions:
+            if subscription.sink is not None:
+                subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error)))
+                self.touch(subscription.sink)
+            self.end_subscription(subscription)
 
     def _fail(self, error: HeadraceError) -> None:
         """A failed write or sync is never retried: nothing is confirmed any more and the process is to end."""

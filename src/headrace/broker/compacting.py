@@ -14,7 +14,7 @@ from headrace.broker.reading import unpacked
 from headrace.core.compaction import Compaction, Row, worthwhile
 from headrace.core.ranges import RangeSet
 from headrace.log import get_logger
-from headrace.model.errors import Malformed
+from headrace.model.errors import Malformed, StorageError, SyncFailed
 from headrace.wire.batch import batch_info, decode_batch, encode_batch
 from headrace.wire.compression import CODECS
 from headrace.wire.entry import COMPACTED, RUN, blob_at, runs
@@ -65,7 +65,13 @@ async def run(partition: StreamPartition) -> int:
         if partition.barred is not None:
             return 0
     if gone:
-        await store.compact(partition.pid, lambda payload, base: kept(payload, base, gone))
+        try:
+            await store.compact(partition.pid, lambda payload, base: kept(payload, base, gone))
+        except SyncFailed:
+            raise
+        except (OSError, StorageError) as e:
+            _log.warning("partition %d of %r could not be compacted and will be later: %s", partition.number, partition.item.name, e)
+            return 0
         _log.info("compacted partition %d of %r: %d records gone", partition.number, partition.item.name, gone.count)
     partition.clean_end = compaction.clean_end
     return gone.count

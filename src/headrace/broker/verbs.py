@@ -17,7 +17,7 @@ from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.core.dedup import Duplicate
 from headrace.model import limits
-from headrace.model.errors import Conflict, Damaged, HeadraceError, Invalid, NotFound, Refused
+from headrace.model.errors import Conflict, Damaged, HeadraceError, Invalid, NotFound, Refused, Unavailable
 from headrace.wire import control, ingress
 
 if TYPE_CHECKING:
@@ -418,20 +418,12 @@ class Verbs:
             }
             if not r.dry_run:
                 old = broker.partitions.get(pid)
-                if old is not None:
-                    self._end_readers(old)
+                if isinstance(old, QueuePartition | StreamPartition):
+                    broker.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired; subscribe again"))
                     broker.forget(old)
                 with contextlib.suppress(Damaged):
                     broker.mark(broker.partition(item, item.partitions.index(pid)))
         return control.Done(count=len(pids), detail=detail)
-
-    def _end_readers(self, partition: Any) -> None:
-        for subscription in list(partition.subscriptions.values()):
-            if subscription.sink is not None:
-                message = f"partition {partition.number} of {partition.item.name!r} was repaired; subscribe again"
-                subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=50, message=message))
-                self.broker.touch(subscription.sink)
-            self.broker.end_subscription(subscription)
 
     async def _topology(self, r: control.Topology) -> control.Reply:
         broker = self.broker

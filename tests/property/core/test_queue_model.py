@@ -161,11 +161,13 @@ class QueueModel(RuleBasedStateMachine):
         self.alterable = alterable
         if alterable and not spec.max_age_ms:
             spec = msgspec.structs.replace(spec, max_age_ms=AGE_MS_FOR_EVER)
-        self.now = 0
+        self.now = self.skew = 0
         self.machine = QueueMachine(spec)
         self.model = Model(spec)
         self.parties: dict[int, Party] = {}
         self.next_id = 1
+        self.appended = 0
+        """Append times never fall back."""
         self.history: list[tuple[object, ...]] = []
         self.checkpoints: list[tuple[int, bytes]] = [(0, self.machine.snapshot())]
         self.keys: dict[int, bytes | None] = {}
@@ -181,7 +183,7 @@ class QueueModel(RuleBasedStateMachine):
 
     @property
     def wall(self) -> int:
-        return WALL + self.now
+        return WALL + self.now + self.skew
 
     # ------------------------------------------------------------ publishing
 
@@ -245,9 +247,10 @@ class QueueModel(RuleBasedStateMachine):
         self.take_journal()
         machine.enqueue(base, count, nbytes, now_ms=self.now, **args)
         self.history.append(("records", base, count, nbytes, args))
+        self.appended = max(self.appended, self.wall)
         for k in range(count):
             each = (k + 1) * nbytes // count - k * nbytes // count
-            m = Message(base + k, each, priority, self.wall, args["expires_at_ms"], key if k % 2 else None, blue or k % 3 == 0)
+            m = Message(base + k, each, priority, self.appended, args["expires_at_ms"], key if k % 2 else None, blue or k % 3 == 0)
             if delay:
                 m.state, m.due = "delayed", self.wall + delay
             model.messages[m.offset] = m
@@ -511,12 +514,16 @@ class QueueModel(RuleBasedStateMachine):
     def pass_time(self, ms: int) -> None:
         deadline = self.machine.next_deadline_ms(self.now, self.wall)
         self.now += ms
-        expected = [m.deadline for m in self.model.of("leased")] + [m.due - WALL for m in self.model.of("delayed")]
-        expected += [self.model.expiry(m) - WALL for m in self.model.of("ready", "delayed") if self.model.expiry(m) < 1 << 60]
+        expected = [m.deadline for m in self.model.of("leased")] + [m.due - self.wall + self.now for m in self.model.of("delayed")]
+        expected += [self.model.expiry(m) - self.wall + self.now for m in self.model.of("ready", "delayed") if self.model.expiry(m) < 1 << 60]
         if expected:
             assert deadline is not None
             assert deadline <= max(min(expected), self.now - ms), "would sleep past a deadline"
         self.tick()
+
+    @rule(ms=st.sampled_from([-300, -50, 50]))
+    def the_clock_is_set(self, ms: int) -> None:
+        self.skew = max(-WALL // 2, self.skew + ms)
 
     def tick(self) -> None:
         self.machine.tick(self.now, self.wall)
@@ -596,7 +603,7 @@ class QueueModel(RuleBasedStateMachine):
         seen = self.machine.peek(state, after, limit, now_ms=self.now, wall_ms=self.wall)
         wanted = [m for m in self.model.of(*(["ready", "leased", "delayed"] if state == "any" else [state])) if m.offset > after][:limit]
         assert [(p.offset, p.state, p.attempts, p.due_ms) for p in seen] == [(m.offset, m.state, m.attempts, m.due) for m in wanted]
-        assert [p.lease_until_ms for p in seen] == [m.deadline + WALL if m.state == "leased" else 0 for m in wanted]
+        assert [p.lease_until_ms for p in seen] == [m.deadline + WALL + self.skew if m.state == "leased" else 0 for m in wanted]
 
     # ------------------------------------------------------------ restarts
 

@@ -277,3 +277,33 @@ def test_a_longer_ttl_holds_for_what_was_leased_beyond_the_shorter_one() -> None
     assert machine.ready_count == 1
     machine.tick(400, 400)
     assert machine.ready_count == 0, "it expires all the same"
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_what_was_leased_beyond_its_expiry_and_returns_when_the_clock_fell_back_expires_again(own: bool) -> None:
+    machine = QueueMachine(QueueSpec() if own else QueueSpec(ttl_ms=100))
+    machine.enqueue(0, 1, 10, expires_at_ms=100 if own else 0, wall_ms=0, now_ms=0)
+    given_consumer(machine)
+    machine.grant(0, 0)
+    machine.tick(150, 150)
+    machine.take_back(1, [(0, 1)], 160, 50)
+    machine.detach(1, 160, 50)
+    machine.tick(170, 60)
+    assert machine.ready_count == 1
+    assert machine.next_deadline_ms(170, 60) == 210
+    machine.tick(210, 100)
+    assert machine.settled_count == 1
+
+
+def test_a_snapshot_of_an_empty_queue_knows_the_last_append() -> None:
+    machine = given(6)
+    given_consumer(machine)
+    machine.grant(0, 0)
+    ended(machine, [(0, 6)])
+    machine.take_journal()
+    other = QueueMachine(QueueSpec())
+    other.restore(1, machine.snapshot())
+    for each in (machine, other):
+        each.enqueue(6, 6, 60, wall_ms=500, now_ms=500)
+    assert other.snapshot() == machine.snapshot()
+    assert other.oldest_wall_ms == machine.oldest_wall_ms

@@ -2,10 +2,11 @@
 
 A message expires at its own expiry if it was published with one, else at its append time + the queue's ttl; and never later than append time + max
 age. Ready and delayed messages are found by a heap of own expiries (kept in the state) and, since append times never fall back, by one frontier per
-age limit, below which all has been dealt with. Leased messages are judged when they return.
+age limit, below which all has been dealt with. Leased messages are judged when they return; when the wall clock falls back everything is looked at
+again, since one that returns then may expire once more.
 """
 
-from heapq import heappop
+from heapq import heapify, heappop
 
 from headrace.core.queue.state import State, split
 from headrace.core.ranges import gaps
@@ -34,20 +35,30 @@ def expiries(state: State, first: int, end: int) -> list[tuple[int, int, int]]:
 class Expiry:
     """The frontiers; see the module's head."""
 
-    __slots__ = ("_aged", "_outlived")
+    __slots__ = ("_aged", "_outlived", "_wall_ms")
 
     def __init__(self) -> None:
         self._outlived = 0
         """Every message below was looked at for the queue's ttl."""
         self._aged = 0
         """... for max age."""
+        self._wall_ms = 0
+        """When last asked what is due."""
 
     def reset(self) -> None:
         """After other limits were set or a restart: looks at everything again."""
         self._outlived = self._aged = 0
 
-    def next_ms(self, state: State) -> int | None:
+    def _see(self, state: State, wall_ms: int) -> None:
+        if wall_ms < self._wall_ms:
+            self.reset()
+            state.expiring = [(when, first, end) for first, end, when in state.expiries]
+            heapify(state.expiring)
+        self._wall_ms = wall_ms
+
+    def next_ms(self, state: State, wall_ms: int) -> int | None:
         """Wall time at which something may expire next."""
+        self._see(state, wall_ms)
         expiring, spec, best = state.expiring, state.spec, NEVER
         while expiring:
             when, first, end = expiring[0]
@@ -64,6 +75,7 @@ class Expiry:
 
     def due(self, state: State, wall_ms: int) -> list[tuple[int, int]]:
         """Ranges whose ready and delayed messages have all expired (they may hold leased and settled ones too)."""
+        self._see(state, wall_ms)
         expiring, spec = state.expiring, state.spec
         found: list[tuple[int, int]] = []
         while expiring and expiring[0][0] <= wall_ms:

@@ -100,9 +100,9 @@ class Extents:
                 del starts[:keep], self.before[:keep], self.walls[:keep]
 
     def kept(self, floor: int) -> list[tuple[int, int, int]]:
-        """(first, bytes below it, append time) of the chunks that reach beyond ``floor``."""
+        """(first, bytes below it, append time) of the chunks that reach beyond ``floor``, and of the newest in any case: what comes may join it."""
         i = max(0, bisect_right(self.starts, floor) - 1)
-        return list(zip(self.starts[i:], self.before[i:], self.walls[i:], strict=True)) if floor < self.end else []
+        return list(zip(self.starts[i:], self.before[i:], self.walls[i:], strict=True))
 
     @classmethod
     def of(cls, chunks: list[tuple[int, int, int]], end: int, total: int) -> "Extents":

@@ -187,7 +187,7 @@ class QueueMachine(Administration):
     def grant(self, now_ms: int, wall_ms: int) -> list[Grant]:
         """Leases ready messages to consumers with credit: highest priority first, oldest first, in equal shares."""
         state, ring = self._state, self._ring
-        if self._cold or state.dues or state.expiring or state.spec.ttl_ms or state.spec.max_age_ms:
+        if self._cold or state.dues or state.expiring or state.expiries or state.spec.ttl_ms or state.spec.max_age_ms:
             self._advance(now_ms, wall_ms)
         if self._gate is not None:
             holder = state.leases.by_consumer.get(self._gate[0]) if self._gate[0] is not None else None
@@ -314,7 +314,7 @@ class QueueMachine(Administration):
         state = self._state
         best = state.leases.next_deadline_ms()
         due = state.next_due_ms() if state.dues else None
-        expiry = self._expiry.next_ms(state) if state.expiring or state.spec.ttl_ms or state.spec.max_age_ms else None
+        expiry = self._expiry.next_ms(state, wall_ms) if state.expiring or state.expiries or state.spec.ttl_ms or state.spec.max_age_ms else None
         for wall_deadline_ms in (due, expiry):
             if wall_deadline_ms is not None:
                 deadline_ms = now_ms + max(0, wall_deadline_ms - wall_ms)
@@ -329,7 +329,7 @@ class QueueMachine(Administration):
         state = self._state
         if state.dues:
             state.release_due(wall_ms)
-        if state.expiring or state.spec.ttl_ms or state.spec.max_age_ms:
+        if state.expiring or state.expiries or state.spec.ttl_ms or state.spec.max_age_ms:
             for first, end in self._expiry.due(state, wall_ms):
                 fates.bury_idle(state, state.cut_ready(first, end), Reason.EXPIRED, wall_ms)
                 fates.bury_idle(state, state.cut_delayed(first, end), Reason.EXPIRED, wall_ms)

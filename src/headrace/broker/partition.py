@@ -91,6 +91,8 @@ class Partition(ABC):
         self.next_offset = 0
         self.high_watermark = 0
         self.active = False
+        self.epoch_kept = False
+        """The epoch is durable: nobody is shown one that a crash could give to another start."""
         self.dirty = False
         self.quarantined = ""
         self.barred: HeadraceError | None = None
@@ -173,8 +175,14 @@ class Partition(ABC):
         self.active = True
         self.epoch += 1
         body = _encode({"epoch": self.epoch, "broker": self.broker.id, "incarnation": self.broker.incarnation, "wall_ms": self.broker.wall_ms})
-        self._append(Kind.EPOCH_START, (body,), len(body))
+        started = InFlight(self._append(Kind.EPOCH_START, (body,), len(body)), -1, 0, 0, 0, [])
+        started.answers = [self._epoch_kept]
+        self.in_flight.append(started)
         self.broker.schedule(self)
+
+    def _epoch_kept(self) -> None:
+        self.epoch_kept = True
+        self.broker.mark(self)
 
     # ------------------------------------------------------------ publishing
 

@@ -150,7 +150,7 @@ class QueuePartition(Partition):
         due = machine.next_deadline_ms(now_ms, wall_ms)
         if due is not None and due <= now_ms:
             machine.tick(now_ms, wall_ms)
-        if self.subscriptions and not self.quarantined:
+        if self.subscriptions and self.epoch_kept and not self.quarantined:
             wants = machine.wants()
             if wants is not None and self._opener is None:
                 self._open(wants)

@@ -238,7 +238,7 @@ class StreamPartition(Partition):
     # ------------------------------------------------------------ each tick
 
     def serve(self, now_ms: int, wall_ms: int) -> None:
-        if not self.subscriptions or self.quarantined:
+        if not self.subscriptions or not self.epoch_kept or self.quarantined:
             return
         for read in self.machine.due():
             id = read.reader_id

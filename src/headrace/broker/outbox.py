@@ -72,6 +72,7 @@ class Outbox:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
+        self._batch_bytes = min(BATCH_BYTES_MAX, broker.entry_bytes_max // 2)
         self._jobs: dict[int, Job] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._next_job = 1
@@ -169,8 +170,9 @@ class Outbox:
         at = 0
         while at < len(records):
             size, stop = 0, at
-            while stop < len(records) and stop - at < CHUNK and (stop == at or size < BATCH_BYTES_MAX):
-                size += len(records[stop].value or b"")
+            while stop < len(records) and stop - at < CHUNK and (stop == at or size < self._batch_bytes):
+                record = records[stop]
+                size += 64 + len(record.value or b"") + len(record.key or b"") + sum(len(k) + len(v) + 8 for k, v in record.headers)
                 stop += 1
             batch = encode_batch(
                 records[at:stop], base_timestamp_ms=records[at].timestamp_ms, producer_id=producer_id, producer_epoch=0, base_sequence=at

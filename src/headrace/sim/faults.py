@@ -155,7 +155,12 @@ class Faults:
                 values.clear()
         elif files and fault.kind == "flip":
             path = chance.choice(files)
-            at = chance.randrange(len(disk.image(path).rstrip(b"\0")))
+            end = len(disk.image(path).rstrip(b"\0"))
+            if path == broker.last_log[0]:  # its last flush: damage there is a flush that was torn, and may have been confirmed only just now
+                end = min(end, broker.last_log[1])
+            if not end:
+                return
+            at = chance.randrange(end)
             disk.flip(path, at, 1 << chance.randrange(8))
             self.world.note(broker.name, "disk", f"bit flip in {path} at {at}")
         elif files := [path for path in files if "/segments/" in path]:  # of the log's end nobody could tell that it was longer

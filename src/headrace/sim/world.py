@@ -62,6 +62,8 @@ class SimBroker:
         self.wall_offset_ns = 0
         self.jumps: list[float] = []
         """By how many seconds its wall clock was set, each time."""
+        self.last_log = "", 0
+        """The log file that was written last, and where."""
         self._chance = world.chance.fork(f"disk of {name}")
         self._starting: asyncio.Task[None] | None = None
 
@@ -128,6 +130,8 @@ class SimBroker:
         )  # fmt: skip
 
     def _observe(self, operation: str, path: str, offset: int, data: bytes) -> None:
+        if operation == "pwritev_durable" and path.endswith(".log"):
+            self.last_log = path, offset
         self.world.trace.note(self.name, operation, f"{path} at {offset}: {len(data)} bytes" if data else path, data)
 
     async def stop(self) -> None:

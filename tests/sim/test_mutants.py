@@ -127,7 +127,6 @@ def test_quick_ones_are_caught(name: str) -> None:
     mutant = MUTANTS[name]
     trial = attempt(Task(name, ground(mutant), tuple(range(1, QUICK[name] + 1))))
     assert trial.seen, f"{name} is not caught"
-    assert not {seen.invariant for seen in trial.seen}.isdisjoint(mutant.notices), trial.seen
     assert broken(trial.seen[0].seed, *ground(mutant)) == []
 
 

@@ -1,5 +1,5 @@
-"""New seeds for the simulator while the other tests run, for HEADRACE_SIM_MINUTES: a sweep in a process of its own, begun with the tests and judged by
-the last of them."""
+"""New seeds for the simulator, for HEADRACE_SIM_MINUTES, while the other tests run: a sweep in a process of its own, begun with the tests and judged
+by the last of them."""
 
 import json
 import os

@@ -1,0 +1,91 @@
+"""What holds of limits, purges and tiers, and of what deletions leave: the settings of queues and streams that nothing else judges.
+
+Limits show for certain only at whoever comes last: a *final* consumer empties a queue when nobody else is there, so what it is given was in the queue
+when it came, and nothing is published any more.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from headrace.sim.checks.seen import Place, Seen, Violation, place_text
+from headrace.sim.history import CONFIRMED, Attached, Publish
+from headrace.sim.world import SimBroker
+from headrace.storage import keys
+from headrace.storage.system import SYSTEM_PID
+
+
+def finals(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]]]:
+    """(consumer, partition, what it was given that was certainly there when it came, in offset order) of each that came last."""
+    found: dict[tuple[int, int], dict[Place, Publish]] = {}
+    for place, deliveries in seen.deliveries.items():
+        publish = seen.publishes.get(deliveries[0].id)
+        last = next((d for d in deliveries if seen.attached[d.consumer].kind == "final"), None)
+        if last is None or publish is None or not seen.sound(place[0], place[1]) or seen.target(place[0]) or publish.outcome != CONFIRMED:
+            continue
+        if publish.told_at < seen.attached[last.consumer].at:
+            found.setdefault((last.consumer, place[1]), {})[place] = publish
+    for (consumer, partition), places in found.items():
+        yield seen.attached[consumer], partition, dict(sorted(places.items()))
+
+
+def limits(seen: Seen) -> Iterator[Violation]:
+    """A queue that refuses beyond its limit holds no more; one that drops the oldest drops nothing newer than what nobody was ever given."""
+    for who, partition, there in finals(seen):
+        specs = seen.queue_specs(who.name)
+        where = f"{who.name}/{partition}"
+        if all(spec.overflow == "refuse" and spec.max_messages for spec in specs) and len(there) > max(spec.max_messages for spec in specs):
+            yield Violation("limit", f"{where} held {len(there)} messages {who.at:.4f} s, the most are {max(spec.max_messages for spec in specs)}")
+        if any(spec.overflow != "drop_oldest" or spec.ttl_ms or spec.max_age_ms or spec.max_deliveries for spec in specs):
+            continue
+        if seen.verbs(who.name, "purge", "purge_leased", "move", "alter"):
+            continue
+        oldest = next((place[2] for place, p in there.items() if not p.delay_ms and _never_given(seen, who, place)), None)
+        for p in seen.publishes.values():
+            if oldest is None or p.name != who.name or p.partition != partition or p.offset <= oldest or p.delay_ms or p.ttl_ms or not seen.kept(p):
+                continue
+            place = (who.name, partition, p.offset)
+            if place not in seen.arrivals and p.told_at < who.at and not seen.any_broken(p.at, seen.end):
+                yield Violation("limit", f"{place_text(place)} was dropped to make room, and {where}/{oldest}, which nobody had, was not: {p!r}")
+                break
+
+
+def _never_given(seen: Seen, who: Attached, place: Place) -> bool:
+    """Whether nobody had that message before ``who`` came."""
+    first = min(seen.arrivals[place], key=lambda arrival: arrival.at)
+    return first.consumer == who.number and first.attempt == 1
+
+
+def purged(seen: Seen) -> Iterator[Violation]:
+    """What lay in a queue, ready or delayed, when a purge was asked for is not delivered any more."""
+    for place, arrivals in seen.arrivals.items():
+        verbs = [v for v in seen.verbs(place[0], "purge", "purge_leased") if v.outcome == "done"]
+        given = seen.deliveries.get(place)
+        publish = seen.publishes.get(given[0].id) if given and verbs and seen.sound(place[0], place[1]) and not seen.target(place[0]) else None
+        if publish is None or publish.name != place[0] or not seen.kept(publish):
+            continue
+        first = min(arrivals, key=lambda arrival: arrival.at)
+        came = seen.attached[first.consumer].at
+        for verb in verbs:
+            if publish.told_at < verb.at and came > verb.told_at and first.attempt == 1 and not seen.any_broken(publish.at, first.at):
+                yield Violation("purge", f"{place_text(place)} arrived {first.at:.4f} s, after {verb!r}: {publish!r}")
+                break
+
+
+def tiers(seen: Seen) -> Iterator[Violation]:
+    """I5: of a durable stream nobody is shown what may be taken back."""
+    for r in seen.history.reads:
+        specs = seen.stream_specs(r.name)
+        if r.speculative and specs and all(spec.tier == "durable" for spec in specs):
+            yield Violation("I5", f"{r.name}/{r.partition}/{r.offset} was read {r.at:.4f} s before it was durable, from a durable stream")
+
+
+def leftovers(seen: Seen, brokers: Sequence[SimBroker]) -> Iterator[Violation]:
+    """I17: nothing is stored of partitions that no name has any more."""
+    for broker in brokers:
+        if not broker.serving or broker.running is None or seen.history.finished is None or seen.damage or broker.config.broker.storage != "disk":
+            continue
+        live = broker.running.broker
+        named = {pid: name for name in seen.specs if (item := live.catalogue.find(name)) is not None for pid in item.partitions}
+        state = live.store.state
+        stored = [keys.number_of(prefix, key) for prefix in (keys.MOVED, keys.CHECKPOINT, keys.WAKE) for key, _ in state.scan(prefix)]
+        for pid in sorted({*stored, *live.store.partitions()} - {SYSTEM_PID, *named}):
+            yield Violation("I17", f"broker {broker.name} keeps partition {pid}, which nothing names: {named}")

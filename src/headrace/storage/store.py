@@ -459,6 +459,8 @@ class DiskStore:
         """Moves when the log has grown, looks at floors and space every second."""
         while True:
             await self._mover.wait(MAINTENANCE_S)
+            if self._closed:
+                return  # Python 3.11 loses a cancellation that meets the end of what ``wait_for`` waits for
             try:
                 await self.maintenance()
             except SyncFailed:  # the owner was told

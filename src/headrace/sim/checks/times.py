@@ -70,8 +70,8 @@ def expiry(seen: Seen) -> Iterator[Violation]:
         return
     for place, publish, arrivals in own_places(seen):
         life = _life_s(seen, publish, least=False)
-        if life == float("inf") or publish.outcome != CONFIRMED or seen.target(publish.name):
-            continue
+        if life == float("inf") or publish.outcome != CONFIRMED or not publish.promised or seen.target(publish.name):
+            continue  # of one without a confirm nobody knows when it arrived
         for a in arrivals:
             came = seen.attached[a.consumer].at
             if came > publish.told_at + life + EPSILON_S:

@@ -20,7 +20,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Violation]], ...] = (
     messages.from_nowhere, messages.lost, messages.one_value, messages.out_of_order, messages.stored_twice, leases.unexplained, leases.leased_twice,
     leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, streams.not_told, streams.starts,
     times.too_early, times.expiry, times.extended, times.paused, times.ready_order, leases.lost_at_a_restart, shares.interleaved, inside.told_figures,
-    rules.limits, rules.purged, rules.tiers,
+    rules.limits, rules.purged, rules.tiers, rules.skipped,
 )  # fmt: skip
 """Those that need the history alone."""
 FORGETFUL: tuple[Callable[[Seen], Iterator[Violation]], ...] = (messages.from_nowhere, inside.told_figures)

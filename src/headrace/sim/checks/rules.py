@@ -6,14 +6,16 @@ when it came, and nothing is published any more.
 
 from collections.abc import Iterator, Sequence
 
+from headrace.sim.checks.messages import passes
 from headrace.sim.checks.seen import Place, Seen, Violation, place_text
-from headrace.sim.history import CONFIRMED, Attached, Publish
+from headrace.sim.checks.streams import finals
+from headrace.sim.history import CONFIRMED, Attached, Publish, Read
 from headrace.sim.world import SimBroker
 from headrace.storage import keys
 from headrace.storage.system import SYSTEM_PID
 
 
-def finals(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]]]:
+def last_given(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]]]:
     """(consumer, partition, what it was given that was certainly there when it came, in offset order) of each that came last."""
     found: dict[tuple[int, int], dict[Place, Publish]] = {}
     for place, deliveries in seen.deliveries.items():
@@ -29,7 +31,7 @@ def finals(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]]]:
 
 def limits(seen: Seen) -> Iterator[Violation]:
     """A queue that refuses beyond its limit holds no more; one that drops the oldest drops nothing newer than what nobody was ever given."""
-    for who, partition, there in finals(seen):
+    for who, partition, there in last_given(seen):
         specs = seen.queue_specs(who.name)
         where = f"{who.name}/{partition}"
         if all(spec.overflow == "refuse" and spec.max_messages for spec in specs) and len(there) > max(spec.max_messages for spec in specs):
@@ -76,6 +78,35 @@ def tiers(seen: Seen) -> Iterator[Violation]:
         specs = seen.stream_specs(r.name)
         if r.speculative and specs and all(spec.tier == "durable" for spec in specs):
             yield Violation("I5", f"{r.name}/{r.partition}/{r.offset} was read {r.at:.4f} s before it was durable, from a durable stream")
+
+
+def skipped(seen: Seen) -> Iterator[Violation]:
+    """I1: who goes on with a cursor finds between earliest and there nothing that its filter passes and nobody with that cursor was given."""
+    there = finals(seen)
+    given: dict[tuple[str, str, int], dict[int, None]] = {}
+    firsts: dict[tuple[int, int], Read] = {}
+    cursors = {a.number: a for a in seen.attached.values() if a.cursor and not a.group and a.name not in seen.volatile}
+    moved = {(e.name, e.partition): None for e in seen.history.events if e.what == "moved"}
+    for r in seen.history.reads:
+        who = cursors.get(r.reader)
+        if who is None or seen.verbs(r.name, "set_cursor", "trim") or not _kept_whole(seen, r.name):
+            continue
+        mine = given.setdefault((r.name, who.cursor, r.partition), {})
+        if (r.reader, r.partition) not in firsts and seen.sound(r.name, r.partition) and (r.name, r.partition) not in moved:
+            firsts[r.reader, r.partition] = r
+            for offset, id in there.get((r.name, r.partition), {}).items():
+                publish = seen.publishes.get(id)
+                if offset < r.offset and offset not in mine and publish is not None and (not who.filter or passes(who.filter, publish.mark)):
+                    text = f"was first given {r.offset} {r.at:.4f} s, nobody with that cursor was ever given {offset}: {publish!r}"
+                    yield Violation("cursor", f"{r.name}/{r.partition}: reader {r.reader} with cursor {who.cursor!r} {text}")
+                    return
+        mine[r.offset] = None
+
+
+def _kept_whole(seen: Seen, name: str) -> bool:
+    """Whether nothing but a deletion removes anything of a stream, and what is read of it stays."""
+    specs = seen.stream_specs(name)
+    return not any(s.tier != "durable" or s.compaction or s.retention_ms or s.retention_bytes or s.retention_records for s in specs)
 
 
 def leftovers(seen: Seen, brokers: Sequence[SimBroker]) -> Iterator[Violation]:

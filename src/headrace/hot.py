@@ -5,10 +5,4 @@ MODULES = (
     "headrace.core.ranges",
     "headrace.core.queue.extents",
     "headrace.core.queue.journalling",
-    "headrace.broker.lane",
-    "headrace.broker.publisher",
-    "headrace.storage.cache",
-    "headrace.storage.gathering",
-    "headrace.storage.index",
-    "headrace.storage.intake",
 )

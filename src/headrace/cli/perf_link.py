@@ -50,7 +50,6 @@ class Link:
         self.correlation = 0
         self.bytes_in = 0
         self.closed = ""
-        self.socket.sendall(frames.PREAMBLE)
         hello = control.Hello(
             client="headrace-perf",
             name=name,
@@ -59,7 +58,12 @@ class Link:
             password=unquote(parts.password or ""),
             heartbeat_ms=60_000,
         )
-        self.welcome = self.call(hello, control.Welcome)
+        try:
+            self.socket.sendall(frames.PREAMBLE)
+            self.welcome = self.call(hello, control.Welcome)
+        except BaseException:
+            self.socket.close()
+            raise
 
     def call(self, request: control.Message, expect: type[R]) -> R:
         """Sends one request and waits for its answer, skipping events; what follows the answer stays in the buffer."""

@@ -151,10 +151,9 @@ class Workload:
         task = asyncio.current_task()
         assert task is not None
         client = Client(kind="consumer", name=queue, confirmed=1.0)
-        prefetch = self.chance.fork(f"window {queue}").choice([8, 1000])
         while self.world.loop.time() < until:
             attached = self.history.attach(machine.name, "final", queue)
-            consumer: Consumer = connected.consume(queue, prefetch=prefetch)
+            consumer: Consumer = connected.consume(queue, prefetch=1000)
             hand = Hand(self.stage, attached, consumer, client, self.chance.fork(queue))
             try:
                 await consumer.start()

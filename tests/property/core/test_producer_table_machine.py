@@ -70,7 +70,7 @@ class ProducersAgainstAList(RuleBasedStateMachine):
             assert had == {first + k: verdict.base_offset + k for k in range(count)}
         else:
             assert isinstance(verdict, Partial)
-            parts = {s + k: base + k for s, n, base in verdict.stored for k in range(n)}
+            parts = {(s + k) % SEQUENCE_MODULUS: base + k for s, n, base in verdict.stored for k in range(n)}
             assert parts == {s % SEQUENCE_MODULUS: offset for s, offset in had.items()}
             dense = len(had) == count and len({offset - s for s, offset in had.items()}) == 1
             assert had

@@ -5,4 +5,10 @@ MODULES = (
     "headrace.core.ranges",
     "headrace.core.queue.extents",
     "headrace.core.queue.journalling",
+    "headrace.broker.lane",
+    "headrace.broker.publisher",
+    "headrace.storage.cache",
+    "headrace.storage.gathering",
+    "headrace.storage.index",
+    "headrace.storage.intake",
 )

@@ -40,6 +40,7 @@ class Worker(threading.Thread):
                 if not url:
                     return
                 link = self.connect(url)
+                self.open(link)
                 self.connects += 1
                 self.work(link)
             except (OSError, HeadraceError) as error:
@@ -61,7 +62,11 @@ class Worker(threading.Thread):
         return self.stopping.is_set()
 
     def connect(self, url: str) -> Link:
-        """A connection on which ``work`` can begin."""
+        """A connection, welcomed by the broker."""
+        return Link(url, name=self.name)
+
+    def open(self, link: Link) -> None:
+        """Asks for what ``work`` needs."""
         raise NotImplementedError
 
     def work(self, link: Link) -> None:
@@ -82,10 +87,8 @@ class Publishing(Worker):
     def done(self) -> bool:
         return self.stopping.is_set() and self.confirmed_upto >= self.next
 
-    def connect(self, url: str) -> Link:
-        link = Link(url, name=self.name)
+    def open(self, link: Link) -> None:
         link.call(control.OpenPublisher(channel=1, name=self.target, partition=self.partition, producer_id=self.producer_id), control.PublisherOpened)
-        return link
 
     def work(self, link: Link) -> None:
         at = self.confirmed_upto
@@ -141,14 +144,15 @@ class Consuming(Worker):
         self.session = ""
 
     def connect(self, url: str) -> Link:
-        link = Link(url, name=self.name, session=self.session)
+        return Link(url, name=self.name, session=self.session)
+
+    def open(self, link: Link) -> None:
         link.whole = True
         self.session = link.welcome.session
         request = control.Subscribe(
             channel=1, name=self.target, prefetch=PREFETCH, prefetch_bytes=512 * 1024, resume=self.connects > 0, token=self.token
         )
         link.call(request, control.Subscribed)
-        return link
 
     def work(self, link: Link) -> None:
         asked: dict[int, tuple[int, bool, list[tuple[int, int]]]] = {}
@@ -192,14 +196,12 @@ class Reading(Worker):
         self.target, self.history = name, history
         self.position = 0
 
-    def connect(self, url: str) -> Link:
-        link = Link(url, name=self.name)
+    def open(self, link: Link) -> None:
         link.whole = True
         request = control.SubscribeStream(
             channel=1, name=self.target, start="earliest", starts={0: self.position}, auto_commit=True, prefetch=5000, prefetch_bytes=512 * 1024
         )
         link.call(request, control.Subscribed)
-        return link
 
     def work(self, link: Link) -> None:
         link.socket.settimeout(0.2)

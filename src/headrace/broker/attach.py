@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.broker.partition import Partition
+from headrace.broker.publisher import Publisher
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
 from headrace.broker.sink import Sink
@@ -17,49 +17,13 @@ from headrace.broker.stream_partition import StreamPartition
 from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
 from headrace.core import filters
 from headrace.model import limits
-from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined, Refused
+from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined
 from headrace.wire import control
-from headrace.wire.ingress import Run
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 U64 = 1 << 64
-
-
-class Publisher:
-    """A publish channel bound to a partition and a producer."""
-
-    __slots__ = ("broker", "channel", "number", "partition", "producer_id")
-
-    def __init__(self, broker: Broker, channel: int, partition: Partition, producer_id: int) -> None:
-        self.broker = broker
-        self.channel = channel
-        self.partition = partition
-        self.producer_id = producer_id
-        partition.publishers += 1
-
-    def publish(self, sink: Sink, run: Run, blob: bytes) -> None:
-        """One run of frames as it arrived."""
-        if run.producer_id != self.producer_id:
-            error = Refused(f"the batch names producer {run.producer_id}, channel {self.channel} is bound to {self.producer_id}")
-            sink.refused(self.channel, run.first_correlation, run.frame_count, error)
-            self.broker.touch(sink)
-            return
-        if self.partition.quarantined:
-            self._follow()
-        self.partition.publish(sink, self.channel, run.flags & 7, run, blob, self.broker.precise_ms)
-
-    def _follow(self) -> None:
-        """After a repair the partition is another object."""
-        current = self.broker.partitions.get(self.partition.pid)
-        if current is not None and current is not self.partition:
-            self.partition.publishers -= 1
-            current.publishers += 1
-            self.partition = current
-
-    def close(self) -> None:
-        self.partition.publishers -= 1
 
 
 class Attachments:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from headrace.ambient import ambient
 from headrace.broker.catalogue import Catalogue, Item
 from headrace.broker.groups import Groups
+from headrace.broker.lane import Confirms, Lane, Turn, all_flushed
 from headrace.broker.metrics import Counters, NameMetrics, Snapshot, bounded
 from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
@@ -36,6 +37,11 @@ from headrace.storage.memory import MemoryStore
 from headrace.wire import control
 
 HOUSEKEEPING_S = 1.0
+AT_ONCE_BYTES_MAX = 4096
+"""A read of at most so much, of a connection that seems to be alone, is worked off at once and not in the loop's next turn."""
+CROWD_MS = 0.15
+CROWD_TICKS = 64
+"""Two connections that are read within one tick, or one so soon after the other was worked off, share their flushes for so many ticks."""
 ENTRY_BYTES_MAX = 8 * 1024 * 1024
 _ID_KEY = b"broker/id"
 _log = get_logger("broker")
@@ -90,16 +96,19 @@ class Broker:
         self.draining = False
         self.disk_nearly_full = False
         self.store_error: HeadraceError | None = None
-        self.refusing = False
         self.pressure_on = False
         self.tick_bytes = 0
         self.listeners: dict[str, str] = {}
         self.outbox = Outbox(self)
         self.groups = Groups(self)
-        self._dirty: list[Partition] = []
-        self._sinks: list[Sink] = []
+        self._crowd = 0
+        self._reader: object = None
+        self._read = False
+        """Whether a connection was read since the last tick."""
+        self._flushing = False
+        self._ticked_ms = 0.0
+        self.turn = Turn(self._begin_tick, self.entry_bytes_max)
         self._held: list[Held] = []
-        self._scheduled = False
         self._timers: list[tuple[int, int, Partition]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
@@ -195,58 +204,81 @@ class Broker:
         """``partition`` is to be looked at in this tick: something was settled, attached, committed, became due."""
         partition.poked = True
         if not partition.dirty:
-            self.schedule(partition)
-
-    def schedule(self, partition: Partition) -> None:
-        """``partition`` has something to append in this tick."""
-        partition.dirty = True
-        self._dirty.append(partition)
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._tick)
+            self.turn.schedule(partition)
 
     def touch(self, sink: Sink) -> None:
         """``sink`` was written to; it is flushed at the end of this tick."""
         if not sink.dirty:
-            sink.dirty = True
-            self._sinks.append(sink)
-            if not self._scheduled:
-                self._scheduled = True
-                self.loop.call_soon(self._tick)
+            self.turn.touch(sink)
 
     def tick_soon(self) -> None:
         """A tick is wanted even if no partition has anything to do (a connection waits for the next one)."""
-        if not self._scheduled:
-            self._scheduled = True
-            self.loop.call_soon(self._tick)
+        self.turn.soon()
+
+    def _begin_tick(self) -> None:
+        self.loop.call_soon(self._tick)
+
+    def _partition_failed(self, lane: Lane, error: Exception) -> None:
+        """A mistake in one partition must not stop the others; a failed log stops all."""
+        if isinstance(error, StorageError):
+            self._fail(error)
+            return
+        assert isinstance(lane, Partition)
+        lane.quarantined = f"the broker failed on it and serves it again after a restart: {error!r}"
+        _log.error("partition %d of %r failed and is isolated", lane.number, lane.item.name, exc_info=error)
+
+    def begin_read(self, connection: object, nbytes: int) -> bool:
+        """``connection`` is about to handle what was read; whether it has to call ``end_read`` after it.
+
+        A lone message is appended, flushed and confirmed there and then: the loop's next turn would only delay it. Where several connections are
+        read at a time they wait for the tick, since one flush for all of them is worth more.
+        """
+        if connection is not self._reader:
+            if self._read or self.precise_ms - self._ticked_ms < CROWD_MS:
+                self._crowd = CROWD_TICKS
+            self._reader = connection
+        self._read = True
+        if nbytes > AT_ONCE_BYTES_MAX or self._crowd or self.turn.scheduled or self.store.pending_bytes:
+            return False
+        self.turn.scheduled = True
+        return True
+
+    def end_read(self) -> None:
+        """What was read is handled."""
+        turn = self.turn
+        turn.scheduled = False
+        if turn.dirty or turn.sinks:
+            self._tick()
 
     def _tick(self) -> None:
         self.refresh()
-        now, wall = self.now_ms, self.wall_ms
-        dirty, self._dirty = self._dirty, []
-        self._scheduled = True
-        for partition in dirty:
-            partition.dirty = False
-            partition.used_ms = now
-            try:
-                partition.step(now, wall)
-            except StorageError as e:
-                self._fail(e)
-            except Exception as e:  # a mistake in one partition must not stop the others
-                partition.quarantined = f"the broker failed on it and serves it again after a restart: {e!r}"
-                _log.error("partition %d of %r failed and is isolated", partition.number, partition.item.name, exc_info=e)
+        turn, counters = self.turn, self.counters
+        turn.scheduled = True
+        turn.step(self.now_ms, self.wall_ms, self._partition_failed)
+        if turn.published:
+            counters.published += turn.published
+            counters.published_bytes += turn.published_bytes
+            turn.published = turn.published_bytes = 0
         if self.store_error is None:
-            self.store.flush()
-        sinks, self._sinks = self._sinks, []
+            self._flushing = True
+            try:
+                self.store.flush()
+            finally:
+                self._flushing = False
+        sinks, turn.sinks = turn.sinks, []
         for sink in sinks:
             sink.dirty = False
             sink.flush()
         self.tick_bytes = 0
-        self._scheduled = False
-        self.counters.ticks += 1
-        self.counters.tick_duration.observe(int((self.ambient.monotonic() * 1000 - self.precise_ms) * 1000))
-        if self._dirty or self._sinks:
-            self.tick_soon()
+        turn.scheduled = False
+        counters.ticks += 1
+        self._read = False
+        if self._crowd:
+            self._crowd -= 1
+        self._ticked_ms = self.ambient.monotonic() * 1000
+        counters.tick_duration.observe(int((self._ticked_ms - self.precise_ms) * 1000))
+        if turn.dirty or turn.sinks:
+            turn.soon()
         if self._held and not self.overloaded():
             held, self._held = self._held, []
             for connection in held:
@@ -300,13 +332,9 @@ class Broker:
             return
         self.refresh()
         self.counters.flushes += 1
-        now = self.now_ms
-        partitions = self.partitions
-        for pid, index in result.partitions:
-            partition = partitions.get(pid)
-            if partition is not None:
-                partition.flushed(index, now)
-        self._tick()
+        all_flushed(self.partitions, result.partitions, self.now_ms, Confirms(self.counters, self.turn, self.precise_ms))
+        if self.turn.dirty or not self._flushing:  # else the tick that flushed goes on with what was written to sinks
+            self._tick()
 
     def pressure(self, on: bool) -> None:
         if on != self.pressure_on:
@@ -354,8 +382,13 @@ class Broker:
             connection.close(error)
         self.failed.set()
 
+    @property
+    def refusing(self) -> bool:
+        """Whether nothing may be published at all for now."""
+        return self.turn.refusing
+
     def _update_refusing(self) -> None:
-        self.refusing = self.draining or self.disk_nearly_full or self.store_error is not None
+        self.turn.refusing = self.draining or self.disk_nearly_full or self.store_error is not None
 
     # ------------------------------------------------------------ partitions
 

@@ -11,20 +11,20 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from headrace.broker.catalogue import Item
+from headrace.broker.lane import Confirms, InFlight, Lane, Meta, Publish, lane_append, lane_gather
 from headrace.broker.sink import Sink
 from headrace.core.dedup import Duplicate, ProducerTable
 from headrace.model import limits
 from headrace.model.errors import DiskFull, Draining, HeadraceError, LevelUnavailable, Quarantined, TooLarge
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
 from headrace.wire import ingress
-from headrace.wire.entry import RUN, runs
+from headrace.wire.entry import runs
 from headrace.wire.frames import BATCH, ENVELOPE, Level
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
@@ -32,98 +32,27 @@ if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 OVERHEAD_BYTES = ENVELOPE.size + BATCH.size
-_RECORDS = int(Kind.RECORDS)
-_HEAD_BYTES = RECORDS_HEAD.size
-_RUN_BYTES = RUN.size
-_pack_run = RUN.pack
-_pack_head = RECORDS_HEAD.pack
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class Publish:
-    """One gathered run on its way to a confirm."""
-
-    __slots__ = ("arrived_ms", "base_offset", "channel", "first", "frames", "level", "nbytes", "records", "sink")
-
-    def __init__(
-        self, sink: Sink | None, channel: int, first: int, frames: int, records: int, level: int, base_offset: int, nbytes: int, arrived_ms: float
-    ) -> None:
-        self.sink = sink
-        self.channel = channel
-        self.first = first
-        self.frames = frames
-        self.records = records
-        self.level = level
-        self.base_offset = base_offset
-        self.nbytes = nbytes
-        self.arrived_ms = arrived_ms
-
-
-class InFlight:
-    """An appended entry that is not committed yet, with what waits for it."""
-
-    __slots__ = ("answers", "base_offset", "index", "metas", "nbytes", "publishes", "record_count", "wall_ms")
-
-    def __init__(self, index: int, base_offset: int, record_count: int, nbytes: int, wall_ms: int, publishes: list[Publish]) -> None:
-        self.index = index
-        self.base_offset = base_offset
-        self.record_count = record_count
-        self.nbytes = nbytes
-        self.wall_ms = wall_ms
-        self.publishes = publishes
-        self.metas: list[tuple[int, int, int, int, int]] | None = None
-        """(record_count, nbytes, not_before_ms, expires_at_ms, priority) per run, None when no run has any of the last three."""
-        self.answers: list[Callable[[], None]] | None = None
-
-
-class Partition(ABC):
+class Partition(Lane, ABC):
     """One owned partition, loaded. Made by ``Broker.partition`` at first use."""
 
     def __init__(self, broker: Broker, item: Item, number: int, pid: int) -> None:
+        super().__init__(broker.turn, broker.store, ProducerTable(), pid)
         self.broker = broker
         self.store = broker.store
         self.item = item
         self.number = number
-        self.pid = pid
-        self.epoch = 0
-        self.last_index = 0
-        self.next_offset = 0
-        self.high_watermark = 0
-        self.active = False
         self.epoch_kept = False
         """The epoch is durable: nobody is shown one that a crash could give to another start."""
-        self.dirty = False
-        self.quarantined = ""
-        self.barred: HeadraceError | None = None
-        """Why it takes nothing any more (deleted)."""
-        self.message_bytes_max = 0
-        self.producers = ProducerTable()
-        self.in_flight: deque[InFlight] = deque()
         self.deadline_ms: int | None = None
-        self.used_ms = 0
         self.publishers = 0
-        self.published = self.delivered = self.settled_count = 0
+        self.delivered = self.settled_count = 0
         self.rates = (0.0, 0.0, 0.0)
         """Published, delivered and settled a second, as of the last sample."""
         self._sampled = (0, 0, 0)
-        self.limited = False
-        """Whether ``admit`` has anything to say."""
-        self.tells_appended = False
-        """Whether ``appended`` has anything to do."""
-        self.poked = False
-        """Whether there is more to do in this tick than to append."""
-        self._levels: tuple[int, ...] = ()
-        self._early = False
-        self._accepted = False
-        """Whether a gathered run is confirmed as soon as it is appended."""
-        self._gathered: list[Publish] = []
-        self._blobs: list[bytes] = []
-        self._parts: list[bytes] = []
-        self._special: dict[int, tuple[int, int, int]] = {}
-        """(not_before_ms, expires_at_ms, priority) of those gathered runs that have any."""
-        self._gather_base = 0
-        self._gather_bytes = 0
         self._answers: list[Callable[[], None]] = []
 
     # ------------------------------------------------------------ start
@@ -178,7 +107,7 @@ class Partition(ABC):
         started = InFlight(self._append(Kind.EPOCH_START, (body,), len(body)), -1, 0, 0, 0, [])
         started.answers = [self._epoch_kept]
         self.in_flight.append(started)
-        self.broker.schedule(self)
+        self.turn.schedule(self)
 
     def _epoch_kept(self) -> None:
         self.epoch_kept = True
@@ -197,8 +126,8 @@ class Partition(ABC):
     def settings_changed(self) -> None:
         """Takes what the hot path needs of the settings: which level each asked one means (-1 = cannot be had)."""
         own = self.own_level()
-        self._levels = tuple(own if asked == Level.QUEUE else asked if asked <= own else -1 for asked in range(8))
-        self._early = own < Level.LOCAL
+        self.levels = [int(own) if asked == Level.QUEUE else asked if asked <= own else -1 for asked in range(8)]
+        self.early = own < Level.LOCAL
 
     def refusal(self) -> HeadraceError | None:
         """Why nothing may be published now, or None."""
@@ -215,7 +144,7 @@ class Partition(ABC):
 
     def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> None:
         """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``."""
-        level = self._levels[asked_level]
+        level = self.levels[asked_level]
         nbytes = len(blob)
         if level < 0 or self.broker.refusing or self.barred is not None or self.quarantined or 0 < self.message_bytes_max < nbytes:
             error = self.refusal() or self._above(asked_level) or self._too_large(blob)
@@ -241,11 +170,11 @@ class Partition(ABC):
                 return
         sink.in_flight_bytes += nbytes
         if level == 1:
-            self._accepted = True
-        self._gather(Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
+            self.accepted = True
+        lane_gather(self, Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
 
     def _above(self, asked_level: int) -> HeadraceError | None:
-        if self._levels[asked_level] >= 0:
+        if self.levels[asked_level] >= 0:
             return None
         own = Level(self.own_level()).name.lower()
         return LevelUnavailable(f"{self.item.name!r} confirms at most at level {own}, {asked_level} was asked for")
@@ -268,13 +197,13 @@ class Partition(ABC):
             return
         publish = Publish(None, 0, 0, run.frame_count, run.record_count, Level.NONE, self.next_offset, len(blob), self.broker.now_ms)
         base = self.next_offset
-        self._gather(publish, run, blob)
+        lane_gather(self, publish, run, blob)
         self._answers.append(lambda: done(base, None))
         self.broker.mark(self)
 
     def when_committed(self, answer: Callable[[], None]) -> None:
         """Calls ``answer`` once everything gathered or appended up to now is committed."""
-        if self._gathered or self.dirty:
+        if self.gathered or self.dirty:
             self._answers.append(answer)
             self.broker.mark(self)
         elif self.in_flight:
@@ -290,79 +219,18 @@ class Partition(ABC):
         self.when_committed(done.set)
         await done.wait()
 
-    def _gather(self, publish: Publish, run: ingress.Run, blob: bytes) -> None:
-        size = publish.nbytes
-        if self._gathered:
-            if self._gather_bytes + size > self.broker.entry_bytes_max:
-                self._append_gathered()
-                self._gather_base = self.next_offset
-        else:
-            if not self.active:
-                self.activate()
-            self._gather_base = self.next_offset
-        not_before = expires_at = 0
-        if run.not_before_ms or run.expires_at_ms or run.priority:
-            wall = self.broker.wall_ms
-            blob = ingress.absolute(blob, wall)
-            not_before = wall + run.not_before_ms if run.not_before_ms else 0
-            expires_at = wall + run.expires_at_ms if run.expires_at_ms else 0
-            self._special[len(self._gathered)] = (not_before, expires_at, run.priority)
-        records, producer = publish.records, run.producer_id
-        if producer >= 0:
-            self.producers.stored(producer, run.producer_epoch, run.first_sequence, records, self.next_offset)
-        self._parts.append(
-            _pack_run(
-                producer,
-                run.producer_epoch,
-                run.priority,
-                run.compressed,
-                run.first_sequence,
-                records,
-                publish.frames,
-                size,
-                run.frame_bytes,
-                not_before,
-                expires_at,
-                run.key_slot,
-            )
-        )
-        self._blobs.append(blob)
-        self._gathered.append(publish)
-        self.next_offset += records
-        self._gather_bytes += size
-        if not self.dirty:
-            self.broker.schedule(self)
+    @property
+    def _gathered(self) -> list[Publish]:
+        return self.gathered
 
-    def _append_gathered(self) -> None:
-        """Makes the one ``records`` entry of this tick."""
-        broker, base, gathered, size = self.broker, self._gather_base, self._gathered, self._gather_bytes
-        wall = broker.wall_ms
-        records = self.next_offset - base
-        self.last_index = index = self.last_index + 1
-        if len(gathered) == 1:
-            runs_count, frames = 1, gathered[0].frames
-            payload: Sequence[bytes] = (_pack_head(base, records, frames, wall, 1), self._parts[0], self._blobs[0])
-        else:
-            runs_count, frames = len(gathered), sum([publish.frames for publish in gathered])
-            payload = (_pack_head(base, records, frames, wall, runs_count), *self._parts, *self._blobs)
-        self.store.append(self.pid, self.epoch, index, _RECORDS, payload, _HEAD_BYTES + runs_count * _RUN_BYTES + size, base, records)
-        entry = InFlight(index, base, records, size, wall, gathered)
-        if self._special:
-            plain = (0, 0, 0)
-            entry.metas = [(p.records, p.nbytes, *self._special.get(i, plain)) for i, p in enumerate(gathered)]
-            self._special = {}
-        self.in_flight.append(entry)
-        self.published += records
-        counters = broker.counters
-        counters.published += records
-        counters.published_bytes += size
-        if self._accepted:
-            self._accepted = False
-            self._confirm([p for p in gathered if p.level == 1], Level.ACCEPTED)
-        self._gathered, self._blobs, self._parts = [], [], []
-        self._gather_bytes = 0
-        if self.tells_appended:
-            self.appended(base, records, size, wall)
+    def wall_ms(self) -> int:
+        return self.broker.wall_ms
+
+    def confirm_accepted(self, publishes: list[Publish]) -> None:
+        confirms = Confirms(self.broker.counters, self.turn, self.broker.precise_ms)
+        for publish in publishes:
+            confirms.take(publish, publish.level == Level.ACCEPTED, False)
+        confirms.send()
 
     def _append(self, kind: Kind, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0) -> int:
         self.last_index += 1
@@ -375,8 +243,8 @@ class Partition(ABC):
         """Appends what this tick gathered and journals what was decided, grants and sends."""
         if self.barred is not None:
             return
-        if self._gathered:
-            self._append_gathered()
+        if self.gathered:
+            lane_append(self, wall_ms)
         if self.poked:
             self.poked = False
             self.serve(now_ms, wall_ms)
@@ -402,24 +270,6 @@ class Partition(ABC):
                 for answer in answers:
                     answer()
 
-    def flushed(self, index: int, now_ms: int) -> None:
-        """Everything up to ``index`` is durable, so (one copy) committed: confirm it and make it available."""
-        in_flight = self.in_flight
-        while in_flight and in_flight[0].index <= index:
-            entry = in_flight.popleft()
-            if entry.record_count:
-                self.high_watermark = entry.base_offset + entry.record_count
-                self.committed(entry.base_offset, entry.record_count, entry.nbytes, entry.wall_ms, entry.metas, now_ms)
-                publishes = entry.publishes
-                for publish in publishes:
-                    if publish.sink is not None:
-                        publish.sink.in_flight_bytes -= publish.nbytes
-                if not self._early:
-                    self._confirm(publishes, Level.LOCAL)
-            if entry.answers:
-                for answer in entry.answers:
-                    answer()
-
     def failed(self, error: HeadraceError) -> None:
         """The log failed: everything that waits has an unknown outcome."""
         for entry in [*self.in_flight]:
@@ -428,17 +278,6 @@ class Partition(ABC):
                     publish.sink.refused(publish.channel, publish.first, publish.frames, error)
                     self.broker.touch(publish.sink)
         self.in_flight.clear()
-
-    def _confirm(self, publishes: list[Publish], level: int) -> None:
-        broker = self.broker
-        now = broker.precise_ms
-        for p in publishes:
-            sink = p.sink
-            if sink is not None and (p.level == level or p.level > level == 2):
-                sink.confirmed(p.channel, p.first, p.frames, p.base_offset, p.level, False)
-                broker.counters.confirmed(now - p.arrived_ms, p.records)
-                if not sink.dirty:
-                    broker.touch(sink)
 
     # ------------------------------------------------------------ refusals and duplicates
 
@@ -484,8 +323,8 @@ class Partition(ABC):
 
     def checkpoint(self) -> Checkpoint:
         """The state at the last appended index. It may be used only once that index is durable; publishes in flight are in it as pending."""
-        if self._gathered:
-            self._append_gathered()
+        if self.gathered:
+            lane_append(self, self.broker.wall_ms)
         self.append_journal()
         pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]
         data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending})
@@ -499,7 +338,7 @@ class Partition(ABC):
 
     def idle(self) -> bool:
         """Nothing in flight, nobody attached: it can be unloaded."""
-        return not (self.dirty or self.in_flight or self._gathered or self.publishers or self.attached())
+        return not (self.dirty or self.in_flight or self.gathered or self.publishers or self.attached())
 
     # ------------------------------------------------------------ what a queue and a stream do differently
 
@@ -519,9 +358,7 @@ class Partition(ABC):
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None: ...
 
     @abstractmethod
-    def committed(
-        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
-    ) -> None: ...
+    def committed(self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[Meta] | None, now_ms: int) -> None: ...
 
     @abstractmethod
     def serve(self, now_ms: int, wall_ms: int) -> None: ...

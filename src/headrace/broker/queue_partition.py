@@ -39,11 +39,9 @@ class QueuePartition(Partition):
         self.spec: QueueSpec = item.queue
         self._machine = QueueMachine(item.queue)
         self._machine.pause(item.paused)
-        self._lazy_count = self._lazy_bytes = self._lazy_wall_ms = 0
-        """Committed at the end of the queue and not told to the machine yet: nobody consumes."""
         self._floor = 0
-        self._take_settings(item.queue)
         self.subscriptions: dict[int, QueueSubscription] = {}
+        self._take_settings(item.queue)
         self.reading = Reading(broker.store, pid)
         self._waiting: deque[tuple[Grant, int]] = deque()
         self._reader: asyncio.Task[None] | None = None
@@ -61,19 +59,24 @@ class QueuePartition(Partition):
         self.message_bytes_max = spec.max_message_bytes
         self.limited = bool(spec.max_messages or spec.max_bytes)
         self._eager = bool(self.limited or spec.ttl_ms or spec.max_age_ms)
+        self._look_who_consumes()
         self.settings_changed()
+
+    def _look_who_consumes(self) -> None:
+        """What is committed at the end of the queue is not told to the machine while nobody consumes."""
+        self.lazy = not (self.subscriptions or self._eager)
 
     @property
     def machine(self) -> QueueMachine:
         """The queue's state, with everything that is committed."""
-        if self._lazy_count:
+        if self.lazy_count:
             self._apply_lazy()
         return self._machine
 
     def _apply_lazy(self) -> None:
-        count, nbytes = self._lazy_count, self._lazy_bytes
-        self._lazy_count = self._lazy_bytes = 0
-        self._machine.enqueue(self.high_watermark - count, count, nbytes, wall_ms=self._lazy_wall_ms, now_ms=self.broker.now_ms)
+        count, nbytes = self.lazy_count, self.lazy_bytes
+        self.lazy_count = self.lazy_bytes = 0
+        self._machine.enqueue(self.high_watermark - count, count, nbytes, wall_ms=self.lazy_wall_ms, now_ms=self.broker.now_ms)
 
     # ------------------------------------------------------------ log
 
@@ -89,15 +92,15 @@ class QueuePartition(Partition):
     def committed(
         self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
     ) -> None:
-        if not (self.subscriptions or self._eager or metas):
-            self._lazy_count += count
-            self._lazy_bytes += nbytes
-            self._lazy_wall_ms = wall_ms
+        if self.lazy and metas is None:
+            self.lazy_count += count
+            self.lazy_bytes += nbytes
+            self.lazy_wall_ms = wall_ms
             return
-        if self._lazy_count:  # the high watermark is past ``base`` already
-            lazy, self._lazy_count = self._lazy_count, 0
-            self._machine.enqueue(base - lazy, lazy, self._lazy_bytes, wall_ms=self._lazy_wall_ms, now_ms=now_ms)
-            self._lazy_bytes = 0
+        if self.lazy_count:  # the high watermark is past ``base`` already
+            lazy, self.lazy_count = self.lazy_count, 0
+            self._machine.enqueue(base - lazy, lazy, self.lazy_bytes, wall_ms=self.lazy_wall_ms, now_ms=now_ms)
+            self.lazy_bytes = 0
         if metas is None:
             self._machine.enqueue(base, count, nbytes, wall_ms=wall_ms, now_ms=now_ms)
         else:
@@ -183,12 +186,14 @@ class QueuePartition(Partition):
         subscription.consumers[self.number] = consumer
         subscription.partitions[self.number] = self
         self.subscriptions[subscription.id] = subscription
+        self._look_who_consumes()
         self.machine.attach(consumer)
         self.broker.mark(self)
 
     def detach(self, subscription: QueueSubscription, now_ms: int, wall_ms: int) -> None:
         """Returns what it leases and forgets it."""
         self.subscriptions.pop(subscription.id, None)
+        self._look_who_consumes()
         subscription.consumers.pop(self.number, None)
         self.machine.detach(subscription.id, now_ms, wall_ms)
         self.broker.mark(self)

@@ -23,6 +23,9 @@ class Sink(Protocol):
     def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         """``count`` publish frames from correlation id ``first`` on are stored from ``base_offset`` on."""
 
+    def confirmed_all(self, rows: Sequence[tuple[int, int, int, int, int]]) -> None:
+        """As ``confirmed`` for each (channel, first, count, base offset, level), none of them a duplicate."""
+
     def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:
         """``count`` publish frames from correlation id ``first`` on were not stored (or their outcome is unknown: see ``error.definite``)."""
 

@@ -70,7 +70,7 @@ class Faults:
             broker.resume()
         self.world.network.heal_all()
         for broker in self.brokers:
-            while not broker.serving:  # noqa: ASYNC110 - what ends is not of one kind
+            while not broker.serving or (broker.running is not None and broker.running.broker.disk_nearly_full):  # noqa: ASYNC110 - what ends is not of one kind
                 await asyncio.sleep(RESTART_S)
 
     # ------------------------------------------------------------ what goes wrong

@@ -71,6 +71,8 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     rounds: int = 1
     """How often it comes, each time with a new subscription."""
     prefetch: int = 100
+    prefetch_bytes: int = 0
+    """0 = the client's own."""
     auto_ack: bool = False
     auto_extend: bool = False
     lease_ms: int = 0
@@ -264,6 +266,8 @@ def _consumer(has: _Features, chance: Chance, name: str, spec: QueueSpec, *, coh
         options["auto_extend"] = chance.happens(0.5)
     if has("filters", 0.2) and not cohort:
         options["filter"] = chance.choice(["kind = a", "kind = b", "not exists kind", ""])
+    if has("small windows in bytes", 0.2):
+        options["prefetch_bytes"] = int(chance.between(100, 5000))
     if auto_ack and has("auto-ack", 0.12):
         options["auto_ack"] = True
     if has("short heartbeats", 0.2):
@@ -309,6 +313,8 @@ def _stream_clients(has: _Features, chance: Chance, name: str, seconds: float) -
             options |= {"cursor": f"c{i}", "start": "", "explicit": draw.happens(0.5)}
         if has("filters", 0.2) and draw.happens(0.5):
             options["filter"] = "kind = a"
+        if has("small windows in bytes", 0.2):
+            options["prefetch_bytes"] = int(draw.between(100, 5000))
         clients.append(Client(kind="reader", name=name, **options))
     if has("administration", 0.4):
         verbs = ["describe", "cursors"]

@@ -15,6 +15,7 @@ from headrace.client.client import Client as Connected
 from headrace.client.consumer import Consumer
 from headrace.client.message import Message
 from headrace.client.reader import Reader, Record
+from headrace.model import limits
 from headrace.model.errors import HeadraceError, NotFound, StaleSettle
 from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.sim.chance import Chance
@@ -159,6 +160,7 @@ class Hand:
         self.chance = chance
         self.late: list[tuple[float, Message, int]] = []
         self.taken = 0
+        self.arrived = 0
         self._epochs: dict[tuple[int, int, int], int] = {}
         """Partition, offset, attempt: under which epoch it came."""
         consumer.delivered = self._arrived(consumer.delivered)  # type: ignore[method-assign]  # everything that reaches the client is noted
@@ -168,6 +170,7 @@ class Hand:
 
         def delivered(partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
             arrivals.append(Arrival(now(), number, name, partition, first, count, attempt, epoch, bool(flags & AUTO_ACK)))
+            self.arrived += count
             for offset in range(first, first + count):
                 epochs[partition, offset, attempt] = epoch
             deliver(partition, epoch, attempt, first, count, base, blob, flags)
@@ -263,6 +266,7 @@ async def consume(stage: Stage, machine: Machine, client: Client, chance: Chance
         consumer = connected.consume(
             client.name, prefetch=client.prefetch, auto_ack=client.auto_ack, lease=client.lease_ms / 1000 if client.lease_ms else None,
             filter=client.filter or None, cohort=client.cohort, member=client.member, auto_extend=client.auto_extend,
+            prefetch_bytes=client.prefetch_bytes or limits.PREFETCH_BYTES,
         )  # fmt: skip
         attached.lease_ms, attached.auto_ack, attached.filter, attached.group = client.lease_ms, client.auto_ack, client.filter, client.cohort
         hand = Hand(stage, attached, consumer, client, chance)
@@ -319,8 +323,12 @@ async def pull(stage: Stage, machine: Machine, client: Client, chance: Chance) -
     try:
         await consumer.start()
         while hand.taken < client.operations and not stage.over:
-            for message in await consumer.fetch(chance.randint(1, client.prefetch), wait_ms=client.pause_ms):
+            wanted, before, since = chance.randint(1, client.prefetch), hand.arrived, stage.loop.time()
+            for message in await consumer.fetch(wanted, wait_ms=client.pause_ms):
                 hand.handle(message)
+            broken = any(link.client == machine.name and link.at >= since for link in stage.history.links)
+            if hand.arrived - before > wanted and not broken:
+                stage.history.odd(client.name, f"a pull for {wanted} messages was sent {hand.arrived - before}")
             await asyncio.sleep(client.pause_ms * chance.random() / 500)
         hand.settle_late(everything=True)
     except HeadraceError:
@@ -371,6 +379,7 @@ async def read(stage: Stage, machine: Machine, client: Client, chance: Chance) -
         reader = connected.read(
             client.name, start=client.start, cursor=client.cursor, group=client.group, commit="explicit" if client.explicit else "auto",
             prefetch=client.prefetch, filter=client.filter or None, on_event=told(stage, attached),
+            prefetch_bytes=client.prefetch_bytes or limits.PREFETCH_BYTES,
         )  # fmt: skip
         try:
             await reader.start()

@@ -151,9 +151,10 @@ class Workload:
         task = asyncio.current_task()
         assert task is not None
         client = Client(kind="consumer", name=queue, confirmed=1.0)
+        prefetch = self.chance.fork(f"window {queue}").choice([8, 1000])
         while self.world.loop.time() < until:
             attached = self.history.attach(machine.name, "final", queue)
-            consumer: Consumer = connected.consume(queue, prefetch=1000)
+            consumer: Consumer = connected.consume(queue, prefetch=prefetch)
             hand = Hand(self.stage, attached, consumer, client, self.chance.fork(queue))
             try:
                 await consumer.start()

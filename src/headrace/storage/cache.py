@@ -31,6 +31,11 @@ class Tail:
         self.first = 0
         """Number, since the partition is in memory, of ``entries[0]``."""
 
+    def landed(self, index: int) -> None:
+        """The entry with that journal index is durable, if it is still the oldest that was not."""
+        if self.clean < len(self.entries) and self.entries[self.clean].index == index:
+            self.clean += 1
+
     def find(self, offset: int, bytes_max: int, end_offset: int) -> list[StoredEntry] | None:
         """Entries from the one that holds ``offset`` on; None: it is older than what is here (or nothing is here)."""
         entries, head = self.entries, self.head
@@ -88,7 +93,12 @@ class TailCache:
             elif self.nbytes <= self.bytes_max or at >= tail.clean:
                 return
             else:
-                self._drop(tail, tail.head + 1)
+                head = tail.head
+                self.nbytes -= len(tail.entries[head].payload) + _OVERHEAD
+                tail.entries[head] = _GONE
+                tail.head = head + 1
+                if head >= 63:
+                    self._drop(tail, head + 1)
             order.popleft()
 
     def below(self, tail: Tail, offset: int) -> None:

@@ -25,7 +25,8 @@ from headrace.storage.api import Checkpoint, Damage, Flushed, Owner, PartitionLo
 from headrace.storage.files import Files, Handle, OsFiles
 from headrace.storage.flusher import Lane, ThreadLane
 from headrace.storage.ground import Ground, log, shown
-from headrace.storage.index import POSITION_BITS, Part
+from headrace.storage.index import Part
+from headrace.storage.intake import Intake
 from headrace.storage.keys import number_key
 from headrace.storage.mover import Mover
 from headrace.storage.opening import open_ground
@@ -41,9 +42,7 @@ from headrace.wire.journal import Kind
 MAINTENANCE_S: Final = 1.0
 RECOVERED_ROUNDS: Final = 30
 """After so many rounds what recovery kept for first loads is given up."""
-_RECORDS: Final = int(Kind.RECORDS)
 _TRUNCATE: Final = int(Kind.TRUNCATE)
-_PROMISE: Final = int(Kind.PROMISE)
 _LATENCIES: Final = 1024
 INLINE_BYTES_MAX: Final = 4096
 """A flush of at most so much is written on the loop itself while the disk is quick (``Wal``)."""
@@ -122,6 +121,7 @@ class DiskStore:
                 inline_bytes_max=0 if self._stepped else INLINE_BYTES_MAX,
             )
             ground.wal.start()
+            self._intake = Intake(ground.wal.gathering, ground.parts, ground.cache, ground.part)
         except OSError as e:
             await self._release()
             raise StorageError(f"the data directory {ground.root} cannot be opened: {e}", hint="check its disk and its permissions") from e
@@ -213,36 +213,7 @@ class DiskStore:
     def append(
         self, pid: int, epoch: int, index: int, kind: int, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0
     ) -> None:
-        ground = self._ground
-        part = ground.parts.get(pid)
-        if part is None:
-            part = ground.part(pid)
-        whole = payload[0] if len(payload) == 1 else b"".join(payload)
-        ground.wal.append(pid, epoch, index, kind, whole, nbytes)
-        if kind == _RECORDS:
-            if index <= part.last_index:
-                self._rewind(part, index)
-            part.unflushed.append((index, base_offset, record_count, int.from_bytes(whole[16:24], "big")))
-            ground.cache.add(part.tail, StoredEntry(epoch, index, kind, base_offset, record_count, whole))
-            part.next_offset = base_offset + record_count
-        elif kind == _PROMISE:
-            part.promised = max(part.promised, epoch)
-            return
-        elif index <= part.last_index:
-            self._rewind(part, index)
-        if kind == _TRUNCATE:
-            return
-        part.last_index = index
-        part.last_epoch = epoch
-
-    def _rewind(self, part: Part, index: int) -> None:
-        """The journal goes on at an index that it had: what was there is discarded."""
-        self._ground.cache.cut(part.tail, index)
-        part.last_index = index - 1
-        part.durable_index = min(part.durable_index, index - 1)
-        end = max([part.end_in_log_below(index), *(base + count for i, base, count, _ in part.unflushed if i < index)])
-        refs = part.moved.refs
-        part.next_offset = max(end, refs[-1].end_offset if refs else 0, part.checkpoint_next if part.checkpoint_index < index else 0)
+        self._intake.append(pid, epoch, index, kind, payload, nbytes, base_offset, record_count)
 
     def flush(self) -> None:
         self._ground.wal.flush()
@@ -256,39 +227,11 @@ class DiskStore:
         if result.error is not None:
             self._failed(result)
             return
-        parts = ground.parts
         located = result.located
-        file_place = located.file_id << POSITION_BITS
         pids = ground.file_pids.get(located.file_id)
         if pids is None:
             pids = ground.file_pids[located.file_id] = set()
-        done: dict[int, int] = {}
-        before, part = -1, None
-        for pid, index, kind, position, length in zip(
-            located.pids, located.indexes, located.kinds, located.positions, located.lengths, strict=True
-        ):
-            if pid != before:
-                before, part = pid, parts.get(pid)
-                pids.add(pid)
-            if part is None:
-                continue
-            if kind == _RECORDS:
-                _, base, count, wall_ms = part.unflushed.popleft()
-                part.add_records(file_place | position, length, index, base, count, wall_ms)
-                tail = part.tail
-                if tail.clean < len(tail.entries) and tail.entries[tail.clean].index == index:
-                    tail.clean += 1
-            elif kind == _TRUNCATE:
-                part.discard(index)
-                index -= 1
-            elif kind == _PROMISE:
-                continue
-            else:
-                part.add(file_place | position, length, index, kind)
-            part.durable_index = min(index, part.last_index)
-            done[pid] = index
-        if ground.cache.nbytes > ground.cache.bytes_max:
-            ground.cache.evict()
+        done = self._intake.landed(located, pids)
         self._latencies.append(result.took_ns)
         done.pop(SYSTEM_PID, None)
         ground.file_entries[located.file_id] = ground.file_entries.get(located.file_id, 0) + len(located.pids)
@@ -459,6 +402,8 @@ class DiskStore:
         """Moves when the log has grown, looks at floors and space every second."""
         while True:
             await self._mover.wait(MAINTENANCE_S)
+            if self._closed:
+                return  # Python 3.11 loses a cancellation that meets the end of what ``wait_for`` waits for
             try:
                 await self.maintenance()
             except SyncFailed:  # the owner was told

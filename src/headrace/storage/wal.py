@@ -14,25 +14,19 @@ import errno
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import accumulate, chain
 from typing import Final, NamedTuple
-
-from crc32c import crc32c
 
 from headrace.model import limits
 from headrace.model.errors import Damaged, Invalid, SyncFailed
 from headrace.storage.files import Buffer, Files
 from headrace.storage.flusher import Lane
+from headrace.storage.gathering import Gathering, Slot
 from headrace.storage.walfiles import Continuation, Later, OpenFile, WalFile, WalFiles
 from headrace.storage.walformat import (
     CLOSING,
     DATA_START,
     ENTRY_BYTES,
-    ENTRY_LEAD,
-    ENTRY_REST,
     HEAD_BYTES,
-    MARKERS,
-    PROMISE,
     ROW,
     Entry,
     FileHeader,
@@ -48,8 +42,6 @@ from headrace.storage.walformat import (
 
 IDLE_S: Final = 0.02
 ROWS_MAX: Final = 16_384
-SLOT_BYTES_MAX: Final = 1 << 20
-"""A partition's entries in one row: past it a new row begins behind the other partitions', so that a flood cannot keep them out of a flush."""
 INLINE_NS_MAX: Final = 500_000
 INLINE_ONCE_NS_MAX: Final = 5_000_000
 INLINE_PAUSE_NS: Final = 250_000_000
@@ -68,29 +60,6 @@ class FlushResult(NamedTuple):
     nbytes: int
     """Written, with heads and padding."""
     took_ns: int
-
-
-class _Slot:
-    """Entries of one partition that will lie together: one row of the directory. Most have one entry, so that one is not a list."""
-
-    __slots__ = ("epoch", "first", "head", "kind", "last", "length", "marker", "more", "nbytes", "pid", "pieces")
-
-    def __init__(self, pid: int, epoch: int, index: int, kind: int, length: int, head: bytes, pieces: list[Buffer]) -> None:
-        self.pid = pid
-        self.epoch = epoch
-        self.first = self.last = index
-        self.kind = kind
-        self.marker = kind if kind in MARKERS else 0
-        self.length = self.nbytes = length
-        self.head = head
-        self.pieces = pieces
-        self.more: list[tuple[int, int, int, int, bytes]] | None = None
-        """The entries after the first: (epoch, index, kind, length, head)."""
-
-    def row(self) -> Row:
-        if self.marker == PROMISE:
-            return self.pid, self.epoch, self.epoch, self.nbytes, PROMISE
-        return self.pid, self.first, self.last, self.nbytes, self.marker
 
 
 class _Flight:
@@ -168,9 +137,8 @@ class Wal:
             on_ready=self._ready,
             on_trouble=self._trouble,
         )
-        self._slots: list[_Slot] = []
-        self._open: dict[int, _Slot] = {}
-        self._gathered = 0
+        self.gathering = Gathering(self._entry_bytes_max)
+        """What waits for the next flush; ``append`` goes straight to it."""
         self._flight: _Flight | None = None
         self._file: OpenFile | None = None
         self._seed = 0
@@ -209,7 +177,7 @@ class Wal:
     @property
     def pending_bytes(self) -> int:
         """Entry bytes appended and not yet durable."""
-        return self._gathered + (self._flight.entry_bytes if self._flight is not None else 0)
+        return self.gathering.nbytes + (self._flight.entry_bytes if self._flight is not None else 0)
 
     @property
     def total_bytes(self) -> int:
@@ -232,48 +200,24 @@ class Wal:
 
     def holds(self, pid: int) -> bool:
         """Whether entries of this partition wait to be durable."""
-        return pid in self._open or (self._flight is not None and any(row[0] == pid for row in self._flight.rows))
+        return self.gathering.holds(pid) or (self._flight is not None and any(row[0] == pid for row in self._flight.rows))
 
     def files(self) -> list[WalFile]:
         """Live files, oldest first; the last one is being written."""
         return [WalFile(f.file_id, f.end) for f in self._set.live]
 
     def append(self, pid: int, epoch: int, index: int, kind: int, payload: bytes | Sequence[Buffer], nbytes: int) -> None:
-        """Gathers one entry for the next flush: one call per partition and tick. The pieces (``nbytes`` together) are kept, not copied.
+        """Gathers one entry for the next flush: one call per partition and tick. A payload in pieces (``nbytes`` together) is joined.
 
         ``SyncFailed`` once the log has failed; ``Invalid`` if the entry cannot fit in a file (7/8 of it). Nothing is written before ``flush``.
         """
-        if self.error is not None:
-            raise self.error
-        pieces: Sequence[Buffer] = (payload,) if isinstance(payload, bytes) else payload
-        rest = ENTRY_REST.pack(pid, epoch, index, kind, 0)
-        crc = crc32c(rest)
-        for piece in pieces:
-            crc = crc32c(piece, crc)
-        head = ENTRY_LEAD.pack(nbytes, crc) + rest
-        length = ENTRY_BYTES + nbytes
-        slot = self._open.get(pid)
-        if slot is None or slot.last + 1 != index or slot.marker or kind in MARKERS or slot.nbytes + length > SLOT_BYTES_MAX:
-            if length > self._entry_bytes_max:
-                raise Invalid(f"an entry of {length} bytes does not fit in a log file, which takes {self._entry_bytes_max}")
-            slot = self._open[pid] = _Slot(pid, epoch, index, kind, length, head, [head, *pieces])
-            self._slots.append(slot)
-        else:
-            slot.last = index
-            slot.nbytes += length
-            slot.pieces.append(head)
-            slot.pieces += pieces
-            entry = (epoch, index, kind, length, head)
-            if slot.more is None:
-                slot.more = [entry]
-            else:
-                slot.more.append(entry)
-        self._gathered += length
+        self.gathering.append(pid, epoch, index, kind, payload if isinstance(payload, bytes) else b"".join(payload))
 
     def flush(self) -> None:
         """Starts a flush of what gathered if none is in flight (else it starts by itself when that one ends)."""
-        if self._flight is None and self._slots and self.error is None and not self._starved:
-            self._start(inline=self._gathered <= self._inline_bytes_max and not self._inlining)
+        gathering = self.gathering
+        if self._flight is None and gathering.slots and self.error is None and not self._starved:
+            self._start(inline=gathering.nbytes <= self._inline_bytes_max and not self._inlining)
 
     def read(self, file_id: int, position: int, length: int) -> Entry:
         """One durable entry, verified, from any thread. ``Damaged``; ``NotFound`` if the file was retired and is gone."""
@@ -326,29 +270,9 @@ class Wal:
 
     def _start(self, *, inline: bool = False) -> None:
         """Writes what gathered, as much as one flush may hold."""
-        slots = self._slots
-        if self._gathered <= self._flush_bytes_max and len(slots) <= self._rows_max:
-            taken, self._slots, self._open = slots, [], {}
-        else:
-            taken = self._some()
-        self._write(taken, 0, inline=inline)
+        self._write(self.gathering.take(self._flush_bytes_max, self._rows_max), 0, inline=inline)
 
-    def _some(self) -> list[_Slot]:
-        """The oldest slots that fit in one flush: at least one."""
-        total = 0
-        for at, slot in enumerate(self._slots):
-            total += slot.nbytes
-            if at and (total > self._flush_bytes_max or at >= self._rows_max):
-                break
-        else:
-            at = len(self._slots)
-        taken, self._slots = self._slots[:at], self._slots[at:]
-        for slot in taken:
-            if self._open.get(slot.pid) is slot:
-                del self._open[slot.pid]
-        return taken
-
-    def _write(self, slots: list[_Slot], flags: int, *, inline: bool = False) -> None:
+    def _write(self, slots: list[Slot], flags: int, *, inline: bool = False) -> None:
         file = self._file
         assert file is not None and self._flight is None, "started, and nothing in flight"
         entry_bytes = sum([s.nbytes for s in slots])
@@ -357,8 +281,7 @@ class Wal:
         if self._end + needed > (self._reserve_at if slots else self._file_bytes):
             fresh = self._set.take()
             if fresh is None:
-                self._slots = slots + self._slots
-                self._open = {s.pid: s for s in self._slots}
+                self.gathering.give_back(slots)
                 self._starve()
                 return
             told = self._header(
@@ -397,36 +320,33 @@ class Wal:
         finally:
             self._inlining = False
 
-    def _build(self, slots: list[_Slot], flags: int) -> tuple[list[Buffer], _Flight]:
+    def _build(self, slots: list[Slot], flags: int) -> tuple[list[Buffer], _Flight]:
         """The bytes of the next flush at the current end, and what is to be remembered of it."""
         file = self._file
         assert file is not None
         started_ns = self._now_ns()
         entries_at = HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows)
         start = self._end + entries_at
-        located, heads = _locate(slots, file.file_id, start)
-        entry_bytes = sum(located.lengths)
-        rows = [slot.row() for slot in slots]
-        pack = ROW.pack
-        directory = b"".join([pack(*row) for row in rows])
+        laid = self.gathering.lay(slots, file.file_id, start)
         oldest_id = self._set.oldest_id
         head, zeros, total = encode_head(
             self._seed,
             file_id=file.file_id,
             position=self._end,
             seq=self._seq,
-            rows=directory,
-            entry_bytes=entry_bytes,
-            entry_heads=b"".join(heads),
+            rows=laid.directory,
+            entry_bytes=laid.nbytes,
+            entry_heads=laid.heads,
             previous=self._previous,
             flags=flags,
             oldest_id=oldest_id,
             wall_ms=self._wall_ms(),
         )
-        pieces = [head, *chain.from_iterable([slot.pieces for slot in slots]), _ZEROS[:zeros]]
-        self._gathered -= entry_bytes
-        previous = Previous(file.file_id, self._end, total, entries_at, directory)
-        return pieces, _Flight(self._seq, rows, located, entry_bytes, total, oldest_id, previous, started_ns)
+        pieces = laid.pieces
+        pieces.insert(0, head)
+        pieces.append(_ZEROS[:zeros])
+        previous = Previous(file.file_id, self._end, total, entries_at, laid.directory)
+        return pieces, _Flight(self._seq, laid.rows, laid.located, laid.nbytes, total, oldest_id, previous, started_ns)
 
     def _written(self, _result: object, error: BaseException | None) -> None:
         flight = self._flight
@@ -466,7 +386,7 @@ class Wal:
         if self.error is not None:
             if self._stopping is not None:
                 self.abandon(self._stopping)
-        elif self._slots:
+        elif self.gathering.slots:
             self._start()
         elif self._stopping is None:
             if not self._closed_last or self._set.leaving:
@@ -484,7 +404,7 @@ class Wal:
     def _idle(self) -> None:
         """One timer serves all flushes: it looks how long nothing was flushed and comes back for the rest."""
         self._timer = False
-        if self._flight is not None or self._slots or self.error is not None or self._stopped or self._stopping is not None:
+        if self._flight is not None or self.gathering.slots or self.error is not None or self._stopped or self._stopping is not None:
             return
         rest_s = IDLE_S - (self._now_ns() - self._ended_ns) / 1e9
         if rest_s > 0.001:
@@ -544,48 +464,18 @@ class Wal:
 
     def _fail(self, error: SyncFailed) -> None:
         """Nothing is durable any more: what is in flight and what gathered fails, in order, each once."""
-        self.error = error
+        self.error = self.gathering.error = error
         flight, self._flight = self._flight, None
-        slots, self._slots, self._open, self._gathered = self._slots, [], {}, 0
+        rows = self.gathering.clear()
         self._starved = False
         nowhere = Located(0, [], [], [], [], [], [])
         if flight is not None and flight.rows:
             self._on_flushed(FlushResult(flight.seq, error, flight.rows, nowhere, 0, self._now_ns() - flight.started_ns))
-        if slots:
-            self._on_flushed(FlushResult(self._seq + 1, error, [slot.row() for slot in slots], nowhere, 0, 0))
-        if not slots and (flight is None or not flight.rows) and self._stopping is None:
+        if rows:
+            self._on_flushed(FlushResult(self._seq + 1, error, rows, nowhere, 0, 0))
+        if not rows and (flight is None or not flight.rows) and self._stopping is None:
             self._on_flushed(FlushResult(self._seq + 1, error, [], nowhere, 0, 0))  # nobody's entries were lost, but nobody's will be kept either
         self._ended()
-
-
-def _locate(slots: Sequence[_Slot], file_id: int, start: int) -> tuple[Located, list[bytes]]:
-    """Where each entry lies when the slots' entries are written back to back from ``start``, and the entries' heads."""
-    if any(slot.more for slot in slots):
-        located, heads = Located(file_id, [], [], [], [], [], []), []
-        _, pids, epochs, indexes, kinds, _, lengths = located
-        for slot in slots:
-            pid = slot.pid
-            for epoch, index, kind, length, head in ((slot.epoch, slot.first, slot.kind, slot.length, slot.head), *(slot.more or ())):
-                pids.append(pid)
-                epochs.append(epoch)
-                indexes.append(index)
-                kinds.append(kind)
-                lengths.append(length)
-                heads.append(head)
-    else:
-        heads = [slot.head for slot in slots]
-        lengths = [slot.length for slot in slots]
-        located = Located(
-            file_id,
-            [slot.pid for slot in slots],
-            [slot.epoch for slot in slots],
-            [slot.first for slot in slots],
-            [slot.kind for slot in slots],
-            [],
-            lengths,
-        )
-    located.positions.extend(accumulate(lengths[:-1], initial=start) if lengths else ())
-    return located, heads
 
 
 def _resolve(future: "asyncio.Future[None]") -> None:

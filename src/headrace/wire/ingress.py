@@ -129,7 +129,9 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: b
     compressed: bool = attributes & 7 != 0
     frame_bytes: int = size
 
-    if at + size <= end and data[at : at + 8] == data[pos : pos + 8]:
+    if at + 8 > end or data[at + 7] != data[pos + 7] or data[at + 6] != data[pos + 6]:  # of another channel
+        end = at
+    elif at + size <= end and data[at : at + 8] == data[pos : pos + 8]:
         frames = _equal_frames(view, pos, end, size, correlation, sequence if idempotent else -1, records)
         total = frames * records
         at = pos + frames * size

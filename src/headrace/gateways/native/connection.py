@@ -13,7 +13,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from headrace.broker.attach import Attachments, Publisher
+from headrace.broker.attach import Attachments
+from headrace.broker.publisher import Publisher, take_publishes
 from headrace.broker.subscription import QueueSubscription, StreamSubscription
 from headrace.gateways.native.requests import Requests
 from headrace.model import limits
@@ -142,12 +143,16 @@ class NativeConnection(asyncio.Protocol):
                 data = b"".join(self._parts)
                 self._parts.clear()
             broker.refresh()
+            at_once = broker.begin_read(self, size)
             try:
                 rest = self._parse(data)
             except HeadraceError as e:
                 broker.counters.protocol_errors += 1
                 self.close(e)
                 return
+            finally:
+                if at_once:
+                    broker.end_read()
             self._have = len(data) - rest
             if self._have:
                 self._parts.append(data[rest:] if rest else data)
@@ -218,6 +223,10 @@ class NativeConnection(asyncio.Protocol):
             self._preamble_seen = True
             pos = len(PREAMBLE)
         while end - pos >= 12:
+            if data[pos + 4] == 1 and self.attachments is not None:
+                pos = take_publishes(data, pos, end, self._message_bytes_max, self.publishers, self, self.broker.precise_ms)
+                if end - pos < 12:
+                    break
             length, op, flags, channel, correlation = _header(data, pos)
             stop = pos + 4 + length
             if stop > end:
@@ -231,7 +240,7 @@ class NativeConnection(asyncio.Protocol):
                 if run.error is not None or publisher is None:
                     self._refuse(channel, run, run.error or NotFound(f"no publisher is open on channel {channel}"))
                 else:
-                    publisher.publish(self, run, data[pos : run.next_pos])
+                    publisher.publish(self, run, data[pos : run.next_pos], self.broker.precise_ms)
                 pos = run.next_pos
                 continue
             if length < 8 or length > self._frame_bytes_max:
@@ -350,6 +359,11 @@ class NativeConnection(asyncio.Protocol):
 
     def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         self._write(_confirm(24, _CONFIRM, 0, channel, first, count, level, duplicate, 0, base_offset))
+
+    def confirmed_all(self, rows: Sequence[tuple[int, int, int, int, int]]) -> None:
+        pieces = [_confirm(24, _CONFIRM, 0, channel, first, count, level, False, 0, base) for channel, first, count, base, level in rows]
+        self._out.append(b"".join(pieces))
+        self._out_bytes += 28 * len(pieces)
 
     def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:
         self._write(egress.publish_error(channel, first, count, error))

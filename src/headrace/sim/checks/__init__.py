@@ -3,12 +3,13 @@
 Owns the judgement, not the facts: those are the history's, and the live broker's for what only shows inside. Every check is careful to ask for no
 more than is promised: what a lost connection, a dead broker, a limit or an operator may rightly cause is no violation. ``seen`` holds the indexes,
 ``messages`` I1 to I4 and I11, ``leases`` I9, I10 and order by key, ``times`` delays, expiry, pauses and priorities, ``streams`` I1, I5 and cursors,
-``shares`` cohorts and groups, ``inside`` I15, I17 and I18. I16 is raised by the workload where it stalls.
+``shares`` cohorts and groups, ``rules`` limits, purges and tiers,
+``inside`` I15, I17 and I18. I16 is raised by the workload where it stalls.
 """
 
 from collections.abc import Callable, Iterator, Sequence, Set
 
-from headrace.sim.checks import inside, leases, messages, shares, streams, times
+from headrace.sim.checks import inside, leases, messages, rules, shares, streams, times
 from headrace.sim.checks.seen import Seen, Violation
 from headrace.sim.history import History
 from headrace.sim.world import SimBroker, World
@@ -19,6 +20,7 @@ CHECKS: tuple[Callable[[Seen], Iterator[Violation]], ...] = (
     messages.from_nowhere, messages.lost, messages.one_value, messages.out_of_order, messages.stored_twice, leases.unexplained, leases.leased_twice,
     leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, streams.not_told, streams.starts,
     times.too_early, times.expiry, times.extended, times.paused, times.ready_order, leases.lost_at_a_restart, shares.interleaved, inside.told_figures,
+    rules.limits, rules.purged, rules.tiers, rules.skipped,
 )  # fmt: skip
 """Those that need the history alone."""
 FORGETFUL: tuple[Callable[[Seen], Iterator[Violation]], ...] = (messages.from_nowhere, inside.told_figures)
@@ -33,7 +35,7 @@ def check(history: History, world: World, brokers: Sequence[SimBroker], *, damag
     seen = Seen(history, damage=damage, jumped=any(broker.jumps for broker in brokers), life=life)
     forgot = life > len(brokers) and any(broker.config.broker.storage != "disk" for broker in brokers)
     found = judge(seen, FORGETFUL if forgot else CHECKS)
-    return found + _some(inside.inside(seen, brokers))
+    return found + _some(inside.inside(seen, brokers)) + _some(rules.leftovers(seen, brokers))
 
 
 def judge(seen: Seen, checks: Sequence[Callable[[Seen], Iterator[Violation]]] = CHECKS) -> list[Violation]:

@@ -19,7 +19,9 @@ def own_places(seen: Seen) -> Iterator[tuple[Place, Publish, list[Arrival]]]:
     for id, copies in seen.copies.items():
         publish = seen.publishes.get(id)
         for place in copies:
-            if publish is not None and place[0] == publish.name and seen.sound(place[0], place[1]) and place in seen.arrivals:
+            if publish is None or place[0] != publish.name or place not in seen.arrivals or not seen.sound(place[0], place[1]):
+                continue
+            if seen.kept(publish) or any(delivery.id == id for delivery in seen.deliveries.get(place, ())):  # else another has its place
                 yield place, publish, seen.arrivals[place]
 
 
@@ -68,8 +70,8 @@ def expiry(seen: Seen) -> Iterator[Violation]:
         return
     for place, publish, arrivals in own_places(seen):
         life = _life_s(seen, publish, least=False)
-        if life == float("inf") or publish.outcome != CONFIRMED or seen.target(publish.name):
-            continue
+        if life == float("inf") or publish.outcome != CONFIRMED or not publish.promised or seen.target(publish.name):
+            continue  # of one without a confirm nobody knows when it arrived
         for a in arrivals:
             came = seen.attached[a.consumer].at
             if came > publish.told_at + life + EPSILON_S:

@@ -8,15 +8,52 @@ BROKERS: Final = (
     Mutant(
         name="confirm-at-append",
         wrong="publishes are confirmed when they are appended, before any byte is written",
-        notices=("I1", "I13"),
+        notices=("I1", "I3", "I4", "I13"),
         edits=(
             Edit(
-                "broker.partition:Partition._append_gathered",
-                "if self._accepted:",
-                "if not self._early:\n    self._confirm(gathered, Level.LOCAL)\nif self._accepted:",
+                "broker.lane:lane_append",
+                "if lane.accepted:",
+                "if not lane.early:\n    told = Confirms(lane.broker.counters, turn, lane.broker.precise_ms)\n    for one in gathered:\n"
+                "        told.take(one, one.level >= 2, False)\n    told.send()\nif lane.accepted:",
             ),
-            Edit("broker.partition:Partition.flushed", "if not self._early:", "if False:"),
+            Edit("broker.lane:lane_flushed", "confirms.take(publish, not early and publish.level >= 2, True)", "confirms.take(publish, False, True)"),
         ),
+    ),
+    Mutant(
+        name="confirm-names-the-wrong-offset",
+        wrong="all publishes of one entry are confirmed with the offset of its first",
+        notices=("I3",),
+        edits=(
+            Edit(
+                "broker.lane:lane_flushed",
+                "for publish in entry.publishes:",
+                "for publish in entry.publishes:\n    publish.base_offset = entry.base_offset",
+            ),
+        ),
+    ),
+    Mutant(
+        name="duplicates-not-looked-for",
+        wrong="the table of producers is not asked, so a publish that is sent again is stored again",
+        notices=("I11", "I4"),
+        edits=(
+            Edit(
+                "broker.lane:lane_publish",
+                "if run.producer_id >= 0 and lane.producers.check(",
+                "if run.producer_id == 0 and lane.producers.check(",
+            ),
+        ),
+    ),
+    Mutant(
+        name="unloaded-while-in-use",
+        wrong="a partition counts as idle while publishers and consumers are attached, and is unloaded under them",
+        notices=("I1", "I3", "I9", "I10", "I15", "I16", "error", "damage"),
+        edits=(Edit("broker.partition:Partition.idle", "or self.publishers or self.attached()", ""),),
+    ),
+    Mutant(
+        name="deletion-keeps-the-data",
+        wrong="a deleted queue's data stays in the store, under numbers that nothing names any more",
+        notices=("I17",),
+        edits=(Edit("broker.verbs:Verbs._delete", "await broker.store.delete(item.partitions)", "pass"),),
     ),
     Mutant(
         name="refused-and-stored",
@@ -29,24 +66,6 @@ BROKERS: Final = (
                 "error = self.admit(records, nbytes)\nif error is not None:\n    self._refuse(sink, channel, run, asked_level, error)",
             ),
         ),
-    ),
-    Mutant(
-        name="confirm-names-the-wrong-offset",
-        wrong="all publishes of one entry are confirmed with the offset of its first",
-        notices=("I3",),
-        edits=(
-            Edit(
-                "broker.partition:Partition._confirm",
-                "p.first, p.frames, p.base_offset, p.level, False",
-                "p.first, p.frames, publishes[0].base_offset, p.level, False",
-            ),
-        ),
-    ),
-    Mutant(
-        name="duplicates-not-looked-for",
-        wrong="the table of producers is not asked, so a publish that is sent again is stored again",
-        notices=("I11", "I4"),
-        edits=(Edit("broker.partition:Partition.publish", "if run.producer_id >= 0:", "if run.producer_id >= 0 and self.limited:"),),
     ),
     Mutant(
         name="producers-not-replayed",
@@ -70,6 +89,7 @@ BROKERS: Final = (
         name="duplicate-confirmed-early",
         wrong="a publish that was sent again is confirmed while the first one is not durable yet",
         notices=("I1", "I13"),
+        stir=("slow", "reset", "reset", "power"),
         edits=(Edit("broker.partition:Partition._not_new", "self.when_committed(confirm)", "confirm()"),),
     ),
     Mutant(
@@ -91,12 +111,6 @@ BROKERS: Final = (
         ),
     ),
     Mutant(
-        name="checkpoint-forgets-what-nobody-consumed",
-        wrong="a checkpoint leaves out messages that were committed while no consumer was there",
-        notices=("I1", "I18", "error"),
-        edits=(Edit("broker.queue_partition:QueuePartition.snapshot", "self.machine.snapshot()", "self._machine.snapshot()"),),
-    ),
-    Mutant(
         name="offsets-given-out-again",
         wrong="after a restart from a checkpoint offsets start below what was given out",
         notices=("I3", "I1", "I5", "error"),
@@ -110,15 +124,6 @@ BROKERS: Final = (
         wrong="a partition is taken up again under the epoch that it had",
         notices=("I7",),
         edits=(Edit("broker.partition:Partition.activate", "self.epoch += 1", "self.epoch = max(self.epoch, 1)"),),
-    ),
-    Mutant(
-        name="unloaded-while-in-use",
-        wrong="an idle partition is unloaded although somebody came while its checkpoint was written",
-        notices=("I1", "I3", "I16", "error", "damage"),
-        edits=(
-            Edit("broker.broker:Broker._unload", "if partition.idle() and partition.last_index == checkpoint.index:", "if True:"),
-            Edit("broker.partition:Partition.idle", "or self.publishers or self.attached()", "or self.attached()"),
-        ),
     ),
     Mutant(
         name="damaged-partition-served",
@@ -136,11 +141,5 @@ BROKERS: Final = (
         notices=("pause",),
         stir=DEATHS,
         edits=(Edit("broker.queue_partition:QueuePartition.__init__", "self._machine.pause(item.paused)", "pass"),),
-    ),
-    Mutant(
-        name="deletion-not-finished",
-        wrong="a deletion that a crash has interrupted is not carried on, and its record stays",
-        notices=("I17", "deletion"),
-        edits=(Edit("broker.broker:Broker._finish_deletions", "await self.store.delete(item.partitions)", "pass"),),
     ),
 )

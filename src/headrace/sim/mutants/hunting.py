@@ -3,7 +3,8 @@
 Owns the rounds and what is counted. A round is a few seeds: first without any bug, then with each that is not caught yet. A seed that is not clean
 without a bug is told of and proves nothing about one.
 
-I1 A mutant is caught only by a seed that the sound product passes under the same faults. I2 A run that does not end is broken off, and caught.
+I1 A mutant is caught only by a seed that the sound product passes under the same faults. I2 A seed that executes no line of a mutant is not run with
+it: nothing could differ. I3 A run that does not end is broken off, and caught.
 """
 
 import multiprocessing
@@ -21,6 +22,7 @@ from headrace.sim import images, swarm
 from headrace.sim.chance import Chance
 from headrace.sim.mutants import MUTANTS
 from headrace.sim.mutants.planting import Mutant, Net, compiled
+from headrace.sim.mutants.touching import lines_of, watching
 from headrace.sim.run import run
 from headrace.sim.scenario import DAMAGE, Fault, FaultKind, Scenario
 
@@ -35,11 +37,13 @@ Seeds = tuple[int, ...]
 
 
 class Task(msgspec.Struct, frozen=True):
-    """Some seeds, with a bug or ("") without. One that is caught ends with the seed that caught it."""
+    """Some seeds, with a bug or ("") without. One that is caught ends with the seed that caught it. ``wanted``: without a bug, the mutants of which
+    each seed is to say whether it can show them."""
 
     mutant: str
     ground: Ground
     seeds: Seeds
+    wanted: tuple[str, ...] = ()
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -52,11 +56,12 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """What came of a task: everything seen, in the order of the seeds."""
+    """What came of a task: everything seen, in the order of the seeds. ``shows``: by wanted mutant, the seeds that execute a line of it."""
 
     task: Task
     seen: tuple[Seen, ...]
     seconds: float
+    shows: dict[str, Seeds] = {}
 
 
 class Row(msgspec.Struct):
@@ -117,37 +122,41 @@ class Hunt:
                 if not left:
                     break
                 seeds = tuple(range(first, min(first + ROUND[net], self._seeds_max[net] + 1)))
-                clean = self._clean(attempts, sorted({ground(mutant) for mutant in left}), seeds)
-                for trial in attempts([Task(mutant.name, ground(mutant), clean[ground(mutant)]) for mutant in left]):
+                shows = self._clean(attempts, left, seeds)
+                for trial in attempts([Task(mutant.name, ground(mutant), some) for mutant in left if (some := shows[mutant.name])]):
                     self._take(trial)
+                for mutant in left:
+                    row = self.rows[mutant.name]
+                    row.seeds += seeds.index(row.seed) + 1 if row.seed else len(seeds)
+                    if row.caught_by:
+                        self._told(row)
                 left = [mutant for mutant in left if not self.rows[mutant.name].caught_by]
             for mutant in left:
                 self._told(self.rows[mutant.name])
 
-    def _clean(self, attempts: Callable[[list[Task]], Iterator[Trial]], grounds: list[Ground], seeds: Seeds) -> dict[Ground, Seeds]:
-        """The seeds that the sound product passes, by ground."""
-        clean: dict[Ground, Seeds] = {}
-        for trial in attempts([Task("", of, seeds) for of in grounds]):
+    def _clean(self, attempts: Callable[[list[Task]], Iterator[Trial]], left: list[Mutant], seeds: Seeds) -> dict[str, Seeds]:
+        """By mutant, the seeds that the sound product passes and that can show it."""
+        grounds: dict[Ground, list[str]] = {}
+        for mutant in left:
+            grounds.setdefault(ground(mutant), []).append(mutant.name)
+        shows: dict[str, Seeds] = {}
+        for trial in attempts([Task("", of, seeds, tuple(names)) for of, names in grounds.items()]):
             first = {seen.seed: seen for seen in reversed(trial.seen)}
             self.unclean += first.values()
             for seen in first.values():
                 self._tell_unclean(seen)
-            clean[trial.task.ground] = tuple(seed for seed in seeds if all(seen.seed != seed for seen in trial.seen))
-        return clean
+            for name in trial.task.wanted:
+                shows[name] = tuple(seed for seed in trial.shows.get(name, seeds) if seed not in first)
+        return shows
 
     def _take(self, trial: Trial) -> None:
         row, mutant = self.rows[trial.task.mutant], MUTANTS[trial.task.mutant]
         row.seconds += trial.seconds
-        seeds = trial.task.seeds
-        if not trial.seen:
-            row.seeds += len(seeds)
-            return
-        row.seed = trial.seen[0].seed
-        row.seeds += seeds.index(row.seed) + 1
-        row.caught_by = list(dict.fromkeys(seen.invariant for seen in trial.seen))
-        row.text = trial.seen[0].text
-        row.expected = not {*row.caught_by}.isdisjoint(mutant.notices)
-        self._told(row)
+        if trial.seen:
+            row.seed = trial.seen[0].seed
+            row.caught_by = list(dict.fromkeys(seen.invariant for seen in trial.seen))
+            row.text = trial.seen[0].text
+            row.expected = not {*row.caught_by}.isdisjoint(mutant.notices)
 
 
 def ground(mutant: Mutant) -> Ground:
@@ -158,6 +167,7 @@ def _prepare(names: list[str]) -> None:
     """Compiles them, before anything takes time: ``Unplantable`` comes at once."""
     for name in names:
         compiled(MUTANTS[name])
+        lines_of(MUTANTS[name])
 
 
 def attempt(task: Task) -> Trial:
@@ -165,13 +175,22 @@ def attempt(task: Task) -> Trial:
     began = time.perf_counter()
     seen: list[Seen] = []
     net, stir = task.ground
+    wanted = [MUTANTS[name] for name in task.wanted]
+    shows: dict[str, list[int]] = {name: [] for name in task.wanted}
     with MUTANTS[task.mutant].plant() if task.mutant else nullcontext():
         for seed in task.seeds:
-            found = broken(seed, net, stir)
-            seen += found
-            if found and task.mutant:
+            if wanted and net == "runs":
+                with watching(wanted) as watched:
+                    seen += broken(seed, net, stir)
+            else:
+                watched = None
+                seen += broken(seed, net, stir)
+            for mutant in wanted:
+                if watched is None or watched.touches(mutant):
+                    shows[mutant.name].append(seed)
+            if seen and task.mutant:
                 break
-    return Trial(task, tuple(seen), time.perf_counter() - began)
+    return Trial(task, tuple(seen), time.perf_counter() - began, {name: tuple(seeds) for name, seeds in shows.items()})
 
 
 def broken(seed: int, net: Net, stir: tuple[FaultKind, ...]) -> list[Seen]:

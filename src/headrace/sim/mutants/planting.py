@@ -101,7 +101,20 @@ def function_at(place: str) -> FunctionType:
     return found
 
 
-def _exchanged(name: str, edit: Edit, source: str) -> str:
+def places(mutant: Mutant) -> list[tuple[FunctionType, range]]:
+    """Its functions with the numbers of the lines that its edits are about, in the product as it is."""
+    found = []
+    for edit in mutant.edits:
+        function = function_at(edit.place)
+        source = textwrap.dedent(inspect.getsource(function))
+        begin, end, _ = _found(mutant.name, edit, source)
+        first = function.__code__.co_firstlineno + source.count("\n", 0, begin)
+        found.append((function, range(first, first + source.count("\n", begin, end) + 1)))
+    return found
+
+
+def _found(name: str, edit: Edit, source: str) -> tuple[int, int, str]:
+    """Begin and end of what an edit replaces, and the indentation there."""
     first, *rest = edit.old.split("\n")
     found: list[tuple[int, int, str]] = []
     at = source.find(first)
@@ -114,7 +127,11 @@ def _exchanged(name: str, edit: Edit, source: str) -> str:
         at = source.find(first, at + 1)
     if len(found) != 1:
         raise Unplantable(f"mutant {name}: {edit.old!r} stands {len(found)} times in {edit.place}, not once")
-    begin, end, indent = found[0]
+    return found[0]
+
+
+def _exchanged(name: str, edit: Edit, source: str) -> str:
+    begin, end, indent = _found(name, edit, source)
     head, *more = edit.new.split("\n")
     return source[:begin] + "\n".join([head, *(indent + text if text else text for text in more)]) + source[end:]
 

@@ -21,12 +21,14 @@ LEASES: Final = (
         name="lease-not-journalled",
         wrong="leases are not journalled: after a restart the messages are ready, for anybody, as if never delivered",
         notices=("I9", "I10"),
+        stir=DEATHS,
         edits=(Edit("core.queue.granting:Round._deliver", "state.journal.lease(start, stop, attempt, lease_ms, holder.token)", "pass"),),
     ),
     Mutant(
         name="leases-end-at-a-restart",
         wrong="leases that were restored run out at once instead of starting anew",
         notices=("I9", "I10"),
+        stir=DEATHS,
         edits=(Edit("core.queue.leases:Leases.activate", "lease.lease_ms, now_ms + lease.lease_ms,", "lease.lease_ms, now_ms,"),),
     ),
     Mutant(
@@ -59,6 +61,7 @@ LEASES: Final = (
         name="settle-of-an-older-epoch-accepted",
         wrong="a settlement is not compared with the epoch of the delivery that it answers",
         notices=("I10", "I9"),
+        stir=DEATHS,
         edits=(
             Edit(
                 "gateways.native.connection:NativeConnection._on_settle",
@@ -96,12 +99,6 @@ LEASES: Final = (
                 "lease.attempt, lease_ms, lease.deadline_ms, lease.first_failed_ms)",
             ),
         ),
-    ),
-    Mutant(
-        name="held-messages-not-asked-for",
-        wrong="a resumed consumer keeps leases on what never reached it; such messages come back only when the lease runs out, as failures",
-        notices=("I9", "I16"),
-        edits=(Edit("core.queue.machine:QueueMachine.resume", "if held_ranges is None:\n    return", "return"),),
     ),
     Mutant(
         name="uncounted-return-forgotten",
@@ -160,14 +157,8 @@ RULES: Final = (
     Mutant(
         name="delay-taken-for-a-time",
         wrong="a delay is stored as it came, as a time long past: the message is delivered at once",
-        notices=("delay", "I9", "I2"),
-        edits=(
-            Edit(
-                "broker.partition:Partition._gather",
-                "not_before = wall + run.not_before_ms if run.not_before_ms else 0",
-                "not_before = run.not_before_ms",
-            ),
-        ),
+        notices=("delay",),
+        edits=(Edit("broker.lane:lane_gather", "not_before = wall + run.not_before_ms", "not_before = run.not_before_ms"),),
     ),
     Mutant(
         name="retry-delay-lost-at-a-restart",
@@ -191,8 +182,8 @@ RULES: Final = (
     Mutant(
         name="expiry-ignored",
         wrong="the expiry that a message was published with is not kept",
-        notices=("ttl", "I9"),
-        edits=(Edit("broker.partition:Partition._gather", "expires_at = wall + run.expires_at_ms if run.expires_at_ms else 0", "expires_at = 0"),),
+        notices=("expiry",),
+        edits=(Edit("broker.lane:lane_gather", "expires_at = wall + run.expires_at_ms", "expires_at = 0"),),
     ),
     Mutant(
         name="expired-too-early",

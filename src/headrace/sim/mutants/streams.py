@@ -22,6 +22,7 @@ STREAMS: Final = (
         name="speculative-not-marked",
         wrong="records that are not durable yet are delivered without being marked as speculative",
         notices=("I5",),
+        stir=DEATHS,
         edits=(
             Edit("broker.stream_partition:StreamPartition._emit", "flags = DeliverFlag.SPECULATIVE if reached > high_watermark else 0", "flags = 0"),
         ),
@@ -125,11 +126,5 @@ STREAMS: Final = (
         notices=("trim", "I5", "I2"),
         edits=(Edit("core.stream.machine:StreamMachine.trim", "self._trimmed = self._trimmed or journal", "pass"),),
         stir=DEATHS,
-    ),
-    Mutant(
-        name="end-of-a-snapshot-kept",
-        wrong="after a restart a stream ends where its snapshot ends",
-        notices=("I1", "I3", "I5", "I16"),
-        edits=(Edit("broker.stream_partition:StreamPartition.recovered", "self.machine.committed(self.next_offset, 0, wall_ms)", "pass"),),
     ),
 )

@@ -1,0 +1,74 @@
+"""A publish channel, and the frames that arrive on a connection's publish channels.
+
+Owns which partition a channel means. Judges runs only as far as everything is ordinary; the rest is ``Partition.publish``'s. One of the hot modules:
+what stands here costs once per run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from headrace.broker.lane import Lane, lane_publish
+from headrace.model.errors import Refused
+from headrace.wire.ingress import Run, scan_run
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+    from headrace.broker.sink import Sink
+
+
+class Publisher:
+    """A publish channel bound to a partition and a producer."""
+
+    __slots__ = ("broker", "channel", "lane", "partition", "producer_id")
+
+    def __init__(self, broker: Broker, channel: int, partition: Any, producer_id: int) -> None:
+        """``partition``: a ``Partition``."""
+        self.broker = broker
+        self.channel = channel
+        self.partition = partition
+        self.lane: Lane = partition
+        self.producer_id = producer_id
+        partition.publishers += 1
+
+    def publish(self, sink: Sink, run: Run, blob: bytes, now_ms: float) -> None:
+        """One run of frames as it arrived."""
+        if run.producer_id != self.producer_id:
+            error = Refused(f"the batch names producer {run.producer_id}, channel {self.channel} is bound to {self.producer_id}")
+            sink.refused(self.channel, run.first_correlation, run.frame_count, error)
+            self.broker.touch(sink)
+            return
+        if self.lane.quarantined:
+            self._follow()
+        if not lane_publish(self.lane, sink, self.channel, run.flags & 7, run, blob, now_ms):
+            self.partition.publish(sink, self.channel, run.flags & 7, run, blob, now_ms)
+
+    def _follow(self) -> None:
+        """After a repair the partition is another object."""
+        current = self.broker.partitions.get(self.lane.pid)
+        if current is not None and current is not self.partition:
+            self.partition.publishers -= 1
+            current.publishers += 1
+            self.partition = current
+            self.lane = current
+
+    def close(self) -> None:
+        self.partition.publishers -= 1
+
+
+def take_publishes(data: bytes, pos: int, end: int, message_bytes_max: int, publishers: dict[int, Publisher], sink: Sink, now_ms: float) -> int:
+    """Takes the PUBLISH frames that stand at ``pos``, run by run, and says where it stopped: before the first frame that is of another kind, not
+    whole, bad, or of a channel that is not open."""
+    while end - pos >= 12 and data[pos + 4] == 1:
+        stop = pos + 4 + ((data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3])
+        if stop > end or stop - pos < 12:
+            break
+        publisher = publishers.get((data[pos + 6] << 8) | data[pos + 7])
+        if publisher is None:
+            break
+        run = scan_run(data, pos, end, message_bytes_max)
+        if run.error is not None:
+            break
+        publisher.publish(sink, run, data[pos : run.next_pos], now_ms)
+        pos = run.next_pos
+    return pos

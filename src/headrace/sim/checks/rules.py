@@ -1,0 +1,122 @@
+"""What holds of limits, purges and tiers, and of what deletions leave: the settings of queues and streams that nothing else judges.
+
+Limits show for certain only at whoever comes last: a *final* consumer empties a queue when nobody else is there, so what it is given was in the queue
+when it came, and nothing is published any more.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from headrace.sim.checks.messages import passes
+from headrace.sim.checks.seen import Place, Seen, Violation, place_text
+from headrace.sim.checks.streams import finals
+from headrace.sim.history import CONFIRMED, Attached, Publish, Read
+from headrace.sim.world import SimBroker
+from headrace.storage import keys
+from headrace.storage.system import SYSTEM_PID
+
+
+def last_given(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]]]:
+    """(consumer, partition, what it was given that was certainly there when it came, in offset order) of each that came last."""
+    found: dict[tuple[int, int], dict[Place, Publish]] = {}
+    for place, deliveries in seen.deliveries.items():
+        publish = seen.publishes.get(deliveries[0].id)
+        last = next((d for d in deliveries if seen.attached[d.consumer].kind == "final"), None)
+        if last is None or publish is None or not seen.sound(place[0], place[1]) or seen.target(place[0]) or publish.outcome != CONFIRMED:
+            continue
+        if publish.told_at < seen.attached[last.consumer].at:
+            found.setdefault((last.consumer, place[1]), {})[place] = publish
+    for (consumer, partition), places in found.items():
+        yield seen.attached[consumer], partition, dict(sorted(places.items()))
+
+
+def limits(seen: Seen) -> Iterator[Violation]:
+    """A queue that refuses beyond its limit holds no more; one that drops the oldest drops nothing newer than what nobody was ever given."""
+    for who, partition, there in last_given(seen):
+        specs = seen.queue_specs(who.name)
+        where = f"{who.name}/{partition}"
+        if all(spec.overflow == "refuse" and spec.max_messages for spec in specs) and len(there) > max(spec.max_messages for spec in specs):
+            yield Violation("limit", f"{where} held {len(there)} messages {who.at:.4f} s, the most are {max(spec.max_messages for spec in specs)}")
+        if any(spec.overflow != "drop_oldest" or spec.ttl_ms or spec.max_age_ms or spec.max_deliveries for spec in specs):
+            continue
+        if seen.verbs(who.name, "purge", "purge_leased", "move", "alter"):
+            continue
+        oldest = next((place[2] for place, p in there.items() if not p.delay_ms and _never_given(seen, who, place)), None)
+        for p in seen.publishes.values():
+            if oldest is None or p.name != who.name or p.partition != partition or p.offset <= oldest or p.delay_ms or p.ttl_ms or not seen.kept(p):
+                continue
+            place = (who.name, partition, p.offset)
+            if place not in seen.arrivals and p.told_at < who.at and not seen.any_broken(p.at, seen.end):
+                yield Violation("limit", f"{place_text(place)} was dropped to make room, and {where}/{oldest}, which nobody had, was not: {p!r}")
+                break
+
+
+def _never_given(seen: Seen, who: Attached, place: Place) -> bool:
+    """Whether nobody had that message before ``who`` came."""
+    first = min(seen.arrivals[place], key=lambda arrival: arrival.at)
+    return first.consumer == who.number and first.attempt == 1
+
+
+def purged(seen: Seen) -> Iterator[Violation]:
+    """What lay in a queue, ready or delayed, when a purge was asked for is not delivered any more."""
+    for place, arrivals in seen.arrivals.items():
+        verbs = [v for v in seen.verbs(place[0], "purge", "purge_leased") if v.outcome == "done"]
+        given = seen.deliveries.get(place)
+        publish = seen.publishes.get(given[0].id) if given and verbs and seen.sound(place[0], place[1]) and not seen.target(place[0]) else None
+        if publish is None or publish.name != place[0] or not seen.kept(publish):
+            continue
+        first = min(arrivals, key=lambda arrival: arrival.at)
+        came = seen.attached[first.consumer].at
+        for verb in verbs:
+            if publish.told_at < verb.at and came > verb.told_at and first.attempt == 1 and not seen.any_broken(publish.at, first.at):
+                yield Violation("purge", f"{place_text(place)} arrived {first.at:.4f} s, after {verb!r}: {publish!r}")
+                break
+
+
+def tiers(seen: Seen) -> Iterator[Violation]:
+    """I5: of a durable stream nobody is shown what may be taken back."""
+    for r in seen.history.reads:
+        specs = seen.stream_specs(r.name)
+        if r.speculative and specs and all(spec.tier == "durable" for spec in specs):
+            yield Violation("I5", f"{r.name}/{r.partition}/{r.offset} was read {r.at:.4f} s before it was durable, from a durable stream")
+
+
+def skipped(seen: Seen) -> Iterator[Violation]:
+    """I1: who goes on with a cursor finds between earliest and there nothing that its filter passes and nobody with that cursor was given."""
+    there = finals(seen)
+    given: dict[tuple[str, str, int], dict[int, None]] = {}
+    firsts: dict[tuple[int, int], Read] = {}
+    cursors = {a.number: a for a in seen.attached.values() if a.cursor and not a.group and a.name not in seen.volatile}
+    moved = {(e.name, e.partition): None for e in seen.history.events if e.what == "moved"}
+    for r in seen.history.reads:
+        who = cursors.get(r.reader)
+        if who is None or seen.verbs(r.name, "set_cursor", "trim") or not _kept_whole(seen, r.name):
+            continue
+        mine = given.setdefault((r.name, who.cursor, r.partition), {})
+        if (r.reader, r.partition) not in firsts and seen.sound(r.name, r.partition) and (r.name, r.partition) not in moved:
+            firsts[r.reader, r.partition] = r
+            for offset, id in there.get((r.name, r.partition), {}).items():
+                publish = seen.publishes.get(id)
+                if offset < r.offset and offset not in mine and publish is not None and (not who.filter or passes(who.filter, publish.mark)):
+                    text = f"was first given {r.offset} {r.at:.4f} s, nobody with that cursor was ever given {offset}: {publish!r}"
+                    yield Violation("cursor", f"{r.name}/{r.partition}: reader {r.reader} with cursor {who.cursor!r} {text}")
+                    return
+        mine[r.offset] = None
+
+
+def _kept_whole(seen: Seen, name: str) -> bool:
+    """Whether nothing but a deletion removes anything of a stream, and what is read of it stays."""
+    specs = seen.stream_specs(name)
+    return not any(s.tier != "durable" or s.compaction or s.retention_ms or s.retention_bytes or s.retention_records for s in specs)
+
+
+def leftovers(seen: Seen, brokers: Sequence[SimBroker]) -> Iterator[Violation]:
+    """I17: nothing is stored of partitions that no name has any more."""
+    for broker in brokers:
+        if not broker.serving or broker.running is None or seen.history.finished is None or seen.damage or broker.config.broker.storage != "disk":
+            continue
+        live = broker.running.broker
+        named = {pid: name for name in seen.specs if (item := live.catalogue.find(name)) is not None for pid in item.partitions}
+        state = live.store.state
+        stored = [keys.number_of(prefix, key) for prefix in (keys.MOVED, keys.CHECKPOINT, keys.WAKE) for key, _ in state.scan(prefix)]
+        for pid in sorted({*stored, *live.store.partitions()} - {SYSTEM_PID, *named}):
+            yield Violation("I17", f"broker {broker.name} keeps partition {pid}, which nothing names: {named}")

@@ -1,0 +1,99 @@
+"""What happens to every entry: on its way into the log, and when the log has made it durable.
+
+Owns no state: it moves entries between what gathers for a flush, the partitions' objects and the cache. Does no I/O. One of the hot modules:
+everything here costs once per partition and tick. Invariants: ``store``'s.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from headrace.storage.api import StoredEntry
+from headrace.storage.cache import TailCache
+from headrace.storage.gathering import Gathering
+from headrace.storage.index import POSITION_BITS, Part
+from headrace.storage.walformat import Located
+from headrace.wire.journal import Kind
+
+_RECORDS: Final[int] = int(Kind.RECORDS)
+_TRUNCATE: Final[int] = int(Kind.TRUNCATE)
+_PROMISE: Final[int] = int(Kind.PROMISE)
+
+
+class Intake:
+    """See the module's head. ``make_part`` loads a partition that is not in memory."""
+
+    __slots__ = ("_cache", "_gathering", "_make_part", "_parts")
+
+    def __init__(self, gathering: Gathering, parts: dict[int, Part], cache: TailCache, make_part: Callable[[int], Part]) -> None:
+        self._gathering = gathering
+        self._parts = parts
+        self._cache = cache
+        self._make_part = make_part
+
+    def append(
+        self, pid: int, epoch: int, index: int, kind: int, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0
+    ) -> None:
+        part = self._parts.get(pid)
+        if part is None:
+            part = self._make_part(pid)
+        whole: bytes = payload[0] if len(payload) == 1 else b"".join(payload)
+        self._gathering.append(pid, epoch, index, kind, whole)
+        if kind == _RECORDS:
+            if index <= part.last_index:
+                self._rewind(part, index)
+            part.unflushed.append((index, base_offset, record_count, int.from_bytes(whole[16:24], "big")))
+            self._cache.add(part.tail, StoredEntry(epoch, index, kind, base_offset, record_count, whole))
+            part.next_offset = base_offset + record_count
+        elif kind == _PROMISE:
+            part.promised = max(part.promised, epoch)
+            return
+        elif index <= part.last_index:
+            self._rewind(part, index)
+        if kind == _TRUNCATE:
+            return
+        part.last_index = index
+        part.last_epoch = epoch
+
+    def _rewind(self, part: Part, index: int) -> None:
+        """The journal goes on at an index that it had: what was there is discarded."""
+        self._cache.cut(part.tail, index)
+        part.last_index = index - 1
+        part.durable_index = min(part.durable_index, index - 1)
+        end = part.end_in_log_below(index)
+        for at, base, count, _ in part.unflushed:
+            if at < index:
+                end = max(end, base + count)
+        refs = part.moved.refs
+        end = max(end, refs[-1].end_offset if refs else 0)
+        part.next_offset = max(end, part.checkpoint_next if part.checkpoint_index < index else 0)
+
+    def landed(self, located: Located, pids: set[int]) -> dict[int, int]:
+        """What a flush has made durable: the last index of each partition in it. Notes the partitions in ``pids``, those of its log file."""
+        parts = self._parts
+        file_place: int = located.file_id << POSITION_BITS
+        indexes, kinds, positions, lengths = located.indexes, located.kinds, located.positions, located.lengths
+        done: dict[int, int] = {}
+        at: int = 0
+        for pid in located.pids:
+            index, kind, place, length = indexes[at], kinds[at], file_place | positions[at], lengths[at]
+            at += 1
+            pids.add(pid)
+            part = parts.get(pid)
+            if part is None:
+                continue
+            if kind == _RECORDS:
+                _, base, count, wall_ms = part.unflushed.popleft()
+                part.add_records(place, length, index, base, count, wall_ms)
+                part.tail.landed(index)
+            elif kind == _TRUNCATE:
+                part.discard(index)
+                index -= 1
+            elif kind == _PROMISE:
+                continue
+            else:
+                part.add(place, length, index, kind)
+            part.durable_index = min(index, part.last_index)
+            done[pid] = index
+        if self._cache.nbytes > self._cache.bytes_max:
+            self._cache.evict()
+        return done

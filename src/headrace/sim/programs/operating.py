@@ -1,0 +1,121 @@
+"""Who operates: one verb after the other, and declaring what a plan names."""
+
+import asyncio
+from typing import Any, cast
+
+from msgspec.structs import replace
+
+from headrace.client.client import Client as Connected
+from headrace.model.errors import HeadraceError, NotFound
+from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.sim.chance import Chance
+from headrace.sim.history import DONE, REFUSED, UNKNOWN
+from headrace.sim.loop import Machine
+from headrace.sim.plan import DEAD, Client
+from headrace.sim.programs.stage import Stage
+
+
+async def administer(stage: Stage, machine: Machine, client: Client, chance: Chance) -> None:
+    """Asks for one verb after the other."""
+    connected = await stage.connect(machine, client)
+    for verb in client.verbs[: client.operations]:
+        if stage.over:
+            break
+        await ask(stage, connected, client, verb, chance)
+        await asyncio.sleep(client.pause_ms * chance.random() / 500)
+    await connected.close()
+
+
+async def ask(stage: Stage, connected: Connected, client: Client, verb: str, chance: Chance) -> None:
+    """One verb and its outcome."""
+    history, name = stage.history, client.name
+    others = [n.name for n in stage.plan.names if n.queue is not None and n.name != name]
+    target = chance.choice(others) if others else ""
+    if verb == "move" and not target:
+        return
+    note = history.verb(verb, name, target if verb == "move" else None)
+    try:
+        if verb in ("purge", "purge_leased"):
+            note.count = await connected.purge(name, leased=verb == "purge_leased")
+        elif verb == "pause":
+            await connected.pause(name)
+            begun = stage.loop.time()
+            await asyncio.sleep(client.pause_ms * chance.random() / 1000)
+            note.rows = (begun, stage.loop.time())
+            await connected.resume(name)
+        elif verb == "move":
+            note.rows = (await connected.move(name, target, limit=chance.choice([0, 3]))).id
+        elif verb == "redrive":
+            # out of the dead letters, if there are any, and back to where they came from
+            dead = DEAD if DEAD in others else name
+            note.name, note.what = dead, ""
+            note.rows = (await connected.redrive(dead)).id
+        elif verb == "alter":
+            await _alter(stage, connected, name, note, chance)
+        elif verb == "alter_stream":
+            changes = {"retention_records": int(chance.between(20, 2000))}
+            note.what = changes
+            history.declared(name, cast(StreamSpec, _with(stage, name, changes)))
+            await connected.alter_stream(name, **changes)
+        elif verb == "recreate":
+            await _recreate(stage, connected, name)
+        elif verb == "trim":
+            await connected.trim(name, before_ms=machine_ms(stage) - chance.randint(0, 2000))
+        elif verb == "set_cursor":
+            note.what = chance.choice(["c0", "c1", "readers"])
+            await connected.set_cursor(name, note.what, chance.choice(["earliest", "latest"]))
+        elif verb == "cursors":
+            note.rows = await connected.cursors(name)
+        elif verb == "inspect":
+            note.rows = await connected.inspect(name, state="any", limit=20)
+        else:
+            note.rows = (await connected.describe(name)).partitions
+        note.outcome = DONE
+    except HeadraceError as e:
+        note.outcome = REFUSED if e.definite else UNKNOWN
+        if verb == "pause":
+            note.outcome = UNKNOWN
+    note.told_at = stage.loop.time()
+
+
+def machine_ms(stage: Stage) -> int:
+    return stage.loop.ambient.wall_ns() // 1_000_000
+
+
+def _with(stage: Stage, name: str, changes: dict[str, Any]) -> QueueSpec | StreamSpec:
+    return replace(stage.history.specs[name][-1][1], **changes)
+
+
+async def _alter(stage: Stage, connected: Connected, name: str, note: Any, chance: Chance) -> None:
+    changes: dict[str, Any] = chance.choice(
+        [{"lease_ms": int(chance.between(150, 3000))}, {"max_deliveries": chance.randint(0, 6)}, {"backoff_ms": [20]}, {"max_messages": 500}]
+    )
+    note.what = changes
+    held = {field: tuple(value) if isinstance(value, list) else value for field, value in changes.items()}
+    stage.history.declared(name, cast(QueueSpec, _with(stage, name, held)))
+    await connected.alter_queue(name, **changes)
+
+
+async def _recreate(stage: Stage, connected: Connected, name: str) -> None:
+    try:
+        await connected.delete(name)
+    finally:
+        await declare(stage, connected, name)
+
+
+async def declare(stage: Stage, connected: Connected, name: str) -> None:
+    """Declares a name of the plan, however long that takes."""
+    spec = stage.plan.spec(name)
+    while not stage.stopping:
+        try:
+            if isinstance(spec, QueueSpec):
+                await connected.declare_queue(name, spec)
+            else:
+                await connected.declare_stream(name, spec)
+            return
+        except NotFound:
+            pass
+        except HeadraceError as e:
+            if e.definite and not e.retriable:
+                return
+        await asyncio.sleep(0.1)

@@ -109,6 +109,7 @@ class Broker:
         self._ticked_ms = 0.0
         self.turn = Turn(self._begin_tick, self.entry_bytes_max)
         self._held: list[Held] = []
+        self._erase_again = False
         self._timers: list[tuple[int, int, Partition]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
@@ -441,10 +442,18 @@ class Broker:
             after = items[-1].name
             await asyncio.sleep(0)
 
-    async def _finish_deletions(self) -> None:
-        for item in await self.catalogue.deletions():
+    async def erase(self, item: Item) -> None:
+        """Removes the data of what the catalogue records as deleted; on a full disk later, once there is room."""
+        try:
             await self.store.delete(item.partitions)
             await self.catalogue.deletion_done(item)
+        except DiskFull:
+            self._erase_again = True
+
+    async def _finish_deletions(self) -> None:
+        self._erase_again = False
+        for item in await self.catalogue.deletions():
+            await self.erase(item)
 
     async def _housekeep(self) -> None:
         """Once a second: retention, idle partitions, sessions whose grace is over."""
@@ -456,6 +465,8 @@ class Broker:
             self.counters.sample(self.now_ms)
             await self._expire_sessions()
             self.groups.tick(self.now_ms)
+            if self._erase_again:
+                await self._finish_deletions()
             for i, partition in enumerate(list(self.partitions.values())):
                 partition.sample(seconds)
                 if isinstance(partition, StreamPartition):

@@ -103,8 +103,7 @@ class Verbs:
             partition.barred = gone
             partition.append_journal()
             broker.forget(partition)
-        await broker.store.delete(item.partitions)
-        await broker.catalogue.deletion_done(item)
+        await broker.erase(item)
         return control.Done(count=1)
 
     async def _list(self, r: control.List) -> control.Reply:

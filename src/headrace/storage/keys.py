@@ -25,6 +25,8 @@ QUARANTINE: Final = PREFIX + b"q/"
 DELETED: Final = PREFIX + b"d/"
 COMPLETE: Final = PREFIX + b"complete"
 """Present in every state that was not lost: its absence beside a log or segments means that the state must be rebuilt."""
+NOTED: Final = PREFIX + b"noted"
+"""u64: index of the newest entry of the system journal whose changes the state has."""
 
 _HEAD: Final = Struct(">IQQQQ")
 

@@ -18,6 +18,7 @@ from typing import Final
 
 import msgspec
 
+from headrace.model.errors import DiskFull
 from headrace.storage import keys, rewriting
 from headrace.storage.api import Checkpoint
 from headrace.storage.ground import Ground
@@ -405,7 +406,7 @@ class Mover:
         self._ground.apply_files(after)
 
     async def delete(self, pids: Sequence[int]) -> None:
-        """Erases partitions: references and state in one commit, then files that held nothing else."""
+        """Erases partitions: references and state in one commit, then files that held nothing else. ``DiskFull``: they are all still there."""
         ground = self._ground
         newest = ground.wal.files()[-1].file_id
         puts: Puts = {}
@@ -420,11 +421,17 @@ class Mover:
                 puts[number_key(prefix, pid)] = None
             puts[number_key(keys.DELETED, pid)] = newest.to_bytes(8, "big")
             ground.deleted[pid] = newest
-            ground.cache.clear(part.tail)
+        file_puts, after = ground.files_changed(change, {})
+        try:
+            await ground.writer.submit(puts | file_puts)
+        except DiskFull:
+            for pid in pids:
+                ground.deleted.pop(pid, None)
+            raise
+        for pid in pids:
+            ground.cache.clear(ground.part(pid).tail)
             for known in (ground.parts, ground.damaged, ground.wakes, self._floors):
                 known.pop(pid, None)
-        file_puts, after = ground.files_changed(change, {})
-        await ground.writer.submit(puts | file_puts)
         ground.apply_files(after)
 
     # ------------------------------------------------------------ rewriting

@@ -207,8 +207,7 @@ class DiskStore:
         return self._ground.state
 
     async def commit_state(self, puts: Mapping[bytes, bytes | None]) -> None:
-        self._system.note(puts)
-        await self._ground.writer.submit(puts)
+        await self._system.commit(puts)
 
     def append(
         self, pid: int, epoch: int, index: int, kind: int, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0
@@ -382,15 +381,20 @@ class DiskStore:
     async def save_checkpoint(self, pid: int, checkpoint: Checkpoint) -> None:
         part = self._ground.part(pid)
         await self.durable(part, checkpoint.index)
-        if checkpoint.index < part.checkpoint_index:
+        if checkpoint.index < part.checkpoint_index or pid in self._ground.deleted:
             return
         puts = self._mover.checkpoint_puts(part, checkpoint)
         await self._ground.writer.submit(puts)
 
     async def delete(self, pids: Sequence[int]) -> None:
         async with self._ground.moving:
-            self._system.note({number_key(keys.DELETED, pid): b"" for pid in pids})
-            await self._mover.delete(pids)
+            marks = {number_key(keys.DELETED, pid): b"" for pid in pids}
+            self._system.note(marks)
+            try:
+                await self._mover.delete(pids)
+            except DiskFull:
+                await self._system.undo(marks)
+                raise
 
     async def repair(self, pid: int, *, dry_run: bool) -> Damage:
         async with self._ground.moving:

@@ -211,8 +211,9 @@ def lost_at_a_restart(seen: Seen) -> Iterator[Violation]:
             later = [a for a in seen.arrivals.get(place, ()) if a.epoch > d.epoch]
             if not later or d.auto_ack or newest.get((d.name, d.partition, d.epoch), 0.0) <= d.at:
                 continue
+            beaten = any(a.attempt > d.attempt and a.epoch == d.epoch for a in seen.arrivals.get(place, ()))
             for a in later:
-                if a.attempt < d.attempt or (a.attempt == d.attempt and a.consumer != d.consumer):
+                if a.attempt < d.attempt or (a.attempt == d.attempt and a.consumer != d.consumer and not beaten):
                     text = f"attempt {a.attempt} of epoch {a.epoch}, attempt {d.attempt} of epoch {d.epoch} was durable"
                     yield Violation("I9", f"{place_text(place)}: {text}: {_story(seen, place)}")
                     return

@@ -116,6 +116,18 @@ class LimitExceeded(Refused):
     hint = "close what is not used, or raise the limit in the broker's configuration"
 
 
+class ProgramMissing(Refused):
+    """A program that has to run beside the broker is not installed."""
+
+    code, exit = 30, 69
+
+
+class ProgramUnsuitable(Refused):
+    """A program was found in a version that must not be used."""
+
+    code, exit = 31, 69
+
+
 class SequenceTooOld(HeadraceError):
     """A producer sequence lies before the remembered window: whether it was stored is not known any more."""
 
@@ -171,6 +183,20 @@ class NotConnected(Unavailable):
 
     code, exit = 54, 69
     hint = "is the broker running? start one with `headrace start`, or name another with --url or HEADRACE_URL"
+
+
+class CoordinatorUnavailable(Unavailable):
+    """The coordinator gives no answer: what is owned is served on, changes of ownership, settings and names wait. Nothing was changed."""
+
+    code = 55
+    hint = "a majority of the voters must run and be reached; `headrace doctor` names those that are not"
+
+
+class RevisionGone(Unavailable):
+    """The coordinator does not have that revision any more, or not yet again after a restore."""
+
+    code = 56
+    hint = "read everything again at the newest revision"
 
 
 class UnknownOutcome(HeadraceError):

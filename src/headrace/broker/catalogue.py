@@ -228,6 +228,8 @@ class Catalogue:
             old = _decode(document.value)
             new = change(old)
             if new == old:
+                self._cache[name] = old  # stored perhaps by a request that was not told so yet: it holds as soon as one of them is answered
+                self._changed(old, "altered")
                 return old
             if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: _encode(new)}):
                 self._cache[name] = new

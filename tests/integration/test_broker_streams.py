@@ -8,7 +8,10 @@ import pytest
 
 import headrace
 from headrace import testing
+from headrace.cli.perf_link import Link
 from headrace.client.client import Client
+from headrace.wire import control
+from headrace.wire.frames import DELIVER, Op, frame
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -130,3 +133,34 @@ async def test_cursor_verbs(client: Client) -> None:
     assert [c.offset for c in await client.cursors("s")] == [0]
     await client.delete_cursor("s", "c")
     assert await client.cursors("s") == ()
+
+
+def read_again(url: str, starts: dict[int, int], epochs: dict[int, int]) -> tuple[list[tuple[int, int]], int]:
+    """What a reader is told that comes back: (partition, from) of retractions, and where its first delivery begins."""
+    link = Link(url)
+    try:
+        request = control.SubscribeStream(channel=1, name="s", starts=starts, epochs=epochs)
+        link.socket.sendall(frame(Op.REQUEST, control.encode(request), correlation=9))
+        retracted = []
+        while True:
+            for op, _flags, _channel, _correlation, begin, end in link.frames():
+                if op == Op.DELIVER:
+                    return retracted, DELIVER.unpack_from(link.view, begin - 12)[9]
+                if op == Op.EVENT and isinstance(event := control.decode_event(link.view[begin:end]), control.Retracted):
+                    retracted.append((event.partition, event.from_offset))
+            assert link.receive()
+    finally:
+        link.close()
+
+
+async def test_a_reader_that_comes_back_is_told_what_a_newer_epoch_put_in_its_place() -> None:
+    async with testing.broker() as broker:
+        async with headrace.connect(broker.url) as client:
+            await client.declare_stream("s", tier="speculative")
+        for _ in range(3):  # epochs 1 to 3 begin at 0, 5 and 10
+            async with headrace.connect(broker.url) as client:
+                await client.publisher("s").send_many([b"x"] * 5)
+            await broker.restart()
+        for position, epoch, back_to in ((8, 1, 5), (12, 2, 10), (12, 3, None), (4, 1, None), (12, 1, 5), (12, 0, None)):
+            told, first = ([], position) if back_to is None else ([(0, back_to)], back_to)
+            assert await asyncio.to_thread(read_again, broker.url, {0: position}, {0: epoch}) == (told, first), (position, epoch)

@@ -257,6 +257,8 @@ def start_reading(broker: Broker, subscription: StreamSubscription, number: int)
     wanted = asked.starts.get(number)
     position = partition.start_at(asked.start, asked.cursor, broker.wall_ms) if wanted is None else wanted
     end = partition.machine.end if partition.spec.tier == "durable" else partition.next_offset
+    if wanted is not None:
+        end = min(end, partition.taken_back(position, asked.epochs.get(number, 0)))
     if position > end and wanted is not None:
         if subscription.sink is not None:
             subscription.sink.event(control.Retracted(channel=subscription.channel, partition=number, from_offset=end, epoch=partition.epoch))

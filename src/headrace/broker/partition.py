@@ -47,6 +47,8 @@ class Partition(Lane, ABC):
         self.number = number
         self.epoch_kept = False
         """The epoch is durable: nobody is shown one that a crash could give to another start."""
+        self.epochs: list[tuple[int, int]] = []
+        """(epoch, offset at which it began) of the newest epochs, ascending: what an older one had there and beyond was taken back."""
         self.deadline_ms: int | None = None
         self.publishers = 0
         self.delivered = self.settled_count = 0
@@ -64,6 +66,7 @@ class Partition(Lane, ABC):
         if log.checkpoint is not None:
             state = _decode(log.checkpoint.data)
             self.next_offset = log.checkpoint.next_offset
+            self.epochs = [(epoch, first) for epoch, first in state.get("epochs", ())]
             self.producers.restore(1, state["producers"])
         self.restore(state, now_ms, wall_ms)
         for pending in state.get("pending", ()):
@@ -76,7 +79,9 @@ class Partition(Lane, ABC):
 
     def _replay(self, entry: StoredEntry, now_ms: int, wall_ms: int) -> None:
         if entry.kind != Kind.RECORDS:
-            if entry.kind != Kind.EPOCH_START:
+            if entry.kind == Kind.EPOCH_START:
+                self._epoch_began(entry.epoch)
+            else:
                 self.replay(Kind(entry.kind), bytes(entry.payload), now_ms, wall_ms)
             return
         table = runs(entry.payload)
@@ -107,7 +112,15 @@ class Partition(Lane, ABC):
         started = InFlight(self._append(Kind.EPOCH_START, (body,), len(body)), -1, 0, 0, 0, [])
         started.answers = [self._epoch_kept]
         self.in_flight.append(started)
+        self._epoch_began(self.epoch)
         self.turn.schedule(self)
+
+    def _epoch_began(self, epoch: int) -> None:
+        self.epochs = [*self.epochs[1 - limits.EPOCHS_KEPT :], (epoch, self.next_offset)]
+
+    def taken_back(self, position: int, epoch: int) -> int:
+        """Up to where a reader still has what is here, that had read to ``position`` in ``epoch``."""
+        return min((first for newer, first in self.epochs if newer > epoch), default=position) if epoch else position
 
     def _epoch_kept(self) -> None:
         self.epoch_kept = True
@@ -327,7 +340,7 @@ class Partition(Lane, ABC):
             lane_append(self, self.broker.wall_ms)
         self.append_journal()
         pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]
-        data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending})
+        data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending, "epochs": self.epochs})
         return Checkpoint(self.epoch, self.last_index, data, self.floor(), self.next_offset, self.wake_at_ms())
 
     def sample(self, seconds: float) -> None:

@@ -88,6 +88,8 @@ class Reader(Subscription):
             raise Invalid(f"prefetch is {prefetch}; it lies in 1..{limits.PREFETCH_MESSAGES_MAX}")
         self.cursor = cursor or group
         self.positions: dict[int, int] = {}
+        self._read_in: dict[int, int] = {}
+        """Partition to the epoch of the last record that was handed out."""
         self.tier = ""
         self._start = f"offset:{start}" if isinstance(start, int) else start or ("cursor" if self.cursor else "latest")
         self._group = group
@@ -146,6 +148,7 @@ class Reader(Subscription):
             current.first = offset + 1
         partition = current.partition
         self.positions[partition] = offset + 1
+        self._read_in[partition] = current.epoch
         self._last = (partition, offset)
         return Record(self, partition, offset, record, current.epoch, current.flags & _SPECULATIVE != 0)
 
@@ -253,6 +256,7 @@ class Reader(Subscription):
             partitions=self._partitions,
             start="cursor" if self.cursor and self._once_open else self._start,
             starts={} if self.cursor else dict(self.positions),
+            epochs={} if self.cursor else dict(self._read_in),
             cursor=self.cursor,
             group=self._group,
             member=self._member,
@@ -312,6 +316,7 @@ class Reader(Subscription):
                     break
             self.positions[event.partition] = min(self.positions.get(event.partition, event.from_offset), event.from_offset)
         elif isinstance(event, control.CursorMoved):
+            self._read_in.pop(event.partition, None)
             self.positions[event.partition] = max(self.positions.get(event.partition, 0), event.to_offset)
         super().event(event)
 

@@ -32,6 +32,8 @@ LEASE_MS_MAX = 24 * 3600 * 1000
 DELAY_MS_MAX = 10 * 365 * 24 * 3600 * 1000
 PRODUCER_RANGES = 64
 PRODUCERS_PER_PARTITION_MAX = 10_000
+EPOCHS_KEPT = 32
+"""Newest epochs of a partition whose beginnings are remembered, for readers that come back."""
 DEAD_LETTER_DEPTH_MAX = 8
 FILTER_TERMS_MAX = 32
 

@@ -151,6 +151,8 @@ class SubscribeStream(Message, tag="subscribe.stream"):
     start: str = "latest"
     starts: dict[int, int] = {}
     """Offset per partition that overrides ``start`` (a resuming reader's own position)."""
+    epochs: dict[int, int] = {}
+    """Epoch of the last record before the offset in ``starts``: what newer ones took back of it is told by ``Retracted``."""
     cursor: str = ""
     """Name of the durable cursor, "" = none."""
     auto_commit: bool = False

@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, UnknownOutcome
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, QueueFull, UnknownOutcome
 from headrace.model.ids import NO_PRODUCER, SEQUENCE_MODULUS
 from headrace.wire.batch import Record, encode_batch, encode_publish
 from headrace.wire.frames import Level
@@ -26,6 +26,7 @@ BATCH_BYTES_MAX: Final = 256 * 1024
 QUEUE_BATCH_RECORDS_MAX: Final = 128
 """A queue shares batches out in parts, and each part travels as the whole batch: small ones keep that cheap, and are large enough for the rest."""
 _CORRELATIONS: Final = 1 << 32
+_PERHAPS: Final = "whether they are stored is not known; publish again if a duplicate does no harm"
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -60,7 +61,7 @@ class Envelope(msgspec.Struct, frozen=True):
 class Frame:
     """Messages on their way: gathered while ``data`` is empty, sent from then on."""
 
-    __slots__ = ("again", "correlation", "count", "data", "deadline_ms", "envelope", "nbytes", "records", "waiters")
+    __slots__ = ("again", "correlation", "count", "data", "deadline_ms", "envelope", "nbytes", "records", "repeated", "waiters")
 
     def __init__(self, envelope: Envelope, deadline_ms: int) -> None:
         self.envelope = envelope
@@ -73,6 +74,8 @@ class Frame:
         self.correlation = 0
         self.again = False
         """Refused because the broker is going away: to be sent on the next connection."""
+        self.repeated = False
+        """Sent before, on a connection that broke without an answer: it may be stored already."""
 
 
 class Lane:
@@ -157,6 +160,7 @@ class Lane:
         """Appends every unconfirmed frame in order: the connection is new."""
         self._given_up.clear()
         for frame in self.sent.values():
+            frame.repeated = frame.repeated or not frame.again
             frame.again = False
             out.append(frame.data)
 
@@ -213,7 +217,9 @@ class Lane:
                 frame.again = True
             else:
                 del self.sent[i]
-                self._finish(frame, -1, Level.NONE, False, error)
+                # Whether an idempotent message is stored already is looked up before there is room for it, and after everything else.
+                sure = not frame.repeated or (self.producer_id != NO_PRODUCER and isinstance(error, QueueFull))
+                self._finish(frame, -1, Level.NONE, False, error if sure or not error.definite else _perhaps(frame, error))
 
     def expire(self, now_ms: int) -> int:
         """Gives up what has waited for too long and says when to look again (0 = nothing waits)."""
@@ -272,5 +278,9 @@ class Lane:
 def _unknown(frame: Frame, error: HeadraceError) -> UnknownOutcome:
     return UnknownOutcome(
         f"{frame.count} message(s) were sent and not answered before the end: {error}",
-        hint="whether they are stored is not known; publish again if a duplicate does no harm",
+        hint=_PERHAPS,
     )
+
+
+def _perhaps(frame: Frame, error: HeadraceError) -> UnknownOutcome:
+    return UnknownOutcome(f"{frame.count} message(s) were sent on a connection that broke, and were refused the second time: {error}", hint=_PERHAPS)

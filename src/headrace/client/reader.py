@@ -270,6 +270,9 @@ class Reader(Subscription):
     def opened(self, reply: Any) -> None:
         self.tier = reply.tier
         for partition, offset in reply.starts.items():
+            known = self.positions.get(partition, offset)
+            if offset > known and self._once_open and self.cursor and not self._group:
+                super().event(control.CursorMoved(channel=self.channel, partition=partition, from_offset=known, to_offset=offset))
             other_epoch = reply.epochs.get(partition) != self._epochs.get(partition)
             if not self._once_open or not self.cursor or (other_epoch and self.tier != "durable"):
                 self.positions[partition] = offset

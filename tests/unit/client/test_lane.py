@@ -1,10 +1,12 @@
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.client.lane import PIPELINE, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, NotConnected, QueueFull, UnknownOutcome
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, NotConnected, NotFound, QueueFull, UnknownOutcome
+from headrace.model.ids import NO_PRODUCER
 from headrace.wire.batch import Record, batch_info, decode_batch
 from headrace.wire.frames import ENVELOPE, Level
 
@@ -141,6 +143,34 @@ def test_a_broker_that_goes_away_has_not_answered() -> None:
     again: list[bytes] = []
     lanes.lane.again(again)
     assert again == [frame]
+
+
+@pytest.mark.parametrize(
+    ("producer_id", "error", "expected"),
+    [(7, QueueFull, QueueFull), (NO_PRODUCER, QueueFull, UnknownOutcome), (7, NotFound, UnknownOutcome), (NO_PRODUCER, NotFound, UnknownOutcome)],
+)
+def test_what_is_refused_when_it_is_sent_again_may_have_been_stored_the_first_time(
+    producer_id: int, error: type[HeadraceError], expected: type[HeadraceError]
+) -> None:
+    lanes = Lanes(producer_id)
+    sent = lanes.add("a")
+    lanes.take()
+    lanes.lane.again([])
+    new = lanes.add("b")
+    lanes.take()
+    lanes.lane.refused(0, 2, error("no"))
+    assert type(sent.result) is expected
+    assert type(new.result) is error
+
+
+def test_what_a_broker_that_goes_away_refused_was_not_stored() -> None:
+    lanes = Lanes(NO_PRODUCER)
+    sent = lanes.add("a")
+    lanes.take()
+    lanes.lane.refused(0, 1, Draining("bye"))
+    lanes.lane.again([])
+    lanes.lane.refused(0, 1, QueueFull("full"))
+    assert type(sent.result) is QueueFull
 
 
 def test_a_confirm_that_counts_in_what_waited_too_long_gives_the_others_their_own_offsets() -> None:

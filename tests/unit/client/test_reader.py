@@ -117,3 +117,28 @@ async def test_events_are_told_and_positions_follow() -> None:
         record = await anext(records)
         assert (record.offset, record.epoch) == (1, 2)
         assert [type(e) for e in events] == [control.Retracted, control.CursorMoved]
+
+
+async def test_a_reader_with_a_cursor_is_told_what_went_while_it_was_away() -> None:
+    events: list[control.Event] = []
+    async with (
+        FakeBroker() as broker,
+        headrace.connect(broker.url) as client,
+        client.read("events", cursor="c", on_event=events.append) as records,
+    ):
+        stocked(broker, 9)
+        broker.connections[0].deliver(records.channel, "events", 0, 3, attempt=0)
+        assert [(await anext(records)).offset for _ in range(3)] == [0, 1, 2]
+
+        def trimmed(message: control.Message) -> control.Message | None:
+            if not isinstance(message, control.SubscribeStream):
+                return None
+            return control.Subscribed(partitions=1, assigned=(0,), starts={0: 7}, epochs={0: 1}, tier="durable")
+
+        broker.reply = trimmed
+        broker.cut()
+        await broker.until(lambda: len(broker.asked(control.SubscribeStream)) == 2)
+        await broker.until(lambda: broker.connections)
+        while not events:
+            await asyncio.sleep(0)
+        assert [(e.from_offset, e.to_offset) for e in events if isinstance(e, control.CursorMoved)] == [(3, 7)]

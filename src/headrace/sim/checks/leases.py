@@ -81,6 +81,11 @@ def _story(seen: Seen, place: Place) -> str:
     return "; ".join([repr(publish), *(text for _, text in sorted(rows))])
 
 
+def _given_again(seen: Seen, d: Delivery) -> bool:
+    """Whether that attempt of an auto-acked message arrived in an older epoch too: what a crash took back is sent again, and both are handed out."""
+    return any(a.attempt == d.attempt and a.epoch < d.epoch for a in seen.arrivals.get((d.name, d.partition, d.offset), ()))
+
+
 def leased_twice(seen: Seen) -> Iterator[Violation]:
     """I10: within an epoch no attempt is handed to an application twice; nobody's late settlement counts; what is done does not come again."""
     for place, deliveries in seen.deliveries.items():
@@ -89,7 +94,7 @@ def leased_twice(seen: Seen) -> Iterator[Violation]:
         grants: dict[tuple[int, int], Delivery] = {}
         for d in deliveries:
             first = grants.setdefault((d.epoch, d.attempt), d)
-            if first is not d:
+            if first is not d and not (d.auto_ack and _given_again(seen, d)):
                 yield Violation(
                     "I10",
                     f"{place_text(place)}: attempt {d.attempt} of epoch {d.epoch} was handed to consumer {first.consumer} {first.at:.4f} s and to "

@@ -116,6 +116,8 @@ class Outbox:
         attempt = 0
         key = (source.pid, transfer.number)
         while True:
+            if source.barred is not None:
+                return
             try:
                 if source.in_flight or source.dirty:
                     await source.settled_down()
@@ -129,8 +131,6 @@ class Outbox:
                     _log.warning("%s", self._stuck[key])
                 await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
                 attempt += 1
-                if source.barred is not None:
-                    return
         self._stuck.pop(key, None)
         source.machine.transfer_done(transfer.number)
         self.broker.mark(source)

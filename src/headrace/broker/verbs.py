@@ -13,6 +13,7 @@ import msgspec
 from headrace import __version__
 from headrace.broker import peek
 from headrace.broker.catalogue import Item
+from headrace.broker.lane import Confirms, all_flushed
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.core.dedup import Duplicate
@@ -103,6 +104,9 @@ class Verbs:
             partition.barred = gone
             partition.append_journal()
             broker.forget(partition)
+            # nobody is told of its flushes any more: who waits for one need not, as all of it is gone by now
+            confirms = Confirms(broker.counters, broker.turn, broker.precise_ms)
+            all_flushed({partition.pid: partition}, [(partition.pid, partition.last_index)], broker.now_ms, confirms)
         await broker.erase(item)
         return control.Done(count=1)
 

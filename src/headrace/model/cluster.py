@@ -32,6 +32,7 @@ Incarnation = NewType("Incarnation", str)
 NOBODY = BrokerId("")
 FORMAT = 1
 COPIES_MAX = 15
+REASON_CHARACTERS_MAX = 1000
 FORCED_MAX = 16
 """Forced elections remembered per partition; of older ones a replica that comes back is told nothing, so it is quarantined instead of cut."""
 
@@ -104,8 +105,6 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Pinned here: an altered spec counts from the compare-and-swap by which the owner writes it here."""
     floor: Annotated[int, Meta(ge=1, le=COPIES_MAX)] = 1
     """``min_in_sync_replicas``, pinned likewise."""
-    factor: Annotated[int, Meta(ge=1, le=COPIES_MAX)] = 1
-    """Copies wanted when this was planned."""
     replicas: _Ids
     """The brokers that hold copies that count, in order of preference."""
     isr: _Ids = ()
@@ -114,12 +113,12 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     learners: _Ids = ()
     """Brokers that copy and count nowhere; the owner makes them replicas once they hold everything."""
     leaving: _Ids = ()
-    """Replicas that the owner is asked to take out of the members."""
+    """Replicas that the owner is asked to take out, once no learner is left, no elr names them and the isr without them reaches the floor."""
     preferred: BrokerId = NOBODY
     """The owner that placement would choose."""
     forced: Annotated[tuple[Forced, ...], Meta(max_length=FORCED_MAX)] = ()
     """Forced elections, oldest first."""
-    reason: Annotated[str, Meta(max_length=1000)] = ""
+    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] = ""
     """Why it was last changed, in one sentence."""
 
     @property
@@ -164,8 +163,9 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Which brokers are preferred for a partition: by a stable hash (few moves when brokers come and go), in turn, or the emptiest first."""
     virtual_nodes: Annotated[int, Meta(ge=1, le=4096)] = 150
     """Points of each broker on the ring."""
-    load_percent: Annotated[int, Meta(ge=100, le=1000)] = 125
-    """Most copies on one broker, in percent of an even share; what would exceed it goes to the next on the ring."""
+    load_percent: Annotated[int, Meta(ge=100, le=199)] = 110
+    """Most copies (and owners) on one broker, in percent of an even share: what would exceed it goes to the next in its order of preference. A
+    broker that lies as far below the even share is given more."""
     copies_per_broker_max: _Number = 0
     """Hard cap, 0 = none. What has no room under it is refused with a reason."""
     rebalance: bool = True
@@ -173,7 +173,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     moves_in_flight_max: Annotated[int, Meta(ge=1, le=1024)] = 4
     """Copies that are caught up at one time, in the whole cluster."""
     handovers_in_flight_max: Annotated[int, Meta(ge=1, le=1024)] = 8
-    """Owners handed back to the preferred broker in one plan."""
+    """Owners handed back to the preferred broker within a second."""
     preferred_after_ms: _Ms = 30_000
     """How long a broker must have been back before its partitions are handed back to it."""
     replace_after_ms: _Ms = 300_000
@@ -204,12 +204,17 @@ def partition_key(partition: PartitionId) -> str:
 
 
 def encode(document: Document) -> bytes:
-    """``document`` as bytes, the same for equal ones; ``Invalid`` if it breaks a relation (nothing was written)."""
+    """``document`` as bytes, the same for equal ones; ``Invalid`` if it breaks a relation or a bound (nothing was written)."""
     if isinstance(document, Assignment):
         wrong = contradictions(document)
         if wrong:
             raise Invalid(f"assignment of partition {document.partition}: " + "; ".join(wrong))
-    return bytes((FORMAT,)) + _encoder.encode(document)
+    data: bytes = _encoder.encode(document)
+    try:
+        _decoders[type(document)].decode(data)
+    except msgspec.DecodeError as e:
+        raise Invalid(f"{type(document).__name__} document: {e}") from None
+    return bytes((FORMAT,)) + data
 
 
 def decode(kind: type[D], data: bytes) -> D:

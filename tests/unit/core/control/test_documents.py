@@ -29,7 +29,7 @@ from headrace.model.ids import Epoch, Index, PartitionId
 
 A, B, C, D = (BrokerId(name) for name in "abcd")
 REPLICA = Assignment(
-    partition=PartitionId(7), item="orders", owner=A, level="replica_durable", floor=2, factor=3, replicas=(A, B, C), isr=(A, B, C), preferred=A
+    partition=PartitionId(7), item="orders", owner=A, level="replica_durable", floor=2, replicas=(A, B, C), isr=(A, B, C), preferred=A
 )
 MAJORITY = replace(REPLICA, level="majority_durable", isr=())
 LOCAL = replace(MAJORITY, level="local_durable", floor=1)

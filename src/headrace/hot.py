@@ -8,6 +8,7 @@ MODULES = (
     "headrace.broker.lane",
     "headrace.broker.publisher",
     "headrace.storage.cache",
+    "headrace.storage.entry",
     "headrace.storage.gathering",
     "headrace.storage.index",
     "headrace.storage.intake",

@@ -11,9 +11,11 @@ I1 Offsets are given out in the order in which runs are gathered, which is the o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.compiling import mypyc_attr
+from headrace.storage.intake import Intake
 from headrace.wire import ingress
 from headrace.wire.entry import RUN
 from headrace.wire.journal import RECORDS_HEAD, Kind
@@ -24,32 +26,32 @@ if TYPE_CHECKING:
     from headrace.model.errors import HeadraceError
 
 _RECORDS: Final[int] = int(Kind.RECORDS)
-_HEAD_BYTES: Final[int] = RECORDS_HEAD.size
-_RUN_BYTES: Final[int] = RUN.size
 _pack_run = RUN.pack
 _pack_head = RECORDS_HEAD.pack
+_pack_one = Struct(RECORDS_HEAD.format + RUN.format.lstrip(">")).pack
+"""The head of an entry of one run, with the run."""
 
 Meta = tuple[int, int, int, int, int]
 """(record_count, nbytes, not_before_ms, expires_at_ms, priority) of a run."""
 
 
 class Publish:
-    """One gathered run on its way to a confirm."""
+    """One gathered run on its way to a confirm. ``blob``, its frames, is let go once they are appended."""
 
-    __slots__ = ("arrived_ms", "base_offset", "channel", "first", "frames", "level", "nbytes", "records", "sink")
+    __slots__ = ("arrived_ms", "base_offset", "blob", "channel", "expires_at_ms", "level", "nbytes", "not_before_ms", "run", "sink")
 
-    def __init__(
-        self, sink: Sink | None, channel: int, first: int, frames: int, records: int, level: int, base_offset: int, nbytes: int, arrived_ms: float
-    ) -> None:
+    def __init__(self, sink: Sink | None, channel: int, run: ingress.Run, level: int, base_offset: int, blob: bytes, arrived_ms: float) -> None:
         self.sink = sink
         self.channel = channel
-        self.first = first
-        self.frames = frames
-        self.records = records
+        self.run = run
         self.level = level
         self.base_offset = base_offset
-        self.nbytes = nbytes
+        self.blob = blob
+        self.nbytes: int = len(blob)
         self.arrived_ms = arrived_ms
+        self.not_before_ms: int = 0
+        """Wall clock, as is ``expires_at_ms``; 0 = none."""
+        self.expires_at_ms: int = 0
 
 
 class InFlight:
@@ -149,11 +151,12 @@ class Confirms:
         if durable:
             self._nbytes += publish.nbytes
         if confirm:
-            self._rows.append((publish.channel, publish.first, publish.frames, publish.base_offset, publish.level))
+            run = publish.run
+            self._rows.append((publish.channel, run.first_correlation, run.frame_count, publish.base_offset, publish.level))
             if publish.arrived_ms != self._arrived_ms:
                 self._count_latency()
                 self._arrived_ms = publish.arrived_ms
-            self._records += publish.records
+            self._records += run.record_count
 
     def _count_latency(self) -> None:
         if self._records:
@@ -185,6 +188,8 @@ class Lane:
         self.turn = turn
         self.pid = pid
         self.append_entry = store.append
+        self.intake: Intake | None = getattr(store, "intake", None)
+        """Takes records entries without the way through ``append``; None: the store has none."""
         self.epoch: int = 0
         self.last_index: int = 0
         self.next_offset: int = 0
@@ -215,10 +220,8 @@ class Lane:
         self.lazy_bytes: int = 0
         self.lazy_wall_ms: int = 0
         self.gathered: list[Publish] = []
-        self.blobs: list[bytes] = []
-        self.parts: list[bytes] = []
-        self.special: dict[int, tuple[int, int, int]] = {}
-        """(not_before_ms, expires_at_ms, priority) of those gathered runs that have any."""
+        self.special: bool = False
+        """Whether a gathered run has times or a priority."""
         self.accepted: bool = False
         """Whether a gathered run is confirmed as soon as it is appended."""
         self.gather_base: int = 0
@@ -259,13 +262,14 @@ def lane_publish(lane: Lane, sink: Sink, channel: int, asked_level: int, run: in
     sink.in_flight_bytes += nbytes
     if level == 1:
         lane.accepted = True
-    lane_gather(lane, Publish(sink, channel, run.first_correlation, run.frame_count, records, level, lane.next_offset, nbytes, now_ms), run, blob)
+    lane_gather(lane, Publish(sink, channel, run, level, lane.next_offset, blob, now_ms))
     return True
 
 
-def lane_gather(lane: Lane, publish: Publish, run: ingress.Run, blob: bytes) -> None:
+def lane_gather(lane: Lane, publish: Publish) -> None:
     """Takes a run that was found good."""
     size = publish.nbytes
+    run = publish.run
     if lane.gathered:
         if lane.gather_bytes + size > lane.turn.entry_bytes_max:
             lane_append(lane, lane.wall_ms())
@@ -274,38 +278,22 @@ def lane_gather(lane: Lane, publish: Publish, run: ingress.Run, blob: bytes) -> 
         if not lane.active:
             lane.activate()
         lane.gather_base = lane.next_offset
-    not_before: int = 0
-    expires_at: int = 0
     if run.not_before_ms or run.expires_at_ms or run.priority:
+        not_before: int = 0
+        expires_at: int = 0
         wall = lane.wall_ms()
-        blob = ingress.absolute(blob, wall)
+        publish.blob = ingress.absolute(publish.blob, wall)
         if run.not_before_ms:
             not_before = wall + run.not_before_ms
         if run.expires_at_ms:
             expires_at = wall + run.expires_at_ms
-        lane.special[len(lane.gathered)] = (not_before, expires_at, run.priority)
-    records, producer = publish.records, run.producer_id
-    if producer >= 0:
-        lane.producers.stored(producer, run.producer_epoch, run.first_sequence, records, lane.next_offset)
-    lane.parts.append(
-        _pack_run(
-            producer,
-            run.producer_epoch,
-            run.priority,
-            run.compressed,
-            run.first_sequence,
-            records,
-            publish.frames,
-            size,
-            run.frame_bytes,
-            not_before,
-            expires_at,
-            run.key_slot,
-        )
-    )
-    lane.blobs.append(blob)
+        publish.not_before_ms = not_before
+        publish.expires_at_ms = expires_at
+        lane.special = True
+    if run.producer_id >= 0:
+        lane.producers.stored(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count, lane.next_offset)
     lane.gathered.append(publish)
-    lane.next_offset += records
+    lane.next_offset += run.record_count
     lane.gather_bytes += size
     if not lane.dirty:
         lane.turn.schedule(lane)
@@ -317,21 +305,41 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
     records = lane.next_offset - base
     index = lane.last_index + 1
     lane.last_index = index
-    count = len(gathered)
-    if count == 1:
-        payload = [_pack_head(base, records, gathered[0].frames, wall_ms, 1), lane.parts[0], lane.blobs[0]]
+    if len(gathered) == 1:
+        publish = gathered[0]
+        run = publish.run
+        head: bytes = _pack_one(
+            base,
+            records,
+            run.frame_count,
+            wall_ms,
+            1,
+            run.producer_id,
+            run.producer_epoch,
+            run.priority,
+            run.compressed,
+            run.first_sequence,
+            records,
+            run.frame_count,
+            size,
+            run.frame_bytes,
+            publish.not_before_ms,
+            publish.expires_at_ms,
+            run.key_slot,
+        )
+        payload: bytes = head + publish.blob
+        publish.blob = b""
     else:
-        frames: int = 0
-        for publish in gathered:
-            frames += publish.frames
-        payload = [_pack_head(base, records, frames, wall_ms, count)]
-        payload.extend(lane.parts)
-        payload.extend(lane.blobs)
-    lane.append_entry(lane.pid, lane.epoch, index, _RECORDS, payload, _HEAD_BYTES + count * _RUN_BYTES + size, base, records)
+        payload = _joined(gathered, base, records, wall_ms)
+    intake = lane.intake
+    if intake is not None:
+        intake.records(lane.pid, lane.epoch, index, payload, base, records, wall_ms)
+    else:
+        lane.append_entry(lane.pid, lane.epoch, index, _RECORDS, (payload,), len(payload), base, records)
     entry = InFlight(index, base, records, size, wall_ms, gathered)
     if lane.special:
-        entry.metas = [(p.records, p.nbytes, *lane.special.get(i, (0, 0, 0))) for i, p in enumerate(gathered)]
-        lane.special = {}
+        entry.metas = [(p.run.record_count, p.nbytes, p.not_before_ms, p.expires_at_ms, p.run.priority) for p in gathered]
+        lane.special = False
     lane.in_flight.append(entry)
     lane.published += records
     turn = lane.turn
@@ -341,11 +349,38 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
         lane.accepted = False
         lane.confirm_accepted(gathered)
     lane.gathered = []
-    lane.blobs = []
-    lane.parts = []
     lane.gather_bytes = 0
     if lane.tells_appended:
         lane.appended(base, records, size, wall_ms)
+
+
+def _joined(gathered: list[Publish], base: int, records: int, wall_ms: int) -> bytes:
+    """The payload of an entry of several runs."""
+    frames: int = 0
+    heads: list[bytes] = []
+    blobs: list[bytes] = []
+    for publish in gathered:
+        run = publish.run
+        frames += run.frame_count
+        heads.append(
+            _pack_run(
+                run.producer_id,
+                run.producer_epoch,
+                run.priority,
+                run.compressed,
+                run.first_sequence,
+                run.record_count,
+                run.frame_count,
+                publish.nbytes,
+                run.frame_bytes,
+                publish.not_before_ms,
+                publish.expires_at_ms,
+                run.key_slot,
+            )
+        )
+        blobs.append(publish.blob)
+        publish.blob = b""
+    return _pack_head(base, records, frames, wall_ms, len(gathered)) + b"".join(heads) + b"".join(blobs)
 
 
 def lane_flushed(lane: Lane, index: int, now_ms: int, confirms: Confirms) -> None:

@@ -184,7 +184,7 @@ class Partition(Lane, ABC):
         sink.in_flight_bytes += nbytes
         if level == 1:
             self.accepted = True
-        lane_gather(self, Publish(sink, channel, run.first_correlation, run.frame_count, records, level, self.next_offset, nbytes, now_ms), run, blob)
+        lane_gather(self, Publish(sink, channel, run, level, self.next_offset, blob, now_ms))
 
     def _above(self, asked_level: int) -> HeadraceError | None:
         if self.levels[asked_level] >= 0:
@@ -208,9 +208,8 @@ class Partition(Lane, ABC):
         if error is not None:
             done(-1, error)
             return
-        publish = Publish(None, 0, 0, run.frame_count, run.record_count, Level.NONE, self.next_offset, len(blob), self.broker.now_ms)
         base = self.next_offset
-        lane_gather(self, publish, run, blob)
+        lane_gather(self, Publish(None, 0, run, Level.NONE, base, blob, self.broker.now_ms))
         self._answers.append(lambda: done(base, None))
         self.broker.mark(self)
 
@@ -288,7 +287,7 @@ class Partition(Lane, ABC):
         for entry in [*self.in_flight]:
             for publish in entry.publishes:
                 if publish.sink is not None and publish.level >= Level.LOCAL:
-                    publish.sink.refused(publish.channel, publish.first, publish.frames, error)
+                    publish.sink.refused(publish.channel, publish.run.first_correlation, publish.run.frame_count, error)
                     self.broker.touch(publish.sink)
         self.in_flight.clear()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.broker.lane import Lane, lane_publish
 from headrace.model.errors import Refused
-from headrace.wire.ingress import Run, scan_run
+from headrace.wire.ingress import Run, Shape, scan_alike, scan_run, shape_of
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -59,6 +59,7 @@ class Publisher:
 def take_publishes(data: bytes, pos: int, end: int, message_bytes_max: int, publishers: dict[int, Publisher], sink: Sink, now_ms: float) -> int:
     """Takes the PUBLISH frames that stand at ``pos``, run by run, and says where it stopped: before the first frame that is of another kind, not
     whole, bad, or of a channel that is not open."""
+    shape: Shape | None = None
     while end - pos >= 12 and data[pos + 4] == 1:
         stop = pos + 4 + ((data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3])
         if stop > end or stop - pos < 12:
@@ -66,9 +67,13 @@ def take_publishes(data: bytes, pos: int, end: int, message_bytes_max: int, publ
         publisher = publishers.get((data[pos + 6] << 8) | data[pos + 7])
         if publisher is None:
             break
-        run = scan_run(data, pos, end, message_bytes_max)
-        if run.error is not None:
-            break
+        run = scan_alike(shape, data, pos, end) if shape is not None else None
+        if run is None:
+            run = scan_run(data, pos, end, message_bytes_max)
+            if run.error is not None:
+                break
+            if run.next_pos < end:
+                shape = shape_of(data, pos, run)
         publisher.publish(sink, run, data[pos : run.next_pos], now_ms)
         pos = run.next_pos
     return pos

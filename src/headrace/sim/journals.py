@@ -255,7 +255,7 @@ class View:
             versions = [entry.payload, *journal.versions.get(entry.base_offset, ())][self.oldest.get(key, 0) : self.made.get(key, 0) + 1]
             read = got.pop(entry.index, None)
             if read is not None:
-                if read.payload not in versions or not _same(read._replace(payload=entry.payload), entry):
+                if read.payload not in versions or not _same(read.holding(entry.payload), entry):
                     wrong.append(f"I2 the records read at offset {entry.base_offset} are not those that were appended (or left by compaction)")
             elif entry.base_offset + entry.record_count > needed_from and None not in versions:
                 wrong.append(f"I13 the records of index {entry.index}, offset {entry.base_offset}, cannot be read; the floor is {needed_from}")

@@ -6,16 +6,7 @@ All methods that are not ``async`` return at once and are called on the event lo
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
-
-class StoredEntry(NamedTuple):
-    """An entry as it was appended. ``base_offset`` is -1 but for records; ``payload`` is whole, with its head."""
-
-    epoch: int
-    index: int  # type: ignore[assignment]  # the journal's word; tuple.index is not used
-    kind: int
-    base_offset: int
-    record_count: int
-    payload: bytes
+from headrace.storage.entry import StoredEntry as StoredEntry
 
 
 class Flushed(NamedTuple):

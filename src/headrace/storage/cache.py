@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections import deque
 from typing import Final
 
-from headrace.storage.api import StoredEntry
+from headrace.storage.entry import StoredEntry
 
 _OVERHEAD: Final = 300
 """What an entry costs beside its payload: the tuple, the token, the list slots."""

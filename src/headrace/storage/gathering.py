@@ -4,7 +4,7 @@ Owns the order of rows and entries and the entries' headers. Does no I/O and rea
 the hot modules: everything here costs once per partition and tick.
 
 I1 Entries of one partition stay in the order in which they were appended. I2 A slot is one row of the directory: entries of one partition, dense in
-index, that lie together; a marker has a slot of its own.
+index, that lie together; a marker has a slot of its own. A slot is its first entry, which has the others; most have one, so none is a list.
 """
 
 from typing import Final, NamedTuple
@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from crc32c import crc32c
 
 from headrace.model.errors import Invalid, SyncFailed
-from headrace.storage.walformat import ENTRY_BYTES, ENTRY_LEAD, ENTRY_REST, MARKERS, PROMISE, ROW, Located, Row
+from headrace.storage.entry import Appended
+from headrace.storage.walformat import ENTRY_BYTES, ENTRY_LEAD, ENTRY_REST, MARKERS, PROMISE, ROW, Row
 
 Buffer = bytes | bytearray | memoryview
 
@@ -25,41 +26,22 @@ _row = ROW.pack
 _entry_bytes: Final[int] = ENTRY_BYTES
 
 
-class Slot:
-    """Entries of one partition that will lie together: one row of the directory. Most have one entry, so that one is not a list."""
-
-    __slots__ = ("epoch", "first", "head", "kind", "last", "length", "marker", "more", "nbytes", "pid", "pieces")
-
-    def __init__(self, pid: int, epoch: int, index: int, kind: int, length: int, head: bytes, marker: int) -> None:
-        self.pid = pid
-        self.epoch = epoch
-        self.first: int = index
-        self.last: int = index
-        self.kind = kind
-        self.marker = marker
-        self.length = length
-        self.nbytes: int = length
-        self.head = head
-        self.pieces: list[Buffer] = [head]
-        self.more: list[tuple[int, int, int, int, bytes]] | None = None
-        """The entries after the first: (epoch, index, kind, length, head)."""
-
-    def row(self) -> Row:
-        if self.marker == PROMISE:
-            return self.pid, self.epoch, self.epoch, self.nbytes, PROMISE
-        return self.pid, self.first, self.last, self.nbytes, self.marker
+def row_of(slot: Appended) -> Row:
+    """The slot as the directory names it."""
+    if slot.marker == PROMISE:
+        return slot.pid, slot.epoch, slot.epoch, slot.slot_bytes, PROMISE
+    return slot.pid, slot.index, slot.last, slot.slot_bytes, slot.marker
 
 
 class Laid(NamedTuple):
-    """Slots laid out for one flush."""
+    """Slots laid out for one flush; each entry's ``position`` is set."""
 
-    located: Located
-    rows: list[Row]
     heads: bytes
     """The entries' headers, for the flush's own checksum."""
     directory: bytes
     pieces: list[Buffer]
     nbytes: int
+    entry_count: int
 
 
 class Gathering:
@@ -69,46 +51,51 @@ class Gathering:
 
     def __init__(self, entry_bytes_max: int) -> None:
         self._entry_bytes_max = entry_bytes_max
-        self._open: dict[int, Slot] = {}
+        self._open: dict[int, Appended] = {}
         self.error: SyncFailed | None = None
         """Why nothing is taken any more."""
-        self.slots: list[Slot] = []
+        self.slots: list[Appended] = []
         self.nbytes: int = 0
         """Of what was appended and not laid out yet."""
 
     def append(self, pid: int, epoch: int, index: int, kind: int, payload: bytes) -> None:
+        """Takes one entry of which nobody but the log wants to know."""
+        self.add(Appended(pid, epoch, index, kind, -1, 0, 0, payload))
+
+    def add(self, entry: Appended) -> None:
         """Takes one entry; its payload is kept, not copied. ``SyncFailed`` once the log has failed, ``Invalid`` if the entry is larger than a file
         can take."""
         if self.error is not None:
             raise self.error
-        rest: bytes = _rest(pid, epoch, index, kind, 0)
+        pid, index, kind, payload = entry.pid, entry.index, entry.kind, entry.payload
+        rest: bytes = _rest(pid, entry.epoch, index, kind, 0)
         nbytes: int = len(payload)
-        head: bytes = _lead(nbytes, crc32c(payload, crc32c(rest))) + rest
         length: int = _entry_bytes + nbytes
+        entry.head = _lead(nbytes, crc32c(payload, crc32c(rest))) + rest
+        entry.length = length
         marker: int = 0 if kind == _RECORDS or kind not in MARKERS else kind
         slot = self._open.get(pid)
-        if slot is None or slot.last + 1 != index or slot.marker or marker or slot.nbytes + length > SLOT_BYTES_MAX:
+        if slot is None or slot.last + 1 != index or slot.marker or marker or slot.slot_bytes + length > SLOT_BYTES_MAX:
             if length > self._entry_bytes_max:
                 raise Invalid(f"an entry of {length} bytes does not fit in a log file, which takes {self._entry_bytes_max}")
-            slot = Slot(pid, epoch, index, kind, length, head, marker)
-            self._open[pid] = slot
-            self.slots.append(slot)
+            entry.marker = marker
+            entry.slot_bytes = length
+            self._open[pid] = entry
+            self.slots.append(entry)
         else:
             slot.last = index
-            slot.nbytes += length
-            slot.pieces.append(head)
+            slot.slot_bytes += length
             if slot.more is None:
-                slot.more = [(epoch, index, kind, length, head)]
+                slot.more = [entry]
             else:
-                slot.more.append((epoch, index, kind, length, head))
-        slot.pieces.append(payload)
+                slot.more.append(entry)
         self.nbytes += length
 
     def holds(self, pid: int) -> bool:
         """Whether entries of that partition wait here."""
         return pid in self._open
 
-    def take(self, bytes_max: int, rows_max: int) -> list[Slot]:
+    def take(self, bytes_max: int, rows_max: int) -> list[Appended]:
         """The oldest slots that fit in one flush: at least one, if there is any."""
         slots = self.slots
         if self.nbytes <= bytes_max and len(slots) <= rows_max:
@@ -118,7 +105,7 @@ class Gathering:
         total = 0
         at = 0
         for slot in slots:
-            total += slot.nbytes
+            total += slot.slot_bytes
             if at and (total > bytes_max or at >= rows_max):
                 break
             at += 1
@@ -129,54 +116,41 @@ class Gathering:
                 del self._open[slot.pid]
         return taken
 
-    def give_back(self, slots: list[Slot]) -> None:
+    def give_back(self, slots: list[Appended]) -> None:
         """Slots that were taken and cannot be written yet are the oldest again."""
         self.slots = slots + self.slots
         self._open = {slot.pid: slot for slot in self.slots}
 
-    def clear(self) -> list[Row]:
-        """Forgets everything; returns the rows of what it was."""
-        rows = [slot.row() for slot in self.slots]
+    def clear(self) -> list[Appended]:
+        """Forgets everything; returns what it was."""
+        slots = self.slots
         self.slots, self._open, self.nbytes = [], {}, 0
-        return rows
+        return slots
 
-    def lay(self, slots: list[Slot], file_id: int, start: int) -> Laid:
+    def lay(self, slots: list[Appended], start: int) -> Laid:
         """The slots' entries back to back from ``start`` on; they are no longer counted here."""
-        pids: list[int] = []
-        epochs: list[int] = []
-        indexes: list[int] = []
-        kinds: list[int] = []
-        positions: list[int] = []
-        lengths: list[int] = []
         heads: list[bytes] = []
-        rows: list[Row] = []
         packed: list[bytes] = []
         pieces: list[Buffer] = []
         at: int = start
         for slot in slots:
-            pid = slot.pid
-            row = slot.row()
-            rows.append(row)
-            packed.append(_row(row[0], row[1], row[2], row[3], row[4]))
-            pieces.extend(slot.pieces)
-            pids.append(pid)
-            epochs.append(slot.epoch)
-            indexes.append(slot.first)
-            kinds.append(slot.kind)
-            positions.append(at)
-            lengths.append(slot.length)
-            heads.append(slot.head)
+            if slot.marker:
+                pid, first, last, nbytes, marker = row_of(slot)
+                packed.append(_row(pid, first, last, nbytes, marker))
+            else:
+                packed.append(_row(slot.pid, slot.index, slot.last, slot.slot_bytes, 0))
+            head = slot.head
+            heads.append(head)
+            pieces.append(head)
+            pieces.append(slot.payload)
+            slot.position = at
             at += slot.length
             if slot.more is not None:
-                for epoch, index, kind, length, head in slot.more:
-                    pids.append(pid)
-                    epochs.append(epoch)
-                    indexes.append(index)
-                    kinds.append(kind)
-                    positions.append(at)
-                    lengths.append(length)
-                    heads.append(head)
-                    at += length
+                for entry in slot.more:
+                    heads.append(entry.head)
+                    pieces.append(entry.head)
+                    pieces.append(entry.payload)
+                    entry.position = at
+                    at += entry.length
         self.nbytes -= at - start
-        located = Located(file_id, pids, epochs, indexes, kinds, positions, lengths)
-        return Laid(located, rows, b"".join(heads), b"".join(packed), pieces, at - start)
+        return Laid(b"".join(heads), b"".join(packed), pieces, at - start, len(heads))

@@ -11,6 +11,7 @@ from collections import deque
 from typing import Final, NamedTuple
 
 from headrace.storage.cache import Tail
+from headrace.storage.entry import Appended
 from headrace.storage.keys import NOTHING_MOVED, Moved, SegmentRef
 from headrace.wire.journal import Kind
 
@@ -94,8 +95,8 @@ class Part:
         self.live_bytes = 0
         """Of the other records entries in the log."""
         self.tail = Tail()
-        self.unflushed: deque[tuple[int, int, int, int]] = deque()
-        """(index, base offset, record count, wall_ms) of records entries that are appended and not durable."""
+        self.unflushed: deque[Appended] = deque()
+        """Records entries that are appended and not durable."""
 
     # ------------------------------------------------------------ the log's columns
 
@@ -225,7 +226,7 @@ class Part:
         if self.dead_rows < len(self.bases):
             return max(self.floor, self.bases[self.dead_rows])
         if self.unflushed:
-            return max(self.floor, self.unflushed[0][1])
+            return max(self.floor, self.unflushed[0].base_offset)
         return self.next_offset
 
     def stored_bytes(self) -> int:

@@ -7,11 +7,10 @@ everything here costs once per partition and tick. Invariants: ``store``'s.
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from headrace.storage.api import StoredEntry
 from headrace.storage.cache import TailCache
+from headrace.storage.entry import Appended
 from headrace.storage.gathering import Gathering
 from headrace.storage.index import POSITION_BITS, Part
-from headrace.storage.walformat import Located
 from headrace.wire.journal import Kind
 
 _RECORDS: Final[int] = int(Kind.RECORDS)
@@ -33,24 +32,36 @@ class Intake:
     def append(
         self, pid: int, epoch: int, index: int, kind: int, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0
     ) -> None:
+        whole: bytes = payload[0] if len(payload) == 1 else b"".join(payload)
+        if kind == _RECORDS:
+            self.records(pid, epoch, index, whole, base_offset, record_count, int.from_bytes(whole[16:24], "big"))
+            return
         part = self._parts.get(pid)
         if part is None:
             part = self._make_part(pid)
-        whole: bytes = payload[0] if len(payload) == 1 else b"".join(payload)
         self._gathering.append(pid, epoch, index, kind, whole)
-        if kind == _RECORDS:
-            if index <= part.last_index:
-                self._rewind(part, index)
-            part.unflushed.append((index, base_offset, record_count, int.from_bytes(whole[16:24], "big")))
-            self._cache.add(part.tail, StoredEntry(epoch, index, kind, base_offset, record_count, whole))
-            part.next_offset = base_offset + record_count
-        elif kind == _PROMISE:
+        if kind == _PROMISE:
             part.promised = max(part.promised, epoch)
             return
-        elif index <= part.last_index:
+        if index <= part.last_index:
             self._rewind(part, index)
         if kind == _TRUNCATE:
             return
+        part.last_index = index
+        part.last_epoch = epoch
+
+    def records(self, pid: int, epoch: int, index: int, payload: bytes, base_offset: int, record_count: int, wall_ms: int) -> None:
+        """As ``append``, for a records entry whose payload is in one piece; ``wall_ms`` stands in it too."""
+        part = self._parts.get(pid)
+        if part is None:
+            part = self._make_part(pid)
+        entry = Appended(pid, epoch, index, _RECORDS, base_offset, record_count, wall_ms, payload)
+        self._gathering.add(entry)
+        if index <= part.last_index:
+            self._rewind(part, index)
+        part.unflushed.append(entry)
+        self._cache.add(part.tail, entry)
+        part.next_offset = base_offset + record_count
         part.last_index = index
         part.last_epoch = epoch
 
@@ -60,40 +71,46 @@ class Intake:
         part.last_index = index - 1
         part.durable_index = min(part.durable_index, index - 1)
         end = part.end_in_log_below(index)
-        for at, base, count, _ in part.unflushed:
-            if at < index:
-                end = max(end, base + count)
+        for entry in part.unflushed:
+            if entry.index < index:
+                end = max(end, entry.base_offset + entry.record_count)
         refs = part.moved.refs
         end = max(end, refs[-1].end_offset if refs else 0)
         part.next_offset = max(end, part.checkpoint_next if part.checkpoint_index < index else 0)
 
-    def landed(self, located: Located, pids: set[int]) -> dict[int, int]:
+    def landed(self, slots: list[Appended], file_id: int, pids: set[int]) -> dict[int, int]:
         """What a flush has made durable: the last index of each partition in it. Notes the partitions in ``pids``, those of its log file."""
         parts = self._parts
-        file_place: int = located.file_id << POSITION_BITS
-        indexes, kinds, positions, lengths = located.indexes, located.kinds, located.positions, located.lengths
+        file_place: int = file_id << POSITION_BITS
         done: dict[int, int] = {}
-        at: int = 0
-        for pid in located.pids:
-            index, kind, place, length = indexes[at], kinds[at], file_place | positions[at], lengths[at]
-            at += 1
+        for slot in slots:
+            pid = slot.pid
             pids.add(pid)
             part = parts.get(pid)
+            more, slot.more = slot.more, None
             if part is None:
                 continue
-            if kind == _RECORDS:
-                _, base, count, wall_ms = part.unflushed.popleft()
-                part.add_records(place, length, index, base, count, wall_ms)
-                part.tail.landed(index)
-            elif kind == _TRUNCATE:
-                part.discard(index)
-                index -= 1
-            elif kind == _PROMISE:
-                continue
-            else:
-                part.add(place, length, index, kind)
-            part.durable_index = min(index, part.last_index)
-            done[pid] = index
+            self._land(part, slot, file_place, done)
+            if more is not None:
+                for entry in more:
+                    self._land(part, entry, file_place, done)
         if self._cache.nbytes > self._cache.bytes_max:
             self._cache.evict()
         return done
+
+    def _land(self, part: Part, entry: Appended, file_place: int, done: dict[int, int]) -> None:
+        entry.head = b""
+        kind, index, place = entry.kind, entry.index, file_place | entry.position
+        if kind == _RECORDS:
+            part.unflushed.popleft()
+            part.add_records(place, entry.length, index, entry.base_offset, entry.record_count, entry.wall_ms)
+            part.tail.landed(index)
+        elif kind == _TRUNCATE:
+            part.discard(index)
+            index -= 1
+        elif kind == _PROMISE:
+            return
+        else:
+            part.add(place, entry.length, index, kind)
+        part.durable_index = min(index, part.last_index)
+        done[entry.pid] = index

@@ -241,9 +241,9 @@ class Reader:
         at = bisect_left(part.walls, wall_ms, part.dead_rows)
         if at < len(part.bases):
             return max(part.floor, part.bases[at])
-        for _index, base, _count, wall in part.unflushed:
-            if wall >= wall_ms:
-                return max(part.floor, base)
+        for entry in part.unflushed:
+            if entry.wall_ms >= wall_ms:
+                return max(part.floor, entry.base_offset)
         return part.next_offset
 
     def entries_after(self, part: Part, index: int) -> list[StoredEntry]:

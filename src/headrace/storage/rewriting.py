@@ -164,7 +164,7 @@ def _live(files: SegmentFiles, share: Rewrite, ref: SegmentRef) -> Iterator[Stor
                     payload = share.keep(bytes(entry.payload), entry.base_offset)
                     if payload is None:
                         continue
-                    entry = entry._replace(payload=payload)
+                    entry = entry.holding(payload)
             elif entry.index <= share.checkpoint_index:
                 continue
             yield entry

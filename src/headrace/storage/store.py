@@ -214,6 +214,11 @@ class DiskStore:
     ) -> None:
         self._intake.append(pid, epoch, index, kind, payload, nbytes, base_offset, record_count)
 
+    @property
+    def intake(self) -> Intake:
+        """What takes entries, for a caller that has one for each of many partitions."""
+        return self._intake
+
     def flush(self) -> None:
         self._ground.wal.flush()
 
@@ -226,14 +231,14 @@ class DiskStore:
         if result.error is not None:
             self._failed(result)
             return
-        located = result.located
-        pids = ground.file_pids.get(located.file_id)
+        file_id = result.file_id
+        pids = ground.file_pids.get(file_id)
         if pids is None:
-            pids = ground.file_pids[located.file_id] = set()
-        done = self._intake.landed(located, pids)
+            pids = ground.file_pids[file_id] = set()
+        done = self._intake.landed(result.slots, file_id, pids)
         self._latencies.append(result.took_ns)
         done.pop(SYSTEM_PID, None)
-        ground.file_entries[located.file_id] = ground.file_entries.get(located.file_id, 0) + len(located.pids)
+        ground.file_entries[file_id] = ground.file_entries.get(file_id, 0) + result.entry_count
         if self._waiting or self._marked:
             self._wake(result)
         self._look_at_size()

@@ -18,9 +18,10 @@ from typing import Final, NamedTuple
 
 from headrace.model import limits
 from headrace.model.errors import Damaged, Invalid, SyncFailed
+from headrace.storage.entry import Appended
 from headrace.storage.files import Buffer, Files
 from headrace.storage.flusher import Lane
-from headrace.storage.gathering import Gathering, Slot
+from headrace.storage.gathering import Gathering, row_of
 from headrace.storage.walfiles import Continuation, Later, OpenFile, WalFile, WalFiles
 from headrace.storage.walformat import (
     CLOSING,
@@ -50,29 +51,57 @@ _ZEROS: Final = bytes(512)
 
 
 class FlushResult(NamedTuple):
-    """A flush that ended. ``rows``: (partition, first index, last index, bytes, marker) each; a partition may stand in several, in order."""
+    """A flush that ended. ``slots``: what it held; a partition may stand in several, in order."""
 
     seq: int
     error: SyncFailed | None
-    """Nothing of it may be taken as durable, the outcome is unknown; ``located`` is empty then."""
-    rows: Sequence[Row]
-    located: Located
+    """Nothing of it may be taken as durable, the outcome is unknown."""
+    slots: list[Appended]
+    file_id: int
+    entry_count: int
     nbytes: int
     """Written, with heads and padding."""
     took_ns: int
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """(partition, first index, last index, bytes, marker) of each slot."""
+        return [row_of(slot) for slot in self.slots]
+
+    @property
+    def located(self) -> Located:
+        """Where its entries are; nowhere after an error."""
+        entries = [entry for slot in self.slots for entry in (slot, *(slot.more or ()))] if self.error is None else []
+        return Located(
+            self.file_id,
+            [e.pid for e in entries],
+            [e.epoch for e in entries],
+            [e.index for e in entries],
+            [e.kind for e in entries],
+            [e.position for e in entries],
+            [e.length for e in entries],
+        )
 
 
 class _Flight:
     """The flush that is being written."""
 
-    __slots__ = ("entry_bytes", "located", "oldest_id", "previous", "rows", "seq", "started_ns", "total_bytes")
+    __slots__ = ("entry_bytes", "entry_count", "oldest_id", "previous", "seq", "slots", "started_ns", "total_bytes")
 
     def __init__(
-        self, seq: int, rows: list[Row], located: Located, entry_bytes: int, total_bytes: int, oldest_id: int, previous: Previous, started_ns: int
+        self,
+        seq: int,
+        slots: list[Appended],
+        entry_count: int,
+        entry_bytes: int,
+        total_bytes: int,
+        oldest_id: int,
+        previous: Previous,
+        started_ns: int,
     ) -> None:
         self.seq = seq
-        self.rows = rows
-        self.located = located
+        self.slots = slots
+        self.entry_count = entry_count
         self.entry_bytes = entry_bytes
         self.total_bytes = total_bytes
         self.oldest_id = oldest_id
@@ -200,7 +229,7 @@ class Wal:
 
     def holds(self, pid: int) -> bool:
         """Whether entries of this partition wait to be durable."""
-        return self.gathering.holds(pid) or (self._flight is not None and any(row[0] == pid for row in self._flight.rows))
+        return self.gathering.holds(pid) or (self._flight is not None and any(slot.pid == pid for slot in self._flight.slots))
 
     def files(self) -> list[WalFile]:
         """Live files, oldest first; the last one is being written."""
@@ -272,10 +301,10 @@ class Wal:
         """Writes what gathered, as much as one flush may hold."""
         self._write(self.gathering.take(self._flush_bytes_max, self._rows_max), 0, inline=inline)
 
-    def _write(self, slots: list[Slot], flags: int, *, inline: bool = False) -> None:
+    def _write(self, slots: list[Appended], flags: int, *, inline: bool = False) -> None:
         file = self._file
         assert file is not None and self._flight is None, "started, and nothing in flight"
-        entry_bytes = sum([s.nbytes for s in slots])
+        entry_bytes = sum([s.slot_bytes for s in slots])
         needed = padded(HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows) + entry_bytes)
         header: bytes | None = None
         if self._end + needed > (self._reserve_at if slots else self._file_bytes):
@@ -320,14 +349,14 @@ class Wal:
         finally:
             self._inlining = False
 
-    def _build(self, slots: list[Slot], flags: int) -> tuple[list[Buffer], _Flight]:
+    def _build(self, slots: list[Appended], flags: int) -> tuple[list[Buffer], _Flight]:
         """The bytes of the next flush at the current end, and what is to be remembered of it."""
         file = self._file
         assert file is not None
         started_ns = self._now_ns()
         entries_at = HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows)
         start = self._end + entries_at
-        laid = self.gathering.lay(slots, file.file_id, start)
+        laid = self.gathering.lay(slots, start)
         oldest_id = self._set.oldest_id
         head, zeros, total = encode_head(
             self._seed,
@@ -346,7 +375,7 @@ class Wal:
         pieces.insert(0, head)
         pieces.append(_ZEROS[:zeros])
         previous = Previous(file.file_id, self._end, total, entries_at, laid.directory)
-        return pieces, _Flight(self._seq, laid.rows, laid.located, laid.nbytes, total, oldest_id, previous, started_ns)
+        return pieces, _Flight(self._seq, slots, laid.entry_count, laid.nbytes, total, oldest_id, previous, started_ns)
 
     def _written(self, _result: object, error: BaseException | None) -> None:
         flight = self._flight
@@ -358,9 +387,10 @@ class Wal:
         self._flight = None
         self._complete(flight)
         try:
-            if flight.rows:
+            if flight.slots:
                 took_ns = self._ended_ns - flight.started_ns
-                self._on_flushed(FlushResult(flight.seq, None, flight.rows, flight.located, flight.total_bytes, took_ns))
+                file_id = flight.previous.file_id
+                self._on_flushed(FlushResult(flight.seq, None, flight.slots, file_id, flight.entry_count, flight.total_bytes, took_ns))
         finally:
             self._ended()
 
@@ -370,7 +400,7 @@ class Wal:
         self._end += flight.total_bytes
         self._seq += 1
         self._previous = flight.previous
-        self._closed_last = not flight.rows
+        self._closed_last = not flight.slots
         self._ended_ns = self._now_ns()
         self.flushes += 1
         self.written_bytes += flight.total_bytes
@@ -466,15 +496,14 @@ class Wal:
         """Nothing is durable any more: what is in flight and what gathered fails, in order, each once."""
         self.error = self.gathering.error = error
         flight, self._flight = self._flight, None
-        rows = self.gathering.clear()
+        waiting = self.gathering.clear()
         self._starved = False
-        nowhere = Located(0, [], [], [], [], [], [])
-        if flight is not None and flight.rows:
-            self._on_flushed(FlushResult(flight.seq, error, flight.rows, nowhere, 0, self._now_ns() - flight.started_ns))
-        if rows:
-            self._on_flushed(FlushResult(self._seq + 1, error, rows, nowhere, 0, 0))
-        if not rows and (flight is None or not flight.rows) and self._stopping is None:
-            self._on_flushed(FlushResult(self._seq + 1, error, [], nowhere, 0, 0))  # nobody's entries were lost, but nobody's will be kept either
+        if flight is not None and flight.slots:
+            self._on_flushed(FlushResult(flight.seq, error, flight.slots, 0, 0, 0, self._now_ns() - flight.started_ns))
+        if waiting:
+            self._on_flushed(FlushResult(self._seq + 1, error, waiting, 0, 0, 0, 0))
+        if not waiting and (flight is None or not flight.slots) and self._stopping is None:
+            self._on_flushed(FlushResult(self._seq + 1, error, [], 0, 0, 0, 0))  # nobody's entries were lost, but nobody's will be kept either
         self._ended()
 
 

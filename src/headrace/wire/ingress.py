@@ -42,11 +42,15 @@ _FIRST: Final = Struct(">IBBHIqqBBH8xi4xbIhi16xqhii")
 # records
 _NEXT: Final = Struct(">III20s8xi4xbIhi16x10sii")
 _SPAN: Final = Struct(">I51xi30x")  # length, last offset delta; as long as _MIN
+# length+op+flags+channel, correlation, all up to the magic, crc, attributes+last delta, producer id+epoch, sequence, records
+_ALIKE: Final = Struct(">QI37sI6s16x10sii")
+_ALIKE_BYTES_MAX: Final = 4096
 _TIMES: Final = Struct(">qq")
-assert _FIRST.size == _NEXT.size == _SPAN.size + 4 == _MIN
+assert _FIRST.size == _NEXT.size == _ALIKE.size == _SPAN.size + 4 == _MIN
 
 _first = _FIRST.unpack_from
 _next = _NEXT.unpack_from
+_alike = _ALIKE.unpack_from
 _span = _SPAN.unpack_from
 _shapes: dict[int, tuple[Struct, Struct]] = {}
 
@@ -171,6 +175,62 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: b
     run.frame_bytes = frame_bytes
     run.nbytes = at - pos
     run.next_pos = at
+    return run
+
+
+class Shape:
+    """What a valid frame that stood alone has in common with others like it, of whatever channel: all but channel, correlation id, checksum, sequence
+    and what the batch holds."""
+
+    __slots__ = ("batch", "head", "key_slot", "producer", "producer_epoch", "producer_id", "records", "rest", "size")
+
+    def __init__(self, data: bytes, pos: int, run: Run) -> None:
+        """``run``: the one frame at ``pos``, not compressed, without times and priority."""
+        self.size: int = run.nbytes
+        self.head: int = int.from_bytes(data[pos : pos + 8], "big") >> 16
+        self.rest: bytes = data[pos + 12 : pos + 49]
+        self.batch: bytes = data[pos + 53 : pos + 59]
+        self.producer: bytes = data[pos + 75 : pos + 85]
+        self.producer_id: int = run.producer_id
+        self.producer_epoch: int = run.producer_epoch
+        self.records: int = run.record_count
+        self.key_slot: int = run.key_slot
+
+
+def shape_of(data: bytes, pos: int, run: Run) -> Shape | None:
+    """What frames like ``run``'s, which stood at ``pos``, are recognised by. None: not worth it, since it holds several, or has what is rare."""
+    if run.frame_count != 1 or run.compressed or run.not_before_ms or run.expires_at_ms or run.priority or run.nbytes > _ALIKE_BYTES_MAX:
+        return None
+    return Shape(data, pos, run)
+
+
+def scan_alike(shape: Shape, data: bytes, pos: int, end: int) -> Run | None:
+    """As ``scan_run`` for a lone frame of that shape followed by one of another channel. None: it is no such frame, and nothing is said of it."""
+    at: int = pos + shape.size
+    if at > end:
+        return None
+    head, correlation, rest, crc, batch, producer, sequence, records = _alike(data, pos)
+    channel: int = head & 0xFFFF
+    if (
+        head >> 16 != shape.head or records != shape.records or rest != shape.rest or batch != shape.batch or producer != shape.producer
+        or (sequence < 0 <= shape.producer_id)
+        or (at + 8 <= end and (data[at + 7] | data[at + 6] << 8) == channel)
+        or crc32c(data[pos + _CRC_FROM : at]) != crc
+    ):  # fmt: skip
+        return None
+    run = Run()
+    run.next_pos = at
+    run.channel = channel
+    run.flags = data[pos + 5]
+    run.first_correlation = correlation
+    run.record_count = records
+    if shape.producer_id >= 0:
+        run.producer_id = shape.producer_id
+        run.producer_epoch = shape.producer_epoch
+        run.first_sequence = sequence
+    run.key_slot = shape.key_slot
+    run.frame_bytes = shape.size
+    run.nbytes = shape.size
     return run
 
 

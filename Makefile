@@ -33,7 +33,7 @@ run: ## install and start a broker with its admin page in ./headrace-data
 
 .PHONY: test
 test: dev ## all tests (ARGS="-k wal" picks some)
-	@$(BIN)/python -m pytest $(ARGS)
+	@HEADRACE_TEST_ETCD="$${HEADRACE_TEST_ETCD-$$(scripts/etcd)}" $(BIN)/python -m pytest $(ARGS)
 
 .PHONY: quick
 quick: dev ## unit, golden and property tests only
@@ -89,8 +89,8 @@ images: dev ## every crash point of recorded runs of the store (ARGS="--images 5
 	@$(BIN)/python -m headrace.sim.images $(or $(ARGS),--images 50000)
 
 .PHONY: mutants
-mutants: dev ## plant known bugs and see that the simulator notices each (ARGS="--rotate 8", "--only NAME")
-	@$(BIN)/python -m headrace.sim.mutants $(ARGS)
+mutants: dev ## plant known bugs and see that the simulator notices each; without ARGS the table goes into docs/reliability.md (ARGS="--rotate 8")
+	@$(BIN)/python -m headrace.sim.mutants $(or $(ARGS),--write docs/reliability.md)
 
 .PHONY: clean
 clean: ## remove environments, build products and caches (never data)

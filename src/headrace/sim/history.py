@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from headrace.client.message import Content
 from headrace.model.errors import HeadraceError
-from headrace.model.specs import Spec
+from headrace.model.specs import QueueSpec, Spec
 
 NOBODY: Final = -1
 """The id of a value that no publisher of this run made."""
@@ -21,6 +21,7 @@ MARK: Final = "kind"
 """Header that filters look at."""
 _FILL: Final = bytes(range(97, 123)) * 64
 
+UNSEEN: Final = 1 << 62
 OPEN, CONFIRMED, REFUSED, UNKNOWN = "open", "confirmed", "refused", "unknown"
 DONE, STALE = "done", "stale"
 
@@ -51,7 +52,7 @@ class Publish:
 
     __slots__ = (
         "at", "broker_life", "delay_ms", "duplicate", "error", "history", "id", "idempotent", "key", "level", "mark", "name", "nbytes", "null",
-        "offset", "outcome", "partition", "priority", "promised", "publisher", "sequence", "told_at", "ttl_ms",
+        "offset", "outcome", "partition", "priority", "promised", "publisher", "sequence", "told_at", "ttl_ms", "watermark",
     )  # fmt: skip
 
     def __init__(
@@ -98,6 +99,8 @@ class Publish:
         self.error = ""
         self.broker_life = 0
         """Which incarnation of the broker ran when it was confirmed."""
+        self.watermark = UNSEEN
+        """Up to where its partition was durable when the confirm came."""
 
     def done(self) -> bool:
         return self.outcome != OPEN
@@ -109,6 +112,7 @@ class Publish:
             self.partition, self.offset = receipt.partition, receipt.offset
             self.promised, self.duplicate = int(receipt.level), receipt.duplicate
             self.broker_life = history.broker_life()
+            self.watermark = history.watermark(self.name, self.partition)
 
     def set_exception(self, error: BaseException) -> None:
         if self.outcome == OPEN:
@@ -136,6 +140,8 @@ class Arrival(NamedTuple):
     attempt: int
     epoch: int
     auto_ack: bool
+    kept: bool = True
+    """Whether a crash at that moment would not have given the epoch out again."""
 
 
 class Delivery(NamedTuple):
@@ -192,20 +198,23 @@ class Read(NamedTuple):
     epoch: int
     id: int
     speculative: bool
+    watermark: int = UNSEEN
+    """Up to where its partition was durable then."""
 
 
 class Commit:
-    """A reader moved its cursor past ``offset``."""
+    """A reader moved its cursor past ``offset``, or acked that record alone (``single``)."""
 
-    __slots__ = ("at", "cursor", "name", "offset", "partition", "reader", "result", "told_at")
+    __slots__ = ("at", "cursor", "name", "offset", "partition", "reader", "result", "single", "told_at")
 
-    def __init__(self, at: float, reader: int, name: str, cursor: str, partition: int, offset: int) -> None:
+    def __init__(self, at: float, reader: int, name: str, cursor: str, partition: int, offset: int, single: bool = False) -> None:
         self.at = at
         self.reader = reader
         self.name = name
         self.cursor = cursor
         self.partition = partition
         self.offset = offset
+        self.single = single
         self.result = ""
         self.told_at = 0.0
 
@@ -214,7 +223,7 @@ class Attached:
     """A subscription from its opening to its end. ``how``: left, abandoned (with messages in hand), ended (by the broker) or "" (it never was)."""
 
     __slots__ = (
-        "at", "auto_ack", "client", "cursor", "filter", "group", "how", "kind", "lease_ms", "leaving", "name", "number", "start", "until",
+        "at", "auto_ack", "client", "cursor", "explicit", "filter", "group", "how", "kind", "lease_ms", "leaving", "name", "number", "start", "until",
     )  # fmt: skip
 
     def __init__(self, number: int, client: str, kind: str, name: str, at: float) -> None:
@@ -232,6 +241,8 @@ class Attached:
         self.filter = ""
         self.group = ""
         self.cursor = ""
+        self.explicit = False
+        """Only what it acks or commits itself counts as read."""
         self.start = ""
 
 
@@ -281,6 +292,10 @@ class History:
     def __init__(self) -> None:
         self.now: Callable[[], float] = lambda: 0.0
         self.broker_life: Callable[[], int] = lambda: 0
+        self.watermark: Callable[[str, int], int] = lambda name, partition: UNSEEN
+        """Up to where a partition is durable now, if it can be seen."""
+        self.keeps: Callable[[str, int, int], bool] = lambda name, partition, epoch: True
+        """Whether an epoch of a partition is durable now."""
         self.specs: dict[str, list[tuple[float, Spec]]] = {}
         """Settings by name, with the time from which they may have held; never taken out."""
         self.publishes: dict[int, Publish] = {}
@@ -295,6 +310,8 @@ class History:
         self.verbs: list[Verb] = []
         self.strange: list[tuple[float, str, str]] = []
         """(when, name, text) of values and outcomes that no program expected."""
+        self.emptied: float | None = None
+        """When nobody was waited for any more in any queue."""
         self.finished: float | None = None
         """When phase 2 ended: every queue empty, every stream read to its end."""
         self._sequences: dict[int, int] = {}
@@ -321,6 +338,13 @@ class History:
     def declared(self, name: str, spec: Spec) -> None:
         """From now on ``name`` may have these settings."""
         self.specs.setdefault(name, []).append((self.now(), spec))
+
+    def queues(self) -> list[QueueSpec]:
+        """All settings that queues may have had."""
+        return [spec for rows in self.specs.values() for _, spec in rows if isinstance(spec, QueueSpec)]
+
+    def asked(self, verb: str) -> bool:
+        return any(v.verb == verb for v in self.verbs)
 
     def odd(self, name: str, text: str) -> None:
         self.strange.append((self.now(), name, text))

@@ -294,6 +294,8 @@ class Network:
         self.chance = chance
         self.listeners: dict[tuple[str, int], Listener] = {}
         self.machines: dict[str, Machine] = {}
+        self.was_cut = False
+        """Whether any link ever was."""
         """By the name others connect to; the newest of that name."""
         self._links: dict[tuple[str, str], Link] = {}
         self._transports: dict[int, SimTransport] = {}
@@ -319,7 +321,7 @@ class Network:
 
     def cut(self, source: str, target: str) -> None:
         """Nothing from ``source`` arrives at ``target`` until ``heal``."""
-        self.link(source, target).cut = True
+        self.link(source, target).cut = self.was_cut = True
         self.loop.trace.note("network", "cut", f"{source} -> {target}")
 
     def heal(self, source: str, target: str) -> None:

@@ -87,6 +87,8 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     reject: float = 0.0
     drop: float = 0.0
     extend: float = 0.0
+    """Kept: its lease is extended after ``extend_ms``, and it is acked after as long again."""
+    extend_ms: int = 0
     late: float = 0.0
     """Settled only after ``late_ms``."""
     late_ms: int = 0
@@ -100,6 +102,8 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     cursor: str = ""
     group: str = ""
     explicit: bool = False
+    singly: bool = False
+    """With ``explicit``: records are acked one by one, out of order, and some never."""
 
     # admin
     verbs: tuple[str, ...] = ()
@@ -135,8 +139,8 @@ def draw(chance: Chance) -> Plan:
         clients += _queue_clients(features, chance.fork(f"clients of queue {number}"), f"q{number}", spec, seconds)
     if any(n.queue is not None and n.queue.dead_letter for n in names):
         names.append(Name(DEAD, queue=QueueSpec(lease_ms=1000)))
-        if features("read dead letters", 0.3):
-            clients.append(Client(kind="consumer", name=DEAD, operations=20, begin_ms=500, confirmed=0.5))
+        if features("read dead letters", 0.5):
+            clients.append(Client(kind="consumer", name=DEAD, operations=60, begin_ms=100, confirmed=0.5))
     for number in range(streams):
         stream = _stream(features, chance.fork(f"stream {number}"))
         names.append(Name(f"s{number}", stream=stream))
@@ -165,13 +169,13 @@ def _queue(has: _Features, chance: Chance) -> QueueSpec:
         changes["max_deliveries"] = chance.randint(1, 5)
     if has("back-off", 0.3):
         changes["backoff_ms"] = tuple(int(chance.between(1, 800)) for _ in range(chance.randint(1, 3)))
-    if has("ttl of the queue", 0.12):
+    if has("ttl of the queue", 0.15):
         changes["ttl_ms"] = int(chance.between(100, 4000))
     if has("max age", 0.08):
         changes["max_age_ms"] = int(chance.between(300, 6000))
-    if has("limits", 0.2):
-        changes["max_messages" if chance.happens(0.8) else "max_bytes"] = int(chance.between(3, 300))
-        changes["overflow"] = chance.pick([(2.0, "refuse"), (1.0, "drop_oldest"), (1.0, "dead_letter_oldest")])
+    if has("limits", 0.25):
+        changes["max_messages" if chance.happens(0.8) else "max_bytes"] = int(chance.between(3, 100))
+        changes["overflow"] = chance.pick([(1.0, "refuse"), (1.0, "drop_oldest"), (1.0, "dead_letter_oldest")])
         if changes["overflow"] == "dead_letter_oldest":
             changes["dead_letter"] = DEAD
     if has("order by key", 0.25):
@@ -183,14 +187,15 @@ def _queue(has: _Features, chance: Chance) -> QueueSpec:
 
 def _queue_clients(has: _Features, chance: Chance, name: str, spec: QueueSpec, seconds: float) -> list[Client]:
     clients = [_publisher(has, chance.fork(f"publisher {i}"), name, seconds, stream=False) for i in range(chance.randint(1, 2))]
-    cohort = has("cohorts", 0.15)
-    for i in range(chance.randint(1, 3)):
+    cohort = has("cohorts", 0.25)
+    for i in range(chance.randint(2, 3) if cohort else chance.randint(1, 3)):
         clients.append(_consumer(has, chance.fork(f"consumer {i}"), name, spec, cohort="team" if cohort else "", auto_ack=i == 0))
     if not cohort and has("pull", 0.3):
         clients.append(_puller(has, chance.fork("puller"), name))
     if has("administration", 0.4):
         verbs = ["describe", "inspect"]
-        verbs += [verb for verb in ("purge", "purge_leased", "pause", "alter", "move", "redrive", "recreate") if has(f"verb {verb}", 0.2)]
+        verbs += [verb for verb in ("purge", "purge_leased", "alter", "move", "redrive", "recreate") if has(f"verb {verb}", 0.2)]
+        verbs += ["pause"] * 3 if has("verb pause", 0.3) else []
         count = chance.randint(1, 6)
         clients.append(
             Client(
@@ -246,6 +251,8 @@ def _consumer(has: _Features, chance: Chance, name: str, spec: QueueSpec, *, coh
     }  # fmt: skip
     if cohort and chance.happens(0.4):
         options["member"] = f"m{chance.randint(0, 3)}"
+    if has("slow consumers", 0.15):
+        options["pause_ms"] = int(chance.between(50, 600))
     if has("retry", 0.5):
         options |= {"retry": chance.choice([0.05, 0.3]), "retry_delay_ms": chance.choice([-1, -1, 0, 20, 300])}
     if has("reject", 0.3):
@@ -255,13 +262,15 @@ def _consumer(has: _Features, chance: Chance, name: str, spec: QueueSpec, *, coh
     if has("extend", 0.2):
         options["extend"] = 0.15
     if has("late settlements", 0.25):
-        options |= {"late": 0.1, "late_ms": int(spec.lease_ms * chance.between(0.5, 2.0))}
+        options |= {"late": 0.2, "late_ms": int(spec.lease_ms * chance.between(0.5, 2.0))}
     if has("forgotten messages", 0.2):
         options["forget"] = 0.05
     if has("abandoned connections", 0.2):
         options["abandon"] = 0.4
     if has("leases of a subscription", 0.2):
         options["lease_ms"] = int(chance.between(100, 2000))
+    if "extend" in options:
+        options["extend_ms"] = int((options.get("lease_ms") or spec.lease_ms) * chance.between(0.3, 0.9))
     if has("automatic extension", 0.15):
         options["auto_extend"] = chance.happens(0.5)
     if has("filters", 0.2) and not cohort:
@@ -285,7 +294,7 @@ def _puller(has: _Features, chance: Chance, name: str) -> Client:
 def _stream(has: _Features, chance: Chance) -> StreamSpec:
     changes: dict[str, Any] = {
         "partitions": chance.pick([(3.0, 1), (1.0, 2), (1.0, 3)]),
-        "tier": chance.pick([(4.0, "durable"), (1.0, "speculative"), (1.0, "ephemeral")]) if has("tiers", 0.5) else "durable",
+        "tier": chance.pick([(3.0, "durable"), (2.0, "speculative"), (1.0, "ephemeral")]) if has("tiers", 0.5) else "durable",
     }
     if has("retention", 0.2):
         kind = chance.choice(["retention_records", "retention_bytes", "retention_ms"])
@@ -308,9 +317,9 @@ def _stream_clients(has: _Features, chance: Chance, name: str, seconds: float) -
             "start": draw.choice(["earliest", "earliest", "latest", "last:5"]),
         }  # fmt: skip
         if group:
-            options |= {"group": "readers", "start": "", "explicit": draw.happens(0.5)}
+            options |= {"group": "readers", "start": "", "explicit": draw.happens(0.5), "singly": has("acks one by one", 0.3)}
         elif has("cursors", 0.6) and draw.happens(0.7):
-            options |= {"cursor": f"c{i}", "start": "", "explicit": draw.happens(0.5)}
+            options |= {"cursor": f"c{i}", "start": "", "explicit": draw.happens(0.5), "singly": has("acks one by one", 0.3)}
         if has("filters", 0.2) and draw.happens(0.5):
             options["filter"] = "kind = a"
         if has("small windows in bytes", 0.2):
@@ -318,7 +327,8 @@ def _stream_clients(has: _Features, chance: Chance, name: str, seconds: float) -
         clients.append(Client(kind="reader", name=name, **options))
     if has("administration", 0.4):
         verbs = ["describe", "cursors"]
-        verbs += [verb for verb in ("trim", "set_cursor", "alter_stream", "recreate") if has(f"verb {verb}", 0.2)]
+        verbs += [verb for verb in ("set_cursor", "alter_stream", "recreate") if has(f"verb {verb}", 0.2)]
+        verbs += ["trim"] * 2 if has("verb trim", 0.3) else []
         count = chance.randint(1, 4)
         clients.append(
             Client(

@@ -13,6 +13,7 @@ import msgspec
 from headrace.model.config import Broker, Config, Connection, Limits, Storage
 from headrace.sim import checks, swarm
 from headrace.sim.chance import Chance
+from headrace.sim.checks import living
 from headrace.sim.faults import Faults
 from headrace.sim.history import History
 from headrace.sim.loop import Stuck
@@ -24,6 +25,8 @@ from headrace.sim.world import SimBroker, World
 HEAL_S: Final = 300.0
 """Virtual seconds within which everything must be done once it is healed."""
 STEPS_MAX: Final = 400_000
+LOOKS_EVERY: Final = 10
+"""Fiftieths of a virtual second between two looks inside the brokers."""
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -111,6 +114,7 @@ def _run(world: World, scenario: Scenario, result: Result) -> None:
     except (Stuck, Stalled) as e:
         result.violations.append(Violation("I16", f"{phase.name}: {e}"))
     result.faults, result.damaged, result.messages = faults.happened, faults.damaged, len(history.publishes)
+    result.violations += [Violation(v.invariant, v.text) for v in phase.found]
     result.violations += [Violation("error", text) for text in world.errors()]
     if phase.name == "checks":
         found = checks.check(history, world, brokers, damage=phase.damaged)
@@ -132,6 +136,8 @@ class _Phases:
         self.workload = workload
         self.name = "start"
         self.damaged: frozenset[tuple[str, int]] = frozenset()
+        self.found: list[checks.Violation] = []
+        """What was wrong while it went on, the first time that anything was."""
 
     async def run(self) -> None:
         self.faults.start()
@@ -141,8 +147,12 @@ class _Phases:
         self.workload.start()
         self.faults.schedule()
         until = self.world.loop.time() + self.scenario.seconds
-        while not self.workload.done and self.world.loop.time() < until:  # noqa: ASYNC110 - what ends is not of one kind
+        turn = 0
+        while not self.workload.done and self.world.loop.time() < until:
             await asyncio.sleep(0.02)
+            turn += 1
+            if turn % LOOKS_EVERY == 0 and not self.found:
+                self.found += living.alive(self.brokers, self._free())
         self.name = "healing"
         try:
             async with asyncio.timeout(HEAL_S):
@@ -154,6 +164,12 @@ class _Phases:
             raise Stalled(f"not done {HEAL_S:g} s after everything was healed {why}") from None
         self.damaged = frozenset(await self._damaged())
         self.name = "checks"
+
+    def _free(self) -> set[str]:
+        """Queues that may hold more than they take."""
+        history = self.workload.history
+        names = {verb.name for verb in history.verbs if verb.verb in ("alter", "recreate")} | {spec.dead_letter for spec in history.queues()}
+        return names | {verb.what for verb in history.verbs if verb.verb == "move"} | ({*history.specs} if history.asked("redrive") else set())
 
     async def _damaged(self) -> list[tuple[str, int]]:
         """Names and partitions that are quarantined."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
+from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.client.client import Client as Connected
@@ -18,7 +19,7 @@ from headrace.client.consumer import Consumer
 from headrace.model.errors import HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.sim.chance import Chance
-from headrace.sim.history import History, value_of
+from headrace.sim.history import UNSEEN, History, value_of
 from headrace.sim.loop import Machine
 from headrace.sim.plan import Client, Name, Plan, draw, smaller
 from headrace.sim.programs import PROGRAMS, Hand, Stage, declare, note_read, told
@@ -50,9 +51,30 @@ class Workload:
         self.chance = chance
         history.now = world.loop.time
         history.broker_life = lambda: sum(broker.incarnation for broker in brokers)
+        history.watermark, history.keeps = self._watermark, self._keeps
         self.stage = Stage(world, "headrace://" + ",".join(broker.url.removeprefix("headrace://") for broker in brokers), plan, history)
         self._programs: list[tuple[Machine, asyncio.Task[None]]] = []
         self._began = False
+
+    def _loaded(self, name: str, number: int) -> Partition | None:
+        """A partition as its broker has it in memory."""
+        for broker in self.brokers:
+            if broker.running is not None and broker.serving:
+                live = broker.running.broker
+                item = live.catalogue.find(name)
+                found = live.partitions.get(item.partitions[number]) if item is not None and number < len(item.partitions) else None
+                return found if found is not None and not found.quarantined else None
+        return None
+
+    def _watermark(self, name: str, partition: int) -> int:
+        found = self._loaded(name, partition)
+        return UNSEEN if found is None else found.high_watermark
+
+    def _keeps(self, name: str, partition: int, epoch: int) -> bool:
+        found = self._loaded(name, partition)
+        if found is None or not found.broker.durable:
+            return True
+        return epoch < found.epoch or (epoch == found.epoch and (found.epoch_kept or not found.active))
 
     # ------------------------------------------------------------ phase 1
 
@@ -142,6 +164,7 @@ class Workload:
                 raise Stalled("I16: queues do not become empty: " + self.figures())
             await asyncio.sleep(QUIET_S)
             calm = calm + 1 if self._empty_now(queues) and all(task.done() or task.get_name() == "attached" for task in work) else 0
+        self.history.emptied = loop.time()
         for task in work:
             task.cancel()
         await asyncio.gather(*work, return_exceptions=True)
@@ -199,10 +222,11 @@ class Workload:
         return found
 
     def _empty_now(self, queues: list[str]) -> bool:
+        stuck = self._quarantined()  # what dies waits for a target that is isolated
         for partition in self._queue_partitions():
             machine = partition.machine
-            held = machine.ready_count or machine.leased_count or machine.delayed_count
-            if partition.item.name in queues and (held or machine.pending_transfers()):
+            held = machine.ready_count or machine.leased_count or machine.delayed_count or partition.high_watermark != partition.next_offset
+            if partition.item.name in queues and (held or any(t.target not in stuck for t in machine.pending_transfers())):
                 return False
         return not any(broker.running.broker.outbox._tasks for broker in self.brokers if broker.running is not None)
 

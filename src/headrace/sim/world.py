@@ -55,6 +55,8 @@ class SimBroker:
         )
         self.speeds = Speeds()
         self.incarnation = 0
+        self.lives: list[tuple[float, float]] = []
+        """When each incarnation began to start, and when it was killed (infinite = not: it stopped itself, or runs)."""
         self.machine: Machine | None = None
         self.running: run.RunningBroker | None = None
         self.failure: BaseException | None = None
@@ -80,6 +82,7 @@ class SimBroker:
         assert not self.alive, f"{self.name} runs"
         world = self.world
         self.incarnation += 1
+        self.lives.append((world.loop.time(), float("inf")))
         machine = Machine(world.loop, self.name, world.chance.fork(f"{self.name} {self.incarnation}"))
         machine.wall_offset_ns = self.wall_offset_ns
         self.machine, self.running, self.failure = machine, None, None
@@ -149,6 +152,7 @@ class SimBroker:
         if machine is None or not machine.alive:
             return
         self.world.note(self.name, "loses its power" if power else "is killed")
+        self.lives[-1] = self.lives[-1][0], self.world.loop.time()
         for lane in machine.lanes:
             if lane.current is not None and self._chance.happens(0.6):
                 self._half_done(lane.current[0], power)

@@ -9,7 +9,7 @@ more than is promised: what a lost connection, a dead broker, a limit or an oper
 
 from collections.abc import Callable, Iterator, Sequence, Set
 
-from headrace.sim.checks import inside, leases, messages, rules, shares, streams, times
+from headrace.sim.checks import inside, leases, messages, restarts, rules, shares, streams, times
 from headrace.sim.checks.seen import Seen, Violation
 from headrace.sim.history import History
 from headrace.sim.world import SimBroker, World
@@ -17,10 +17,10 @@ from headrace.sim.world import SimBroker, World
 __all__ = ["CHECKS", "Seen", "Violation", "check", "judge"]
 
 CHECKS: tuple[Callable[[Seen], Iterator[Violation]], ...] = (
-    messages.from_nowhere, messages.lost, messages.one_value, messages.out_of_order, messages.stored_twice, leases.unexplained, leases.leased_twice,
-    leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, streams.not_told, streams.starts,
-    times.too_early, times.expiry, times.extended, times.paused, times.ready_order, leases.lost_at_a_restart, shares.interleaved, inside.told_figures,
-    rules.limits, rules.purged, rules.tiers, rules.skipped,
+    messages.from_nowhere, messages.lost, messages.one_value, messages.out_of_order, messages.stored_twice, messages.too_soon, leases.unexplained,
+    leases.leased_twice, leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, streams.unacked, streams.not_told,
+    streams.starts, times.too_early, times.expiry, times.extended, times.paused, times.ready_order, leases.lost_at_a_restart, restarts.ended,
+    shares.interleaved, inside.told_figures, rules.limits, rules.purged, rules.tiers, rules.skipped,
 )  # fmt: skip
 """Those that need the history alone."""
 FORGETFUL: tuple[Callable[[Seen], Iterator[Violation]], ...] = (messages.from_nowhere, inside.told_figures)
@@ -32,7 +32,9 @@ SHOWN_MAX = 20
 def check(history: History, world: World, brokers: Sequence[SimBroker], *, damage: Set[tuple[str, int]] | None = None) -> list[Violation]:
     """All that is wrong. ``damage``: (name, partition) that are or were quarantined."""
     life = sum(broker.incarnation for broker in brokers)
-    seen = Seen(history, damage=damage, jumped=any(broker.jumps for broker in brokers), life=life)
+    jumped = any(broker.jumps for broker in brokers)
+    lives = [(born, died) for broker in brokers for born, died in broker.lives]
+    seen = Seen(history, damage=damage, jumped=jumped, life=life, lives=lives, cut=world.network.was_cut)
     forgot = life > len(brokers) and any(broker.config.broker.storage != "disk" for broker in brokers)
     found = judge(seen, FORGETFUL if forgot else CHECKS)
     return found + _some(inside.inside(seen, brokers)) + _some(rules.leftovers(seen, brokers))

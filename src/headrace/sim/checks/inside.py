@@ -14,6 +14,7 @@ from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.core.queue.leases import STALE_DEADLINES_MIN
 from headrace.core.queue.snapshots import Snapshot
+from headrace.core.stream.cursor import Cursor
 from headrace.sim.checks.seen import Seen, Violation
 from headrace.sim.world import SimBroker
 
@@ -40,7 +41,7 @@ def inside(seen: Seen, brokers: Sequence[SimBroker]) -> Iterator[Violation]:
         if broker.serving and broker.running is not None:
             live = broker.running.broker
             if seen.history.finished is not None:
-                yield from _bounded(broker.name, live)
+                yield from _bounded(broker.name, live, damaged=bool(seen.damage))
             for pid in sorted(live.partitions):
                 partition = live.partitions[pid]
                 if not partition.quarantined and partition.barred is None:
@@ -59,7 +60,7 @@ def _partition(seen: Seen, broker: Broker, partition: Partition) -> Iterator[Vio
         if total != partition.high_watermark:
             yield Violation("I15", f"{where}: {machine.view()} adds up to {total}, the high watermark is {partition.high_watermark}")
         if seen.history.finished is not None:
-            yield from _emptied(where, partition)
+            yield from _emptied(where, partition, damaged=bool(seen.damage))
     if partition.in_flight or partition.dirty or partition._gathered or broker.store.pending_bytes or not broker.durable:
         return
     if seen.history.finished is not None and partition.high_watermark != partition.next_offset:
@@ -67,7 +68,7 @@ def _partition(seen: Seen, broker: Broker, partition: Partition) -> Iterator[Vio
     yield from _rebuilt(where, broker, partition)
 
 
-def _emptied(where: str, partition: QueuePartition) -> Iterator[Violation]:
+def _emptied(where: str, partition: QueuePartition, *, damaged: bool) -> Iterator[Violation]:
     """I17 of a queue that was drained: it remembers next to nothing."""
     machine = partition.machine
     state = machine._state
@@ -78,7 +79,7 @@ def _emptied(where: str, partition: QueuePartition) -> Iterator[Violation]:
         "delivery counts": len(state.attempts),
         "priorities": len(state.priorities),
         "expiries": len(state.expiries),
-        "transfers": len(state.transfers.pending),
+        "transfers": 0 if damaged else len(state.transfers.pending),
         "keys looked at": len(state.lookahead.known) if state.lookahead is not None else 0,
     }
     for what, size in sizes.items():
@@ -95,10 +96,10 @@ def _emptied(where: str, partition: QueuePartition) -> Iterator[Violation]:
             yield Violation("I17", f"{where} is empty and keeps {size} {what}, at most {most} are needed")
 
 
-def _bounded(name: str, broker: Broker) -> Iterator[Violation]:
-    """I17 of a broker whose clients are gone or idle."""
+def _bounded(name: str, broker: Broker, *, damaged: bool) -> Iterator[Violation]:
+    """I17 of a broker whose clients are gone or idle. ``damaged``: something is isolated, for which others may wait."""
     sizes = {
-        "transfers under way": len(broker.outbox._queued),
+        "transfers under way": 0 if damaged else len(broker.outbox._queued),
         "jobs that run": len(broker.outbox._tasks),
         "held connections": len(broker._held),
         "sessions": max(0, len(broker.sessions) - len(broker.sinks) - 32),
@@ -158,8 +159,17 @@ def _state(partition: Partition) -> dict[str, Any]:
         # below what is still stored nothing can be read: compaction may have dropped all of it, which the live machine need not know
         start = max(machine.start_offset, min(partition.store.first_offset(partition.pid), machine.end))
         kept["start"], kept["end"] = start, machine.end
-        kept["cursors"] = {name: max(start, cursor.next_offset) for name, cursor in sorted(machine.cursors.items())}
+        kept["cursors"] = {name: _position(cursor, start) for name, cursor in sorted(machine.cursors.items())}
     return kept
+
+
+def _position(cursor: Cursor, start: int) -> int:
+    """Where a cursor stands once it was moved to ``start``: it goes on over what was acked from there."""
+    at = max(start, cursor.next_offset)
+    for first, end in cursor.above.ranges():
+        if first <= at < end:
+            at = end
+    return at
 
 
 def _producers(partition: Partition) -> list[Any]:

@@ -158,7 +158,9 @@ def _overtaken(seen: Seen, key: str, low: Place, high: Place) -> Iterator[Violat
             continue
         before = max((b.attempt for b in seen.arrivals[low] if b.at <= later.at), default=0)
         limit = max((spec.max_deliveries for spec in seen.queue_specs(low[0])), default=0)
-        if a.attempt > before and a.attempt != limit:
+        # what its consumer settled before it arrived there, of an earlier attempt, may have ended this one
+        through = any(s.consumer == a.consumer and s.action in TERMINAL and s.at <= a.at for s in seen.settles.get(low, ()))
+        if a.attempt > before and a.attempt != limit and not through:
             yield Violation(
                 "key order",
                 f"key {key!r}: {place_text(high)} arrived at consumer {later.consumer} {later.at:.4f} s, before {place_text(low)} was through, which "

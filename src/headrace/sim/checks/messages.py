@@ -8,8 +8,11 @@ account for. What only a purge can account for is counted against what the purge
 from collections.abc import Iterator
 from itertools import pairwise
 
-from headrace.sim.checks.seen import TERMINAL, Place, Seen, Violation, place_text
-from headrace.sim.history import NOBODY, REFUSED, Publish, Read
+from headrace.sim.checks.seen import LOCAL, TERMINAL, Place, Seen, Violation, place_text
+from headrace.sim.history import CONFIRMED, NOBODY, REFUSED, Publish, Read
+
+EPSILON_S = 0.003
+"""Times are whole milliseconds in the journal."""
 
 
 def lost(seen: Seen) -> Iterator[Violation]:
@@ -52,7 +55,7 @@ def _excuse(seen: Seen, publish: Publish) -> str:
             return "left"
         for spec in seen.queue_specs(name):
             limits = [ms for ms in (publish.ttl_ms if name == publish.name else 0, spec.ttl_ms, spec.max_age_ms) if ms]
-            if limits and not spec.dead_letter and (seen.jumped or seen.end - publish.at >= min(limits) / 1000):
+            if limits and not spec.dead_letter and (seen.jumped or seen.emptied - publish.at >= min(limits) / 1000 - EPSILON_S):
                 return "expired"
             if spec.overflow == "drop_oldest" and (spec.max_messages or spec.max_bytes):
                 return "limits"
@@ -117,6 +120,22 @@ def one_value(seen: Seen) -> Iterator[Violation]:
         if seen.sound(r.name, r.partition):
             certain = settled_tier(seen, r.name) and not r.speculative
             yield from say((r.name, r.partition, r.offset), 0 if certain else r.epoch, r.id, f"read {r.at:.4f} s in epoch {r.epoch}")
+
+
+def too_soon(seen: Seen) -> Iterator[Violation]:
+    """I13: what is confirmed as durable is durable when the confirm comes; I5, I7: so is what is shown as certain, and the epoch
+    under which something comes."""
+    for p in seen.publishes.values():
+        if p.outcome == CONFIRMED and p.promised >= LOCAL and p.offset >= p.watermark and seen.sound(p.name, p.partition):
+            yield Violation("I13", f"confirmed as durable while its partition was durable up to {p.watermark} only: {p!r}")
+    for a in seen.history.arrivals:
+        if not a.kept and seen.sound(a.name, a.partition):
+            where = f"{a.name}/{a.partition}/{a.first}"
+            yield Violation("I7", f"{where} came {a.at:.4f} s to consumer {a.consumer} under epoch {a.epoch}, which was not durable yet")
+    for r in seen.history.reads:
+        if r.offset >= r.watermark and not r.speculative and settled_tier(seen, r.name) and seen.sound(r.name, r.partition):
+            where = f"{r.name}/{r.partition}/{r.offset}"
+            yield Violation("I5", f"reader {r.reader} was shown {where} as certain {r.at:.4f} s, which was durable up to {r.watermark} only")
 
 
 def settled_tier(seen: Seen, name: str) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from headrace.sim.checks.messages import passes
 from headrace.sim.checks.seen import Place, Seen, Violation, place_text
-from headrace.sim.checks.streams import finals
+from headrace.sim.checks.streams import finals, kept_whole
 from headrace.sim.history import CONFIRMED, Attached, Publish, Read
 from headrace.sim.world import SimBroker
 from headrace.storage import keys
@@ -89,7 +89,7 @@ def skipped(seen: Seen) -> Iterator[Violation]:
     moved = {(e.name, e.partition): None for e in seen.history.events if e.what == "moved"}
     for r in seen.history.reads:
         who = cursors.get(r.reader)
-        if who is None or seen.verbs(r.name, "set_cursor", "trim") or not _kept_whole(seen, r.name):
+        if who is None or seen.verbs(r.name, "set_cursor", "trim") or not kept_whole(seen, r.name):
             continue
         mine = given.setdefault((r.name, who.cursor, r.partition), {})
         if (r.reader, r.partition) not in firsts and seen.sound(r.name, r.partition) and (r.name, r.partition) not in moved:
@@ -101,12 +101,6 @@ def skipped(seen: Seen) -> Iterator[Violation]:
                     yield Violation("cursor", f"{r.name}/{r.partition}: reader {r.reader} with cursor {who.cursor!r} {text}")
                     return
         mine[r.offset] = None
-
-
-def _kept_whole(seen: Seen, name: str) -> bool:
-    """Whether nothing but a deletion removes anything of a stream, and what is read of it stays."""
-    specs = seen.stream_specs(name)
-    return not any(s.tier != "durable" or s.compaction or s.retention_ms or s.retention_bytes or s.retention_records for s in specs)
 
 
 def leftovers(seen: Seen, brokers: Sequence[SimBroker]) -> Iterator[Violation]:

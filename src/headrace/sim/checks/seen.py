@@ -25,14 +25,23 @@ class Violation(NamedTuple):
 
 
 class Seen:
-    """See the module's head. ``jumped``: whether a broker's wall clock was ever set; ``life``: the incarnation that serves at the end."""
+    """See the module's head. ``jumped``: whether a broker's wall clock was ever set; ``life``: the incarnation that serves at the end; ``lives``:
+    when each incarnation began to start and when it was killed (infinite = never); ``cut``: whether a link was ever cut, so that one side alone may
+    have lost patience."""
 
-    def __init__(self, history: History, *, damage: Set[tuple[str, int]] | None = None, jumped: bool = False, life: int = 0) -> None:
+    def __init__(
+        self, history: History, *, damage: Set[tuple[str, int]] | None = None, jumped: bool = False, life: int = 0,
+        lives: Sequence[tuple[float, float]] = (), cut: bool = False,
+    ) -> None:
         self.history = history
         self.damage = frozenset(damage or ())
         self.jumped = jumped
         self.life = life
         self.end = history.finished if history.finished is not None else float("inf")
+        self.emptied = history.emptied if history.emptied is not None else self.end
+        """When every queue was empty: what was there then had no later chance to expire."""
+        self.lives = tuple(sorted(lives))
+        self.cut = cut
         self.publishes = history.publishes
         self.attached: dict[int, Attached] = {a.number: a for a in history.attached}
         self.specs: dict[str, list[Spec]] = {name: [spec for _, spec in rows] for name, rows in history.specs.items()}
@@ -124,6 +133,16 @@ class Seen:
         """Whether that client lost its connection in that time."""
         return _any_in(self._breaks.get(client, []), start, end)
 
+    def last_break(self, client: str, end: float) -> float:
+        """When that client lost its connection last before that time (0 = never)."""
+        breaks = self._breaks.get(client, [])
+        at = bisect_left(breaks, end)
+        return breaks[at - 1] if at else 0.0
+
+    def breaks(self, client: str, start: float, end: float) -> int:
+        """How often that client lost its connection from ``start`` on, before ``end``."""
+        return sum(1 for at in self._breaks.get(client, []) if start <= at < end)
+
     def any_broken(self, start: float, end: float) -> bool:
         """Whether any client did."""
         return _any_in(self._all_breaks, start, end)
@@ -135,7 +154,10 @@ class Seen:
     def too_late(self, settle: Settle) -> bool:
         """Whether the lease was certainly lost when the settlement was sent: a later attempt had arrived elsewhere. (A consumer that was granted it
         again settles that lease, whichever delivery it means.)"""
-        later = [a for a in self.arrivals.get((settle.name, settle.partition, settle.offset), ()) if a.attempt > settle.attempt]
+        place = (settle.name, settle.partition, settle.offset)
+        # counts that were not durable start again from lower ones after a restart: only those of its own epoch or later ones are later
+        mine = [d.epoch for d in self.deliveries.get(place, ()) if (d.consumer, d.attempt) == (settle.consumer, settle.attempt)]
+        later = [a for a in self.arrivals.get(place, ()) if a.attempt > settle.attempt and a.epoch >= max(mine, default=0)]
         return any(a.at <= settle.at for a in later) and all(a.consumer != settle.consumer for a in later)
 
     def may_have_settled(self, settle: Settle) -> bool:

@@ -17,12 +17,8 @@ def interleaved(seen: Seen) -> Iterator[Violation]:
             groups.setdefault((a.name, a.group), []).append(a.number)
     if not groups:
         return
-    changes = sorted(
-        [at for a in seen.history.attached for at in (a.at, a.leaving, a.until)]
-        + [link.at for link in seen.history.links]
-        + [e.at for e in seen.history.events if e.what in ("assigned", "revoked")]
-    )
     for (name, group), members in groups.items():
+        changes = _changes(seen, name, members)
         rows: dict[tuple[int, int], list[tuple[float, int, int]]] = {}
         for arrival in seen.history.arrivals:
             if arrival.name == name and arrival.consumer in members:
@@ -32,6 +28,19 @@ def interleaved(seen: Seen) -> Iterator[Violation]:
                 rows.setdefault((r.partition, r.epoch), []).append((r.at, r.reader, r.offset))
         for (partition, epoch), served in rows.items():
             yield from _between(f"{name}/{partition} of group {group!r}, epoch {epoch}", served, changes)
+
+
+def _changes(seen: Seen, name: str, members: list[int]) -> list[float]:
+    """When somebody of a group came, went, lost or found its connection, or was told of its share; and when the broker started."""
+    clients = {seen.attached[number].client: None for number in members}
+    # the one that empties a queue at the end needs no group
+    others = [a for a in seen.history.attached if a.name == name and not a.group]
+    return sorted(
+        [at for a in (*(seen.attached[number] for number in members), *others) for at in (a.at, a.leaving, a.until)]
+        + [link.at for link in seen.history.links if link.client in clients]
+        + [e.at for e in seen.history.events if e.reader in members and e.what in ("assigned", "revoked")]
+        + [born for born, _ in seen.lives]
+    )
 
 
 def _between(where: str, served: list[tuple[float, int, int]], changes: list[float]) -> Iterator[Violation]:

@@ -113,8 +113,47 @@ def gaps(seen: Seen) -> Iterator[Violation]:
             if r.offset < expected and not heard and (_durable(seen, r.name) or r.epoch == before.epoch):
                 yield Violation("I4", f"reader {number} of {r.name}/{r.partition} was at {before.offset} and then at {r.offset} {r.at:.4f} s")
             if r.offset > expected and not heard and not attached.filter and not compacted and settled_tier(seen, r.name):
+                if attached.cursor and _acked(seen, attached, r, expected):
+                    continue
                 where = f"reader {number} of {r.name}/{r.partition}"
                 yield Violation("I1", f"{where} was at {before.offset} and then at {r.offset} {r.at:.4f} s: it skipped some")
+
+
+def _acked(seen: Seen, who: Attached, r: Read, first: int) -> bool:
+    """Whether all of [first, r.offset) may have been acked with that cursor before."""
+    mine = [c for c in seen.history.commits if c.name == r.name and c.cursor == who.cursor and c.partition == r.partition and c.at <= r.at]
+    singly = {c.offset: None for c in mine if c.single}
+    up_to = max((c.offset for c in mine if not c.single), default=-1)
+    return all(offset <= up_to or offset in singly for offset in range(first, r.offset))
+
+
+def unacked(seen: Seen) -> Iterator[Violation]:
+    """I1: who goes on with a cursor is given all that nobody acked with it. (Only of streams that lose nothing, by readers who ack themselves.)"""
+    by_cursor: dict[tuple[str, str], list[Attached]] = {}
+    for a in seen.history.attached:
+        if a.cursor and a.name not in seen.volatile and kept_whole(seen, a.name) and not seen.verbs(a.name, "set_cursor", "trim"):
+            by_cursor.setdefault((a.name, a.cursor), []).append(a)
+    moved = {(e.name, e.partition): None for e in seen.history.events if e.what == "moved"}
+    reads = reads_by_reader(seen.history) if by_cursor else {}
+    for (name, cursor), readers in by_cursor.items():
+        if any(a.filter or not a.explicit for a in readers):
+            continue
+        for a in readers:
+            firsts: dict[int, Read] = {}
+            for r in reads.get(a.number, []):
+                if r.partition in firsts or (name, r.partition) in moved or not seen.sound(name, r.partition):
+                    continue
+                firsts[r.partition] = r
+                if not _acked(seen, a, r, 0):
+                    where = f"{name}/{r.partition}: reader {a.number} with cursor {cursor!r}"
+                    yield Violation("cursor", f"{where} was first given {r.offset} {r.at:.4f} s, and something before it was never acked")
+                    return
+
+
+def kept_whole(seen: Seen, name: str) -> bool:
+    """Whether nothing but a deletion removes anything of a stream, and what is read of it stays."""
+    specs = seen.stream_specs(name)
+    return not any(s.tier != "durable" or s.compaction or s.retention_ms or s.retention_bytes or s.retention_records for s in specs)
 
 
 def _durable(seen: Seen, name: str) -> bool:
@@ -138,7 +177,8 @@ def cursors(seen: Seen) -> Iterator[Violation]:
             for r in reads.get(a.number, []):
                 firsts.setdefault(r.partition, r)
                 for c in commits:
-                    if c.partition == r.partition and r.offset <= c.offset and c.told_at < a.at:
+                    passed = r.offset == c.offset if c.single else r.offset <= c.offset
+                    if c.partition == r.partition and passed and c.told_at < a.at:
                         yield Violation(
                             "cursor", f"{name}/{r.partition}: cursor {cursor!r} was past {c.offset} {c.told_at:.4f} s, a reader that came "
                             f"{a.at:.4f} s was given {r.offset} {r.at:.4f} s",
@@ -205,3 +245,8 @@ def starts(seen: Seen) -> Iterator[Violation]:
             if r.offset < before and seen.sound(a.name, partition):
                 yield Violation("trim", f"{a.name}/{partition} began at {before} for reader {reader}, and at {r.offset} for reader {a.number} later")
             begun[a.name, partition] = max((r.offset, a.number), begun[a.name, partition])
+            for verb in seen.verbs(a.name, "trim") if a.kind == "final" and kept_whole(seen, a.name) else ():
+                told = next((row.start_offset for row in verb.rows or () if row.partition == partition), 0) if verb.outcome == "done" else 0
+                if r.offset < told and seen.sound(a.name, partition):
+                    text = f"began at {told} once it was trimmed {verb.told_at:.4f} s, at the end at {r.offset}"
+                    yield Violation("trim", f"{a.name}/{partition} {text}")

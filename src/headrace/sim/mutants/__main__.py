@@ -13,14 +13,14 @@ import datetime
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
-from rich.table import Table
 
 from headrace.sim.chance import Chance
-from headrace.sim.mutants import MUTANTS
+from headrace.sim.mutants import MUTANTS, report
 from headrace.sim.mutants.hunting import Hunt, Row, Seen
 from headrace.sim.mutants.planting import Mutant
 
@@ -32,9 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--rotate", type=int, metavar="K", help="K of them, chosen by the date")
     which.add_argument("--list", action="store_true", help="say what there is, run nothing")
     parser.add_argument("--rotate-seed", type=int, metavar="N", help="what --rotate chooses by instead of the date")
-    parser.add_argument("--seeds-max", type=int, default=400, metavar="N", help="seeds of whole runs for each, at most (default: 400)")
+    parser.add_argument("--seeds-max", type=int, default=200, metavar="N", help="seeds of whole runs for each, at most (default: 200)")
     parser.add_argument("--images-max", type=int, default=6, metavar="N", help="seeds of crash images for each, at most (default: 6)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks of this document")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
     options = parser.parse_args(argv)
     logging.getLogger("headrace").addHandler(logging.NullHandler())  # what stores say of damage belongs to the runs
@@ -59,8 +60,11 @@ def main(argv: list[str] | None = None) -> int:
     if options.json:
         figures: dict[str, Any] = {"mutants": len(rows), "caught": len(rows) - len(missed), "rows": rows, "unclean": hunt.unclean}
         sys.stdout.write(msgspec.json.encode(figures).decode() + "\n")
-    console.print(table(rows))
+    console.print(report.table(rows))
     console.print(f"{len(rows) - len(missed)} of {len(rows)} mutants caught{'; not caught: ' if missed else ''}{', '.join(missed)}", soft_wrap=True)
+    if options.write:
+        besides = sorted({seen.seed for seen in hunt.unclean})
+        report.write(options.write, report.section(rows, day=report.today(), commit=report.commit(), unclean=besides))
     return int(bool(missed or hunt.unclean))
 
 
@@ -73,16 +77,6 @@ def choose(only: list[str] | None, rotate: int | None, rotate_seed: int | None) 
     seed = datetime.datetime.now(datetime.UTC).date().toordinal() if rotate_seed is None else rotate_seed
     names = Chance(seed, "rotation").sample(sorted(MUTANTS), min(rotate, len(MUTANTS)))
     return [MUTANTS[name] for name in names]
-
-
-def table(rows: list[Row]) -> Table:
-    made = Table(title="Mutants", caption="* = by other promises than those it was written to break")
-    for heading in ("mutant", "net", "caught by", "seeds", "seconds", "what is wrong"):
-        made.add_column(heading, justify="right" if heading in ("seeds", "seconds") else "left")
-    for row in rows:
-        by = " ".join(row.caught_by) + ("" if row.expected else " *") if row.caught_by else "[red]nobody[/]"
-        made.add_row(row.name, row.net, by, str(row.seeds), f"{row.seconds:.1f}", row.wrong)
-    return made
 
 
 if __name__ == "__main__":

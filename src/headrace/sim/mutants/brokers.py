@@ -32,6 +32,24 @@ BROKERS: Final = (
         ),
     ),
     Mutant(
+        name="committed-one-entry-early",
+        wrong="a flush commits one entry more than it made durable",
+        notices=("I13", "I1", "I5"),
+        edits=(Edit("broker.lane:lane_flushed", "if entry.index > index:", "if entry.index > index + 1:"),),
+    ),
+    Mutant(
+        name="watermark-off-by-one",
+        wrong="the high watermark stands one record too high",
+        notices=("I15", "I5", "I1"),
+        edits=(
+            Edit(
+                "broker.lane:lane_flushed",
+                "lane.high_watermark = entry.base_offset + entry.record_count",
+                "lane.high_watermark = entry.base_offset + entry.record_count + 1",
+            ),
+        ),
+    ),
+    Mutant(
         name="duplicates-not-looked-for",
         wrong="the table of producers is not asked, so a publish that is sent again is stored again",
         notices=("I11", "I4"),
@@ -53,7 +71,7 @@ BROKERS: Final = (
         name="deletion-keeps-the-data",
         wrong="a deleted queue's data stays in the store, under numbers that nothing names any more",
         notices=("I17",),
-        edits=(Edit("broker.verbs:Verbs._delete", "await broker.store.delete(item.partitions)", "pass"),),
+        edits=(Edit("broker.broker:Broker.erase", "await self.store.delete(item.partitions)", "pass"),),
     ),
     Mutant(
         name="refused-and-stored",
@@ -124,6 +142,25 @@ BROKERS: Final = (
         wrong="a partition is taken up again under the epoch that it had",
         notices=("I7",),
         edits=(Edit("broker.partition:Partition.activate", "self.epoch += 1", "self.epoch = max(self.epoch, 1)"),),
+    ),
+    Mutant(
+        name="epoch-shown-before-it-is-durable",
+        wrong="consumers are given messages under an epoch that a crash would give out again",
+        notices=("I7", "I10"),
+        edits=(
+            Edit(
+                "broker.queue_partition:QueuePartition.serve",
+                "if self.subscriptions and self.epoch_kept and not self.quarantined:",
+                "if self.subscriptions and not self.quarantined:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="alteration-answered-before-it-holds",
+        wrong="a request that repeats an alteration under way is answered while the first one is not in force yet",
+        notices=("pause", "error"),
+        stir=("slow", "reset", "reset", "reset"),
+        edits=(Edit("broker.catalogue:Catalogue._update", 'self._changed(old, "altered")', "pass"),),
     ),
     Mutant(
         name="damaged-partition-served",

@@ -58,15 +58,34 @@ LEASES: Final = (
         ),
     ),
     Mutant(
-        name="settle-of-an-older-epoch-accepted",
-        wrong="a settlement is not compared with the epoch of the delivery that it answers",
+        name="grant-for-the-connection-after",
+        wrong="what was read from the disk for one connection is sent to the one that its consumer has by now, to which it is granted again",
         notices=("I10", "I9"),
-        stir=DEATHS,
+        stir=("reset", "reset", "reset", "reset"),
         edits=(
             Edit(
-                "gateways.native.connection:NativeConnection._on_settle",
-                "if partition is not None and (settle.epoch == partition.epoch or not settle.epoch):",
-                "if partition is not None:",
+                "broker.queue_partition:QueuePartition._wanted",
+                "if subscription is None or subscription.connection != connection:",
+                "if subscription is None:",
+            ),
+            Edit(
+                "broker.queue_partition:QueuePartition._emit_late",
+                "if subscription is None or subscription.connection != connection:",
+                "if subscription is None:",
+            ),
+        ),
+    ),
+    Mutant(
+        name="sent-after-the-lease",
+        wrong="what waited for the disk longer than its lease is sent all the same",
+        notices=("I10", "I9"),
+        stir=("slow", "slow", "slow"),
+        edits=(
+            Edit("broker.queue_partition:QueuePartition._wanted", "bool(self.machine.leased(grant.consumer_id, grant.attempt, first, end))", "True"),
+            Edit(
+                "broker.queue_partition:QueuePartition._emit_late",
+                "for start, stop in self.machine.leased(grant.consumer_id, grant.attempt, first, end):",
+                "for start, stop in ((first, end),):",
             ),
         ),
     ),
@@ -283,6 +302,24 @@ RULES: Final = (
         wrong="a snapshot has no priorities",
         notices=("priority", "I18", "damage", "error"),
         edits=(Edit("core.queue.snapshots:snapshot", "list(state.priorities)", "[]"),),
+    ),
+    Mutant(
+        name="snapshot-without-the-leased",
+        wrong="a snapshot has no leases: what was leased is in no book any more",
+        notices=("I1", "I15", "I18", "damage", "error"),
+        edits=(
+            Edit(
+                "core.queue.snapshots:snapshot",
+                "leases,\n[(first, end, *failures) for first, end, failures in state.attempts],",
+                "[],\n[(first, end, *failures) for first, end, failures in state.attempts],",
+            ),
+        ),
+    ),
+    Mutant(
+        name="snapshot-without-transfers",
+        wrong="a snapshot has no transfers: dead letters on their way are in no book any more",
+        notices=("I1", "I15", "I18"),
+        edits=(Edit("core.queue.snapshots:snapshot", "[transfer for _, transfer in sorted(state.transfers.pending.items())]", "[]"),),
     ),
     Mutant(
         name="transfer-forgotten-at-a-restart",

@@ -70,7 +70,7 @@ STREAMS: Final = (
         wrong="the move of a cursor is confirmed before it is durable",
         notices=("cursor", "I13", "I9"),
         edits=(Edit("broker.stream_partition:StreamPartition.ack", "self.when_committed(answer)", "answer()"),),
-        stir=DEATHS,
+        stir=("slow", "power", "power", "power"),
     ),
     Mutant(
         name="reader-skips-what-did-not-fit",

@@ -27,7 +27,8 @@ class Hand:
         self.consumer = consumer
         self.client = client
         self.chance = chance
-        self.late: list[tuple[float, Message, int]] = []
+        self.late: list[tuple[float, Message, int, str]] = []
+        """When, which, its id, and what is to be done then."""
         self.taken = 0
         self.arrived = 0
         self._epochs: dict[tuple[int, int, int], int] = {}
@@ -36,9 +37,11 @@ class Hand:
 
     def _arrived(self, deliver: Callable[..., None]) -> Callable[..., None]:
         arrivals, epochs, now, number, name = self.history.arrivals, self._epochs, self.now, self.attached.number, self.attached.name
+        keeps = self.history.keeps
 
         def delivered(partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
-            arrivals.append(Arrival(now(), number, name, partition, first, count, attempt, epoch, bool(flags & AUTO_ACK)))
+            kept = keeps(name, partition, epoch)
+            arrivals.append(Arrival(now(), number, name, partition, first, count, attempt, epoch, bool(flags & AUTO_ACK), kept))
             self.arrived += count
             for offset in range(first, first + count):
                 epochs[partition, offset, attempt] = epoch
@@ -76,10 +79,9 @@ class Hand:
         )  # fmt: skip
         what = chance.pick([*others, (max(0.0, 1.0 - sum(share for share, _ in others)), "ack")])
         if what == "late":
-            self.late.append((self.now() + client.late_ms / 1000, message, id))
+            self.late.append((self.now() + client.late_ms / 1000, message, id, "ack"))
         elif what == "extend":
-            self.settle(message, id, "extend")
-            self.late.append((self.now() + client.pause_ms / 500, message, id))
+            self.late.append((self.now() + client.extend_ms / 1000, message, id, "extend"))
         elif what != "forget":
             self.settle(message, id, what)
 
@@ -105,10 +107,13 @@ class Hand:
     def settle_late(self, everything: bool = False) -> float:
         """Settles what is due and says when the next is (0 = nothing waits)."""
         now, waiting = self.now(), []
-        for due, message, id in self.late:
-            if everything or due <= now:
-                self.settle(message, id, "ack", confirmed=True)
+        for due, message, id, action in self.late:
+            if not everything and due > now:
+                waiting.append((due, message, id, action))
+            elif action == "extend" and not everything:
+                self.settle(message, id, "extend")
+                waiting.append((now + self.client.extend_ms / 1000, message, id, "ack"))
             else:
-                waiting.append((due, message, id))
+                self.settle(message, id, "ack", confirmed=True)
         self.late = waiting
-        return min((due for due, _, _ in waiting), default=0.0)
+        return min((due for due, *_ in waiting), default=0.0)

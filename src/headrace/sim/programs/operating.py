@@ -60,7 +60,8 @@ async def ask(stage: Stage, connected: Connected, client: Client, verb: str, cha
         elif verb == "recreate":
             await _recreate(stage, connected, name)
         elif verb == "trim":
-            await connected.trim(name, before_ms=machine_ms(stage) - chance.randint(0, 2000))
+            await connected.trim(name, before_ms=machine_ms(stage) - chance.choice([0, 100, 500, 2000]))
+            note.rows = (await connected.describe(name)).partitions
         elif verb == "set_cursor":
             note.what = chance.choice(["c0", "c1", "readers"])
             await connected.set_cursor(name, note.what, chance.choice(["earliest", "latest"]))

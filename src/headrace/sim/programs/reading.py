@@ -36,7 +36,10 @@ def told(stage: Stage, attached: Attached) -> Callable[[control.Event], None]:
 def note_read(stage: Stage, attached: Attached, record: Record) -> int:
     id = id_of(record)
     stage.history.reads.append(
-        ReadNote(stage.loop.time(), attached.number, attached.name, record.partition, record.offset, record.epoch, id, record.speculative)
+        ReadNote(
+            stage.loop.time(), attached.number, attached.name, record.partition, record.offset, record.epoch, id, record.speculative,
+            stage.history.watermark(attached.name, record.partition),
+        )
     )
     return id
 
@@ -49,6 +52,7 @@ async def read(stage: Stage, machine: Machine, client: Client, chance: Chance) -
             break
         attached = stage.history.attach(machine.name, "reader", client.name)
         attached.cursor, attached.filter, attached.start, attached.group = client.cursor or client.group, client.filter, client.start, client.group
+        attached.explicit = client.explicit
         reader = connected.read(
             client.name, start=client.start, cursor=client.cursor, group=client.group, commit="explicit" if client.explicit else "auto",
             prefetch=client.prefetch, filter=client.filter or None, on_event=told(stage, attached),
@@ -75,17 +79,17 @@ async def _follow(stage: Stage, attached: Attached, reader: Reader, client: Clie
                 while record is not None:
                     note_read(stage, attached, record)
                     count += 1
-                    if client.explicit and chance.happens(0.3):
-                        _commit(stage, attached, record, confirmed=chance.happens(client.confirmed))
+                    if client.explicit and chance.happens(0.7 if client.singly else 0.3):
+                        _commit(stage, attached, record, confirmed=chance.happens(client.confirmed), single=client.singly)
                     record = reader.next_ready() if count < share else None
                 await asyncio.sleep(client.pause_ms * chance.random() / 500)
     except (TimeoutError, StopAsyncIteration):
         pass
 
 
-def _commit(stage: Stage, attached: Attached, record: Record, *, confirmed: bool) -> None:
-    note = Commit(stage.loop.time(), attached.number, attached.name, attached.cursor, record.partition, record.offset)
+def _commit(stage: Stage, attached: Attached, record: Record, *, confirmed: bool, single: bool) -> None:
+    note = Commit(stage.loop.time(), attached.number, attached.name, attached.cursor, record.partition, record.offset, single)
     stage.history.commits.append(note)
-    answer = record.commit(confirmed=confirmed)
+    answer = record.ack(confirmed=confirmed) if single else record.commit(confirmed=confirmed)
     if confirmed:
         noted(note, answer, stage.loop.time)

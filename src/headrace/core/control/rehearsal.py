@@ -15,8 +15,8 @@ from headrace.model.cluster import Assignment, BrokerId, with_isr, with_learner_
 ROUNDS_MAX = 10_000
 
 
-def rehearse(picture: Picture, *, rounds_max: int = ROUNDS_MAX) -> tuple[Change, ...]:
-    """All changes in order until there are none, at most ``rounds_max`` plans of them."""
+def rehearse(picture: Picture, *, rounds_max: int = ROUNDS_MAX) -> tuple[tuple[Change, ...], Picture]:
+    """All changes in order until there are none, at most ``rounds_max`` plans of them, and the picture they end in."""
     changes: list[Change] = []
     for _ in range(rounds_max):
         made = plan(picture).changes
@@ -25,7 +25,7 @@ def rehearse(picture: Picture, *, rounds_max: int = ROUNDS_MAX) -> tuple[Change,
         if after == picture:
             break
         picture = after
-    return tuple(changes)
+    return tuple(changes), picture
 
 
 def applied(picture: Picture, changes: tuple[Change, ...]) -> Picture:

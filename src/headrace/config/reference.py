@@ -44,7 +44,7 @@ def reference() -> str:
             for kind, cls in (("queue", specs.QueueSpec), ("stream", specs.StreamSpec)):
                 parts.append(f"### [defaults.{kind}]\n\n" + _table(cls, ("defaults", kind)))
         else:
-            parts.append(f"## [{field.name}]\n\n{_class_doc(field.type)}\n\n" + _table(field.type, (field.name,)))
+            parts += _section(field.type, (field.name,))
     return "\n".join(parts)
 
 
@@ -83,10 +83,21 @@ def value_text(name: str, value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
+def _section(cls: type, path: tuple[str, ...]) -> list[str]:
+    """A section, and after it those within it."""
+    parts = [f"{'#' * min(len(path) + 1, 4)} [{'.'.join(path)}]\n\n{_class_doc(cls)}\n\n" + _table(cls, path)]
+    for field in msgspec.structs.fields(cls):
+        if (*path, field.name) not in FIELDS:
+            parts += _section(field.type, (*path, field.name))
+    return parts
+
+
 def _table(cls: type, path: tuple[str, ...]) -> str:
     docs = _attribute_docs(cls)
     rows = ["| setting | default | values | meaning |", "|---|---|---|---|"]
     for field in msgspec.structs.fields(cls):
+        if (*path, field.name) not in FIELDS:
+            continue
         default = value_text(field.name, field.default)
         rows.append(f"| `{field.name}` | `{default}` | {_values(field.name, FIELDS[(*path, field.name)])} | {docs.get(field.name, '')} |")
     return "\n".join(rows) + "\n"

@@ -27,6 +27,7 @@ StorageMode = Literal["disk", "memory"]
 OnMismatch = Literal["quarantine", "refuse", "truncate"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+CoordinationMode = Literal["standalone", "coordinated"]
 
 S = TypeVar("S", QueueSpec, StreamSpec)
 
@@ -125,6 +126,53 @@ class Storage(Section, frozen=True):
     """A partition that nobody uses for this long is checkpointed and leaves memory."""
 
 
+class EtcdTls(Section, frozen=True):
+    """Files (PEM) for TLS to external endpoints of etcd."""
+
+    ca: str = ""
+    """Certificates of the authorities that sign etcd's; empty = no TLS."""
+    cert: str = ""
+    """This broker's certificate, where etcd asks for one; then with `key`."""
+    key: str = ""
+    """The private key of `cert`."""
+
+
+class Etcd(Section, frozen=True):
+    """etcd, which holds what brokers agree on: run by those brokers that vote, or one that runs anyway."""
+
+    binary: str = ""
+    """The program to run; empty = the first suitable one on the PATH."""
+    data_dir: str = ""
+    """Where a voter keeps its etcd; empty = `etcd` within the broker's data directory. Best on a disk with few other writes."""
+    peer_addr: str = f"127.0.0.1:{DefaultPort.ETCD_PEER.value}"
+    """Where other voters reach this one's etcd: `HOST:PORT` of this machine, which is also what it listens on."""
+    client_addr: str = f"127.0.0.1:{DefaultPort.ETCD_CLIENT.value}"
+    """Where brokers reach this voter's etcd."""
+    endpoints: tuple[str, ...] = ()
+    """`HOST:PORT` of each member of an etcd that runs anyway; then no broker runs one."""
+    user: str = ""
+    """Name under which `endpoints` are asked, if etcd has authentication enabled."""
+    password_file: str = ""
+    """File with the password of `user`."""
+    tls: EtcdTls = EtcdTls()
+
+
+class Coordination(Section, frozen=True):
+    """What brokers agree through. Messages never pass through it."""
+
+    mode: CoordinationMode = "standalone"
+    """`standalone`: this broker is alone and needs nothing; `coordinated`: it belongs to a cluster and never falls back to being alone."""
+    heartbeat_ms: Annotated[int, Meta(ge=0, le=10_000)] = 0
+    """Heartbeat between voters; 0 = 50 ms, or 25 ms where all of them are on one host."""
+    election_ms: Annotated[int, Meta(ge=0, le=50_000)] = 0
+    """Silence of the voters' leader after which another is elected; at least five heartbeats; 0 = 500 ms, or 250 ms where all are on one host."""
+    snapshot_count: Annotated[int, Meta(ge=1_000, le=1_000_000)] = 10_000
+    """Changes after which a voter writes a snapshot and cuts its log."""
+    registration_ttl_ms: Annotated[int, Meta(ge=1_000, le=600_000)] = 5_000
+    """A broker that gives no sign of life for so long is no longer registered; in whole seconds."""
+    etcd: Etcd = Etcd()
+
+
 class Recovery(Section, frozen=True):
     """What to do when data on disk does not match its checksums."""
 
@@ -176,6 +224,7 @@ class Config(Section, frozen=True):
     connection: Connection = Connection()
     storage: Storage = Storage()
     recovery: Recovery = Recovery()
+    coordination: Coordination = Coordination()
     defaults: Defaults = Defaults()
     undeclared: tuple[Undeclared, ...] = ()
     metrics: Metrics = Metrics()
@@ -293,6 +342,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
         wrong.append(("storage.wal_file_bytes", f"must hold two flushes: at least twice storage.flush_bytes_max ({disk.flush_bytes_max})"))
     if disk.wal_bytes_max < 2 * disk.wal_file_bytes:
         wrong.append(("storage.wal_bytes_max", f"must hold at least two files of storage.wal_file_bytes ({disk.wal_file_bytes})"))
+    wrong += _coordination(config.coordination)
     try:
         check_queue(config.defaults.queue)
     except Invalid as e:
@@ -306,6 +356,30 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
             rule_spec(rule, config)
         except Invalid as e:
             wrong.append((f"undeclared[{i}]", str(e)))
+    return wrong
+
+
+def _coordination(c: Coordination) -> list[tuple[str, str]]:
+    wrong: list[tuple[str, str]] = []
+    named = [("peer_addr", c.etcd.peer_addr), ("client_addr", c.etcd.client_addr), *(("endpoints", e) for e in c.etcd.endpoints)]
+    for name, text in named:
+        try:
+            address = parse_address(text)
+        except Invalid as e:
+            wrong.append((f"coordination.etcd.{name}", f"{e}; {e.hint}"))
+            continue
+        if address.unspecified:
+            wrong.append((f"coordination.etcd.{name}", f"{text} names no machine, so others could not reach it; give a host name or an address"))
+    if c.etcd.peer_addr == c.etcd.client_addr and not c.etcd.peer_addr.endswith(":0"):
+        wrong.append(("coordination.etcd.client_addr", f"it is the same address as peer_addr ({c.etcd.peer_addr}); give it another port"))
+    if c.election_ms and c.election_ms < 5 * (c.heartbeat_ms or 50):
+        wrong.append(("coordination.election_ms", f"must be at least five times coordination.heartbeat_ms ({c.heartbeat_ms or 50})"))
+    if bool(c.etcd.tls.cert) != bool(c.etcd.tls.key):
+        wrong.append(("coordination.etcd.tls", "cert and key belong together"))
+    if bool(c.etcd.user) != bool(c.etcd.password_file):
+        wrong.append(("coordination.etcd.user", "user and password_file belong together"))
+    if (c.etcd.tls.ca or c.etcd.user) and not c.etcd.endpoints:
+        wrong.append(("coordination.etcd.endpoints", "tls and user are for an etcd that runs anyway; name its endpoints"))
     return wrong
 
 

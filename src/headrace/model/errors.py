@@ -189,7 +189,7 @@ class CoordinatorUnavailable(Unavailable):
     """The coordinator gives no answer: what is owned is served on, changes of ownership, settings and names wait. Nothing was changed."""
 
     code = 55
-    hint = "a majority of the voters must run and be reached; `headrace doctor` names those that are not"
+    hint = "a majority of the voters must run and be reached from here"
 
 
 class RevisionGone(Unavailable):

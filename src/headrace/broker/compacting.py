@@ -39,7 +39,17 @@ def due(partition: StreamPartition) -> bool:
 
 
 async def run(partition: StreamPartition) -> int:
-    """One whole run; how many records it dropped."""
+    """One whole run; how many records it dropped. What the disk does not let it do is left for a later run."""
+    try:
+        return await _run(partition)
+    except SyncFailed:
+        raise
+    except (OSError, StorageError) as e:
+        _log.warning("partition %d of %r could not be compacted and will be later: %s", partition.number, partition.item.name, e)
+        return 0
+
+
+async def _run(partition: StreamPartition) -> int:
     store = partition.store
     compaction = Compaction(
         start=partition.machine.start_offset,
@@ -65,13 +75,7 @@ async def run(partition: StreamPartition) -> int:
         if partition.barred is not None:
             return 0
     if gone:
-        try:
-            await store.compact(partition.pid, lambda payload, base: kept(payload, base, gone))
-        except SyncFailed:
-            raise
-        except (OSError, StorageError) as e:
-            _log.warning("partition %d of %r could not be compacted and will be later: %s", partition.number, partition.item.name, e)
-            return 0
+        await store.compact(partition.pid, lambda payload, base: kept(payload, base, gone))
         _log.info("compacted partition %d of %r: %d records gone", partition.number, partition.item.name, gone.count)
     partition.clean_end = compaction.clean_end
     return gone.count

@@ -218,6 +218,8 @@ class StreamPartition(Partition):
 
     def housekeep(self, wall_ms: int) -> None:
         """Applies retention, whole segments at a time, and begins a compaction where one is due."""
+        if self.quarantined:
+            return
         spec = self.spec
         if spec.compaction and self._compacting is None and compacting.due(self):
             self._compacting = self.broker.spawn(compacting.run(self))

@@ -289,4 +289,3 @@ def checked_install(journal: Journal, message: Install) -> Stage | str:
 def _fits(runs: Sequence[Run], first: int, end: int, epoch: int, previous_epoch: int) -> bool:
     """Whether ``runs`` can be those of entries ``[first, end)`` of an owner in ``epoch``."""
     return first >= 1 and end >= first and sound(runs, start=first, base_epoch=previous_epoch, end=end) and (not runs or runs[-1][0] <= epoch)
-

@@ -70,11 +70,12 @@ def _without_laggards(view: View, now_ms: int) -> Assignment | None:
     if document.level != "replica_durable":
         return None
     gone = {b: why for b in document.isr if b != view.me and (why := laggard(view, view.peers[b], now_ms))}
-    if not gone:
+    lost = {b: "has lost what it acknowledged" for b in document.elr if b != view.me and view.peers[b].suspect}
+    if not gone and not lost:
         return None
     fewer = with_isr(document, [b for b in document.isr if b not in gone])
-    fewer = replace(fewer, elr=tuple(b for b in fewer.elr if not view.peers[b].suspect))  # what is lost may not be elected
-    return _next(fewer, "out of the isr: " + "; ".join(f"{b} {why}" for b, why in gone.items()))
+    fewer = replace(fewer, elr=tuple(b for b in fewer.elr if not view.peers[b].suspect))  # who has lost something may not be elected
+    return _next(fewer, "out of the isr and the elr: " + "; ".join(f"{b} {why}" for b, why in {**gone, **lost}.items()))
 
 
 def laggard(view: View, peer: Peer, now_ms: int) -> str:

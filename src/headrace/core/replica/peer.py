@@ -6,6 +6,8 @@ and only a later epoch can cut it.
 
 from enum import Enum
 
+import msgspec
+
 from headrace.core.replica.messages import State
 from headrace.model.cluster import BrokerId, Incarnation
 
@@ -15,9 +17,15 @@ SILENCE_MS = 500
 """Without any frame from a replica that owes an acknowledgement."""
 ISOLATION_MS = 1_000
 REPLICA_LAG_TIME_MS = 10_000
-WINDOW_ENTRIES = 4_096
-"""Sent and not acknowledged, to one follower."""
-APPEND_ENTRIES_MAX = 1_024
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """How much is sent to one follower."""
+
+    window: int = 4_096
+    """Entries sent and not acknowledged."""
+    append: int = 1_024
+    """Entries in one message."""
 
 
 class Link(Enum):

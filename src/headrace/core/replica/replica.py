@@ -31,13 +31,14 @@ from headrace.core.replica.messages import (
     State,
 )  # fmt: skip
 from headrace.core.replica.owner import Owner, Part
+from headrace.core.replica.peer import Pace
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 
 
 class Replica:
     """See the module's head. ``heard``: when a frame of each broker came last, kept up to date by the driver for all partitions together."""
 
-    def __init__(self, me: BrokerId, incarnation: Incarnation, found: Recovered, heard: Mapping[BrokerId, int]) -> None:
+    def __init__(self, me: BrokerId, incarnation: Incarnation, found: Recovered, heard: Mapping[BrokerId, int], *, pace: Pace = Pace()) -> None:
         self.me = me
         self.incarnation = incarnation
         self.journal = Journal(found)
@@ -46,6 +47,7 @@ class Replica:
         self._out: list[AnyEffect] = []
         self.follower = Follower(self.journal, self._out, incarnation)
         self._heard = heard
+        self._pace = pace
         self._links: dict[BrokerId, Incarnation] = {}
         self._wish: Wish | None = None
         self._activation: Change | None = None
@@ -94,6 +96,7 @@ class Replica:
         if document.incarnation == self.incarnation and document.epoch > self.journal.promising:
             self.follower.step_down(document.epoch)
             self.owner = Owner(self.me, document, self.journal, self._heard, self._links, self._out, numbers=self._numbers, now_ms=now_ms)
+            self.owner.pace = self._pace
             if self._wish is not None:
                 self.owner.wish(self._wish)
         elif self._wanted and document.epoch >= self.journal.promising:

@@ -4,7 +4,7 @@ Owns what was sent to whom and the numbers of the sessions. Knows no members: le
 adds the entries.
 
 S1 What a replica says counts only in the session that it answers. S2 Nothing is sent before the replica has said what it holds and agreed where it
-follows on. S3 At most ``WINDOW_ENTRIES`` are sent and not acknowledged. S4 A replica that ends below the start of the journal gets a checkpoint.
+follows on. S3 At most a window of entries is sent and not acknowledged. S4 A replica that ends below the start of the journal gets a checkpoint.
 """
 
 from headrace.core.replica.effects import Alarm, AnyEffect, Send, Stream, Transfer
@@ -12,7 +12,7 @@ from headrace.core.replica.epochs import sound
 from headrace.core.replica.follower import checked_install
 from headrace.core.replica.journal import Journal
 from headrace.core.replica.messages import Align, Append, Fetch, Fetched, Install, NewEpoch, State
-from headrace.core.replica.peer import APPEND_ENTRIES_MAX, RETRY_MS, RETRY_MS_MAX, SILENCE_MS, WINDOW_ENTRIES, Link, Peer
+from headrace.core.replica.peer import RETRY_MS, RETRY_MS_MAX, SILENCE_MS, Link, Pace, Peer
 from headrace.core.replica.term import Best, history_of
 from headrace.model.cluster import BrokerId
 
@@ -28,6 +28,7 @@ class Streaming:
         self.peers: dict[BrokerId, Peer] = {}
         self.source: Best | None = None
         """Whom the owner fetches from."""
+        self.pace = Pace()
         self.stirred = False
         """Something came in since the last ``step``."""
         self._journal = journal
@@ -117,11 +118,11 @@ class Streaming:
                 peer.ended("it lags behind the start of the journal")
                 self.ask(peer, now_ms)
                 continue
-            limit = min(end, peer.held + WINDOW_ENTRIES)
+            limit = min(end, peer.held + self.pace.window)
             if peer.retry_at_ms is None and peer.held < limit:
                 peer.retry_at_ms = now_ms + RETRY_MS_MAX
             while peer.sent_end < limit or peer.told_watermark < watermark:
-                first, stop = peer.sent_end, min(limit, peer.sent_end + APPEND_ENTRIES_MAX)
+                first, stop = peer.sent_end, min(limit, peer.sent_end + self.pace.append)
                 peer.sent_end = max(first, stop)
                 peer.told_watermark = watermark
                 self._out.append(Stream(peer.broker, self._append(first, peer)))

@@ -96,6 +96,15 @@ class Checks:
             if not self._has(broker, index, entry):
                 raise Violation("I6", f"{broker} may be elected and does not hold {index}, which is committed: isr {truth.isr}, elr {truth.elr}")
 
+    def recorded(self, document: Assignment) -> None:
+        """Other members or another level count from now on: whoever is elected by them holds everything that is committed."""
+        required = configuration(document)
+        for index, entry in enumerate(self.ledger, 1):
+            if document.level == "replica_durable":
+                self._electable(document, index, entry)
+            elif sum(self._has(b, index, entry) for b in required.members) < required.k:
+                raise Violation("I6", f"of {required.members} fewer than {required.k} hold {index}, which is committed")
+
     def cut(self, node: Seen, cut: Cut) -> None:
         """A replica gives entries up."""
         for index in range(cut.at, min(len(node.memory), len(self.ledger)) + 1):

@@ -59,10 +59,16 @@ class Machine:
 
 
 class Controlled(RuleBasedStateMachine):
-    @initialize(count=st.integers(1, 5), racks=st.integers(0, 3), strategy=st.sampled_from(["consistent_hash", "round_robin", "least_loaded"]))
-    def begin(self, count: int, racks: int, strategy: str) -> None:
+    @initialize(
+        count=st.integers(1, 5),
+        racks=st.integers(0, 3),
+        strategy=st.sampled_from(["consistent_hash", "round_robin", "least_loaded"]),
+        levels=st.lists(st.sampled_from(LEVELS), max_size=2),
+    )
+    def begin(self, count: int, racks: int, strategy: str, levels: list[str]) -> None:
         self.now = 1_000_000
         self.lives = 0
+        self.at_rest = False
         self.racks = racks
         self.machines: dict[BrokerId, Machine] = {}
         self.items: list[Item] = []
@@ -73,10 +79,15 @@ class Controlled(RuleBasedStateMachine):
         self.held: dict[PartitionId, dict[BrokerId, int]] = {}
         self.recovered: dict[PartitionId, bool] = {}
         self.settings = Placement(strategy=strategy, virtual_nodes=20)  # type: ignore[arg-type]
+        self.lagging: set[tuple[PartitionId, BrokerId]] = set()
         self.handovers: list[int] = []
         self.epochs: dict[tuple[PartitionId, int], BrokerId] = {}
         for _ in range(count):
             self.a_broker_joins()
+        for level in levels:
+            self.a_queue_is_declared(2, level, 3, 2)
+        for change in plan(self.picture()).changes:
+            self.apply(change)
 
     def picture(self, chance: random.Random | None = None) -> Picture:
         lists = [list(self.items), [m.seen() for m in self.machines.values()], list(self.stored.values())]
@@ -113,6 +124,22 @@ class Controlled(RuleBasedStateMachine):
         if machine:
             machine.up = False
 
+    @rule(partition=st.integers(0, 100), follower=st.integers(0, 2), chance=st.randoms(use_true_random=False))
+    def a_follower_lags_or_catches_up(self, partition: int, follower: int, chance: random.Random) -> None:
+        if self.stored:
+            a = self.stored[sorted(self.stored)[partition % len(self.stored)]].assignment
+            self.lagging ^= {(a.partition, a.replicas[follower % len(a.replicas)])}
+            self.owner_acts(a.partition, chance)
+            self.messages_are_committed(chance)
+
+    @rule(partition=st.integers(0, 100), with_isr=st.booleans(), chance=st.randoms(use_true_random=False))
+    def an_owner_dies(self, partition: int, with_isr: bool, chance: random.Random) -> None:
+        if self.stored:
+            a = self.stored[sorted(self.stored)[partition % len(self.stored)]].assignment
+            for id in {a.owner: 0, **(dict.fromkeys(a.isr) if with_isr else {})}:
+                self.machines[id].up = False
+            self.the_controller_plans(chance)
+
     @rule(pick=st.integers(0, 100), together=st.booleans())
     def registrations_vanish(self, pick: int, together: bool) -> None:
         for machine in self.machines.values():
@@ -129,27 +156,19 @@ class Controlled(RuleBasedStateMachine):
             machine.up = machine.present = machine.returned = True
             machine.since_ms = self.now
 
-    @rule(pick=st.integers(0, 100))
-    def a_broker_drains_or_stays(self, pick: int) -> None:
-        machine = self.pick(pick, lambda m: m.up)
-        if machine:
-            machine.registered = replace(machine.registered, draining=not machine.registered.draining)
-
-    @rule(pick=st.integers(0, 100))
-    def a_broker_is_to_be_emptied_or_not(self, pick: int) -> None:
+    @rule(what=st.sampled_from(["drain", "drain", "empty", "damage", "damage", "settings"]), pick=st.integers(0, 100), other=st.integers(0, 100))
+    def something_rare(self, what: str, pick: int, other: int) -> None:
         id = list(self.machines)[pick % len(self.machines)]
-        emptied = set(self.settings.emptied) ^ {id}
-        self.settings = replace(self.settings, emptied=tuple(sorted(emptied)))
-
-    @rule(pick=st.integers(0, 100), partition=st.integers(0, 100))
-    def a_copy_is_damaged_or_repaired(self, pick: int, partition: int) -> None:
-        machine = self.pick(pick, lambda m: m.up)
-        if machine and self.stored:
-            machine.unfit ^= {sorted(self.stored)[partition % len(self.stored)]}
-
-    @rule(cap=st.sampled_from([0, 0, 1, 3, 10]), rebalance=st.booleans(), moves=st.sampled_from([1, 4]))
-    def settings_change(self, cap: int, rebalance: bool, moves: int) -> None:
-        self.settings = replace(self.settings, copies_per_broker_max=cap, rebalance=rebalance, moves_in_flight_max=moves)
+        machine = self.machines[id]
+        if what == "drain":
+            machine.registered = replace(machine.registered, draining=machine.up and not machine.registered.draining)
+        elif what == "empty":
+            self.settings = replace(self.settings, emptied=tuple(sorted(set(self.settings.emptied) ^ {id})))
+        elif what == "damage" and machine.up and self.stored:
+            machine.unfit ^= {sorted(self.stored)[other % len(self.stored)]}
+        elif what == "settings":
+            cap, moves = (0, 0, 1, 3, 10)[pick % 5], (1, 4)[other % 2]
+            self.settings = replace(self.settings, copies_per_broker_max=cap, rebalance=pick % 2 == 0, moves_in_flight_max=moves)
 
     @rule(ms=st.sampled_from([50, 1_000, 2_500, 11_000, 31_000, 301_000]))
     def time_passes(self, ms: int) -> None:
@@ -172,11 +191,19 @@ class Controlled(RuleBasedStateMachine):
         if self.items and pick % 4 == 0:
             self.deleted.update(self.items.pop(pick % len(self.items)).partitions)
 
-    @rule(chance=st.randoms(use_true_random=False))
+    @rule(chance=st.randoms(use_true_random=False), count=st.integers(1, 3))
+    def life_goes_on(self, chance: random.Random, count: int) -> None:
+        """Owners change members, messages are committed, in any order."""
+        for _ in range(count):
+            for partition in list(self.stored):
+                if chance.random() < 0.5:
+                    self.owner_acts(partition, chance)
+            self.messages_are_committed(chance)
+
     def messages_are_committed(self, chance: random.Random) -> None:
         for partition, stored in self.stored.items():
             a = stored.assignment
-            if not self.serves(a, chance) or chance.random() < 0.3:
+            if chance.random() < 0.3 or not self.serves(a, chance):
                 continue
             held = self.held[partition]
             up = [b for b in a.members if self.machines[b].up]
@@ -187,12 +214,6 @@ class Controlled(RuleBasedStateMachine):
             self.committed[partition] += 1
             for broker in takers:
                 held[broker] = self.committed[partition]
-
-    @rule(chance=st.randoms(use_true_random=False))
-    def owners_act(self, chance: random.Random) -> None:
-        for partition in list(self.stored):
-            if chance.random() < 0.5:
-                self.owner_acts(partition, chance)
 
     def serves(self, a: Assignment, chance: random.Random) -> bool:
         """Whether the owner has recovered; if it can, it recovers from as few answers as may suffice."""
@@ -217,10 +238,11 @@ class Controlled(RuleBasedStateMachine):
         if not self.serves(a, chance):
             return
         up = [b for b in a.replicas if self.machines[b].up]
-        fit = [b for b in up if partition not in self.machines[b].unfit]
+        fit = [b for b in up if partition not in self.machines[b].unfit and (b == a.owner or (partition, b) not in self.lagging)]
         new = a
         if a.level == "replica_durable" and set(fit) != set(a.isr):
-            new = with_isr(a, fit)
+            back = [b for b in fit if b in a.isr or self.at_rest or chance.random() < 0.5]
+            new = with_isr(a, back)
         elif any(self.machines[b].up for b in a.learners):
             learner = next(b for b in a.learners if self.machines[b].up)
             new = with_learner_promoted(a, learner)
@@ -312,6 +334,8 @@ class Controlled(RuleBasedStateMachine):
         if not hasattr(self, "machines"):
             return
         chance = random.Random(1)
+        self.at_rest = True
+        self.lagging.clear()
         for machine in self.machines.values():
             if machine.up != machine.present:
                 machine.present, machine.since_ms = machine.up, self.now
@@ -326,7 +350,8 @@ class Controlled(RuleBasedStateMachine):
                 assert self.apply(change)
             self.handovers = []
             for partition in list(self.stored):
-                self.owner_acts(partition, chance)
+                for _ in range(8):
+                    self.owner_acts(partition, chance)
             steps += 1
             assert steps <= bound, f"no end: {[c.reason for c in made]}"
             if before == self.stored:

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from headrace.core.control.copies import is_gone
 from headrace.core.control.draft import Draft
 from headrace.core.control.ownership import is_pinned
-from headrace.core.control.picture import Item, Stored
+from headrace.core.control.picture import Stored
 from headrace.core.control.placement import collisions, staying
 from headrace.model.cluster import NOBODY, Assignment, BrokerId
 
@@ -29,10 +29,9 @@ def choose_preferred(draft: Draft) -> None:
             _name_preferred(draft, stored)
     if not draft.settings.rebalance:
         return
-    for item in draft.items:
-        if len(item.partitions) > 1:
-            _spread_preferences(draft, item)
-    _even_preferences(draft)
+    quiet = list(_quiet(draft))
+    _spread_preferences(draft, quiet)
+    _even_preferences(draft, quiet)
 
 
 def move_copies(draft: Draft) -> None:
@@ -73,28 +72,28 @@ def _prefer(draft: Draft, stored: Stored, to: BrokerId, why: str) -> None:
     draft.change(stored, replace(a, preferred=to), act="prefer", reason=reason)
 
 
-def _spread_preferences(draft: Draft, item: Item) -> None:
-    """Within one item: no broker preferred twice more often than another that has a copy."""
+def _spread_preferences(draft: Draft, quiet: list[Stored]) -> None:
+    """Within each item: no broker preferred twice more often than another that has a copy."""
     owners = draft.books.item_owners
-    mine = set(item.partitions)
-    for stored in [s for s in _quiet(draft) if s.assignment.partition in mine]:
+    for stored in quiet:
         a = stored.assignment
-        if is_pinned(a, a.owner):
+        most = owners[a.item, a.preferred] - 2
+        if most < 0 or is_pinned(a, a.owner):
             continue
-        able = [b for b in a.replicas if b in draft.books.open and draft.in_sync(a, b) and owners[item.name, b] <= owners[item.name, a.preferred] - 2]
+        able = [b for b in a.replicas if owners[a.item, b] <= most and b in draft.books.open and draft.in_sync(a, b)]
         if able:
-            to = min(able, key=lambda b: (owners[item.name, b], draft.books.owners[b], b))
-            _prefer(draft, stored, to, f"partitions of {item.name} go to distinct brokers")
+            to = min(able, key=lambda b: (owners[a.item, b], draft.books.owners[b], b))
+            _prefer(draft, stored, to, f"partitions of {a.item} go to distinct brokers")
 
 
-def _even_preferences(draft: Draft) -> None:
+def _even_preferences(draft: Draft, quiet: list[Stored]) -> None:
     """Over all items: from brokers preferred by too many to such as have copies and are preferred by few."""
     books = draft.books
     bounds = books.owners_band()
-    for stored in list(_quiet(draft)):
+    for stored in quiet:
         a = stored.assignment
         at = a.preferred
-        if is_pinned(a, a.owner) or at not in books.open:
+        if a.partition in draft.touched or is_pinned(a, a.owner) or at not in books.open:
             continue
         able = [
             b

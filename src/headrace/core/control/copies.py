@@ -46,9 +46,9 @@ def _drop(draft: Draft, stored: Stored, wanted: int) -> None:
     missing = max(0, wanted - (len(a.replicas) - len(a.leaving) + len(learners)))
     kept = [b for b in a.leaving if not is_gone(draft, a, b)][:missing]
     preferred = NOBODY if a.preferred in dropped else a.preferred
-    reason = f"{draft.names(dropped)} will not finish the copy of {draft.label(a)}: {draft.broker(dropped[0]).reason}"
+    reason = f"{draft.label(a)} is not copied to {draft.names(dropped)} any more: {draft.broker(dropped[0]).reason}"
     if dropped[0] in draft.emptied:
-        reason = f"{draft.names(dropped)} is being emptied and need not copy {draft.label(a)}"
+        reason = f"{draft.label(a)} is not copied to {draft.names(dropped)} any more, which is to be emptied"
     new = replace(a, learners=learners, leaving=tuple(b for b in a.leaving if b not in kept), preferred=preferred)
     draft.change(stored, new, act="drop", reason=reason)
 
@@ -57,7 +57,7 @@ def _make(draft: Draft, stored: Stored, sound: list[BrokerId], need: int) -> Non
     a = stored.assignment
     back = [b for b in a.leaving if not is_gone(draft, a, b)][:need]
     if back and not a.learners:
-        reason = f"{draft.names(back)} keeps its copy of {draft.label(a)}, which would otherwise have too few"
+        reason = f"{draft.label(a)} stays on {draft.names(back)}: it would have too few copies otherwise"
         draft.change(stored, replace(a, leaving=tuple(b for b in a.leaving if b not in back)), act="keep", reason=reason)
         return
     item, number = draft.number[a.partition]
@@ -78,13 +78,14 @@ def _make(draft: Draft, stored: Stored, sound: list[BrokerId], need: int) -> Non
     if not learners or draft.moves_left() == 0:
         return
     replaced = gone[: len(learners)]
-    names = draft.names(learners)
+    names = f"{draft.names(learners)} {'copies' if len(learners) == 1 else 'copy'}"
+    gone_are = f"{draft.names(replaced)} {'is' if len(replaced) == 1 else 'are'}"
     if replaced and replaced[0] in draft.emptied:
-        reason = f"{names} copies {draft.label(a)} because {draft.names(replaced)} is being emptied"
+        reason = f"{names} {draft.label(a)} because {gone_are} being emptied"
     elif replaced:
-        reason = f"{names} copies {draft.label(a)} because {draft.names(replaced)} is dead ({draft.broker(replaced[0]).reason})"
+        reason = f"{names} {draft.label(a)} because {gone_are} dead ({draft.broker(replaced[0]).reason})"
     else:
-        reason = f"{names} copies {draft.label(a)}, which has {len(sound) + len(a.learners)} of {item.factor} copies"
+        reason = f"{names} {draft.label(a)}, which has {len(sound) + len(a.learners)} of {item.factor} copies"
     new = replace(a, learners=(*a.learners, *learners), leaving=(*a.leaving, *replaced))
     if a.preferred in replaced:
         new = replace(new, preferred=learners[replaced.index(a.preferred)])

@@ -62,9 +62,13 @@ class Draft:
         return broker in a.electable and seen.alive and a.partition not in seen.seen.unfit
 
     def served(self, a: Assignment) -> bool:
-        """Whether its owner is alive, so that learners can catch up and members change."""
+        """Whether its owner is alive and can commit, so that learners catch up and members change."""
         owner = self.brokers[a.owner]
-        return owner.alive and a.partition not in owner.seen.unfit
+        return owner.alive and a.partition not in owner.seen.unfit and not self.lacks_majority(a)
+
+    def lacks_majority(self, a: Assignment) -> bool:
+        """Whether too few replicas of a majority are left to commit anything, a change of members too."""
+        return a.level == "majority_durable" and sum(1 for b in a.replicas if self.brokers[b].state != "dead") < a.k
 
     def change(self, stored: Stored, new: Assignment, *, act: Act, reason: str) -> None:
         """Decides one change."""
@@ -100,8 +104,8 @@ class Draft:
         return max(0, self.settings.handovers_in_flight_max - recent)
 
     def moves_left(self) -> int:
-        """How many partitions may still begin to copy or move."""
-        begun = {s.assignment.partition for s in self.stored if s.assignment.learners}
+        """How many partitions may still begin to copy or move. Where no owner serves nothing is under way."""
+        begun = {s.assignment.partition for s in self.stored if s.assignment.learners and self.served(s.assignment)}
         begun |= {c.partition for c in self.changes if c.assignment is not None and c.assignment.learners}
         return max(0, self.settings.moves_in_flight_max - len(begun))
 

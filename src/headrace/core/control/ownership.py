@@ -23,6 +23,8 @@ def take_over(draft: Draft) -> None:
         a = stored.assignment
         owner = draft.broker(a.owner)
         if owner.state != "dead":
+            if draft.lacks_majority(a):
+                _unavailable(draft, a, "too many of its replicas are dead")
             continue
         chosen = _best(draft, a)
         if chosen is None:
@@ -151,7 +153,8 @@ def _unavailable(draft: Draft, a: Assignment, why: str) -> None:
         rest = f"a local_durable partition is never served elsewhere, so it waits for {draft.names((a.owner,))}"
     elif a.level == "majority_durable":
         alive = sum(1 for b in a.replicas if draft.broker(b).state != "dead")
-        rest = f"{alive} of its {len(a.replicas)} replicas live and {a.recovery_quorum} are needed, so it waits for one of {draft.names(waits_for)}"
+        needed = max(a.k, a.recovery_quorum)
+        rest = f"{alive} of its {len(a.replicas)} replicas live and {needed} are needed, so it waits for one of {draft.names(waits_for)}"
     else:
         behind = [b for b in a.copies if b not in a.electable and draft.broker(b).alive]
         rest = f"no live replica is in sync, so it waits for one of {draft.names(waits_for)}"

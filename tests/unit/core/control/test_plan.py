@@ -88,6 +88,13 @@ def test_a_majority_takes_over_while_it_can_recover(gone: tuple[str, ...], taken
         assert "1 of its 3 replicas live and 2 are needed" in made.findings[0].reason
 
 
+def test_an_owner_without_a_majority_says_so_and_nothing_moves() -> None:
+    made = plan(picture(owned("majority_durable"), dead(B, ms=400_000), dead(C, ms=400_000), seen(D)))
+    assert not made.changes
+    (finding,) = made.findings
+    assert (finding.kind, finding.waits_for) == ("unavailable", (B, C))
+
+
 @pytest.mark.parametrize("what", ["dead", "draining", "emptied", "unfit"])
 def test_a_local_partition_is_never_served_elsewhere(what: str) -> None:
     broker = {"dead": dead(A, ms=900_000), "draining": seen(A, draining=True), "unfit": seen(A, unfit=frozenset({P}))}.get(what, seen(A))
@@ -145,6 +152,15 @@ def test_a_dead_copy_is_made_elsewhere_only_after_a_while() -> None:
     assert (new.learners, new.leaving, new.replicas) == ((D,), (C,), (A, B, C))
     _, after = rehearse(replace(soon, now_ms=NOW + 1))
     assert set(after.stored[0].assignment.replicas) == {A, B, D}
+
+
+def test_a_partition_that_nobody_serves_holds_up_no_other() -> None:
+    stuck = owned(partition=PartitionId(2), owner=E, replicas=(E,), isr=(E,), preferred=E, learners=(B,))
+    lacking = owned(replicas=(A, B), isr=(A, B))
+    base = picture(lacking, dead(E), settings={"moves_in_flight_max": 1})
+    items = (replace(base.items[0], partitions=(P, stuck.partition)),)
+    made = plan(replace(base, items=items, stored=(*base.stored, replace(base.stored[0], assignment=stuck))))
+    assert written(only(made)).learners == (C,)
 
 
 def test_a_learner_that_dies_is_dropped_and_who_should_have_left_stays() -> None:

@@ -357,12 +357,12 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
 def _joined(gathered: list[Publish], base: int, records: int, wall_ms: int) -> bytes:
     """The payload of an entry of several runs."""
     frames: int = 0
-    heads: list[bytes] = []
+    pieces: list[bytes] = [b""]
     blobs: list[bytes] = []
     for publish in gathered:
         run = publish.run
         frames += run.frame_count
-        heads.append(
+        pieces.append(
             _pack_run(
                 run.producer_id,
                 run.producer_epoch,
@@ -380,7 +380,9 @@ def _joined(gathered: list[Publish], base: int, records: int, wall_ms: int) -> b
         )
         blobs.append(publish.blob)
         publish.blob = b""
-    return _pack_head(base, records, frames, wall_ms, len(gathered)) + b"".join(heads) + b"".join(blobs)
+    pieces[0] = _pack_head(base, records, frames, wall_ms, len(gathered))
+    pieces.extend(blobs)
+    return b"".join(pieces)
 
 
 def lane_flushed(lane: Lane, index: int, now_ms: int, confirms: Confirms) -> None:

@@ -727,10 +727,10 @@ def test_the_start_of_a_stream_does_not_go_back() -> None:
 
 
 def test_who_was_shown_what_was_taken_back_is_told() -> None:
-    def goes_on(offset: int, event: str = "") -> list[str]:
+    def goes_on(offset: int, event: str = "", cursor: str = "") -> list[str]:
         made = Made(s=StreamSpec(tier="speculative"))
         ids = [made.publish("s").id for _ in range(4)]
-        who = made.consumer("s", kind="reader")
+        who = made.consumer("s", kind="reader", cursor=cursor)
         made.read(who, ids[0], 1, speculative=True)
         made.read(who, ids[1], offset, epoch=2)
         if event:
@@ -741,5 +741,7 @@ def test_who_was_shown_what_was_taken_back_is_told() -> None:
         return told(streams.not_told, made)
 
     assert goes_on(2)
-    assert not goes_on(1)
+    assert goes_on(1)
+    assert not goes_on(1, "retracted")
+    assert not goes_on(1, cursor="c")  # it begins again at its cursor
     assert not goes_on(2, "retracted")

@@ -172,7 +172,7 @@ def _deadlines_left(live: Live) -> None:
         (_watermark_too_high, "I15", "adds up to 5, the high watermark is 6"),
         (_never_committed, "I16", "given offsets and never committed"),
         (_a_producer_too_many, "I18", "producers is"),
-        (_a_cursor_moved, "I18", "cursors is {'c': 3}; rebuilt from the log it is {'c': 2}"),
+        (_a_cursor_moved, "I18", "cursors is {'c': (3, [])}; rebuilt from the log it is {'c': (2, [])}"),
         (_a_count_nobody_journalled, "I18", "attempts is"),
         (_an_index_too_many, "I18", "its log ends at index"),
         (_an_expiry_left, "I17", "keeps 1 expiries"),
@@ -220,7 +220,7 @@ def test_of_a_cursor_below_what_is_stored_only_its_next_record_counts(live: Live
     cursor.above.add(3, 4)
     live.stream.machine.start_offset = 3
     assert any("start is 3" in found.text for found in live.at_rest())
-    assert any("{'c': 4}" in found.text for found in live.at_rest())
+    assert any("{'c': (4, [])}" in found.text for found in live.at_rest())
 
 
 # ---------------------------------------------------------------- at any moment

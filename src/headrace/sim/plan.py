@@ -4,7 +4,7 @@
 ``smaller`` says how a plan that fails may be made smaller.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -125,9 +125,9 @@ class Plan(msgspec.Struct, frozen=True):
 # ---------------------------------------------------------------- drawing
 
 
-def draw(chance: Chance) -> Plan:
-    """A plan of about 2,000 to 5,000 callbacks of the loop."""
-    features = _Features(chance.fork("features"))
+def draw(chance: Chance, wants: Sequence[str] = ()) -> Plan:
+    """A plan of about 2,000 to 5,000 callbacks of the loop. ``wants``: features that it is to have in any case."""
+    features = _Features(chance.fork("features"), wants)
     names: list[Name] = []
     clients: list[Client] = []
     seconds = features.chance.between(1.0, 5.0)
@@ -151,9 +151,9 @@ def draw(chance: Chance) -> Plan:
 class _Features:
     """Which features this seed has: each is drawn once, when first asked for."""
 
-    def __init__(self, chance: Chance) -> None:
+    def __init__(self, chance: Chance, wants: Sequence[str]) -> None:
         self.chance = chance
-        self._drawn: dict[str, bool] = {}
+        self._drawn: dict[str, bool] = dict.fromkeys(wants, True)
 
     def __call__(self, name: str, probability: float) -> bool:
         if name not in self._drawn:
@@ -317,9 +317,11 @@ def _stream_clients(has: _Features, chance: Chance, name: str, seconds: float) -
             "start": draw.choice(["earliest", "earliest", "latest", "last:5"]),
         }  # fmt: skip
         if group:
-            options |= {"group": "readers", "start": "", "explicit": draw.happens(0.5), "singly": has("acks one by one", 0.3)}
+            options |= {"group": "readers", "start": "", "explicit": has("acks one by one", 0.3) or draw.happens(0.5)}
         elif has("cursors", 0.6) and draw.happens(0.7):
-            options |= {"cursor": f"c{i}", "start": "", "explicit": draw.happens(0.5), "singly": has("acks one by one", 0.3)}
+            options |= {"cursor": f"c{i}", "start": "", "explicit": has("acks one by one", 0.3) or draw.happens(0.5)}
+        if options.get("explicit") and has("acks one by one", 0.3):
+            options |= {"singly": True, "rounds": 3, "operations": int(draw.between(10, 60))}
         if has("filters", 0.2) and draw.happens(0.5):
             options["filter"] = "kind = a"
         if has("small windows in bytes", 0.2):

@@ -3,27 +3,40 @@
 A run with every fault at once explores less than many runs with few each: most states are reached only when something is left out.
 """
 
+from collections.abc import Sequence
+
+from msgspec.structs import replace
+
 from headrace.sim import workload
 from headrace.sim.chance import Chance
 from headrace.sim.scenario import Fault, FaultKind, Scenario, Settings, Shape
 from headrace.sim.world import Speeds
 
 KIB = 1024
+COLD = "cold reads"
+"""A feature that is asked for only."""
 DEATHS: tuple[FaultKind, ...] = ("kill", "power", "stop")
 STORAGE: tuple[FaultKind, ...] = ("sync_error", "write_error", "full", "slow")
 OTHERS: tuple[FaultKind, ...] = ("pause", "cut", "reset", "clock")
 HURTS: tuple[FaultKind, ...] = ("flip", "stale", "state_lost")
 
 
-def draw(seed: int) -> Scenario:
-    """The scenario of that seed."""
+def draw(seed: int, wants: Sequence[str] = ()) -> Scenario:
+    """The scenario of that seed. ``wants``: features of the plan (``plan.draw``) that it is to have in any case."""
     chance = Chance(seed, "swarm")
-    plan = workload.draw(chance.fork("plan"))
+    plan = workload.draw(chance.fork("plan"), wants)
     seconds = chance.between(0.3, 20.0)
-    return Scenario(
+    made = Scenario(
         seed=seed, plan=plan, faults=faults(chance.fork("faults"), seconds), settings=settings(chance.fork("settings")),
         speeds=speeds(chance.fork("speeds")), shape=shape(chance.fork("shape")), seconds=seconds,
     )  # fmt: skip
+    return cold(made) if COLD in wants else made
+
+
+def cold(scenario: Scenario) -> Scenario:
+    """With next to no cache and slow disks: most of what is delivered has to be read first, and that takes its time."""
+    slow = replace(scenario.speeds, work=(0.002, 0.3), slow=max(scenario.speeds.slow, 0.02))
+    return replace(scenario, settings=replace(scenario.settings, tail_cache_bytes=4 * KIB), speeds=slow)
 
 
 def faults(chance: Chance, seconds: float) -> tuple[Fault, ...]:

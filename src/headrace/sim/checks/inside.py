@@ -159,17 +159,17 @@ def _state(partition: Partition) -> dict[str, Any]:
         # below what is still stored nothing can be read: compaction may have dropped all of it, which the live machine need not know
         start = max(machine.start_offset, min(partition.store.first_offset(partition.pid), machine.end))
         kept["start"], kept["end"] = start, machine.end
-        kept["cursors"] = {name: _position(cursor, start) for name, cursor in sorted(machine.cursors.items())}
+        kept["cursors"] = {name: _books(cursor, start) for name, cursor in sorted(machine.cursors.items())}
     return kept
 
 
-def _position(cursor: Cursor, start: int) -> int:
-    """Where a cursor stands once it was moved to ``start``: it goes on over what was acked from there."""
+def _books(cursor: Cursor, start: int) -> tuple[int, list[tuple[int, int]]]:
+    """Where a cursor stands once it was moved to ``start``, as it goes on over what was acked from there, and what is acked above."""
     at = max(start, cursor.next_offset)
     for first, end in cursor.above.ranges():
         if first <= at < end:
             at = end
-    return at
+    return at, [(first, end) for first, end in cursor.above.ranges() if first > at]
 
 
 def _producers(partition: Partition) -> list[Any]:

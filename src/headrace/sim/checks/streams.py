@@ -222,6 +222,11 @@ def not_told(seen: Seen) -> Iterator[Violation]:
             if r.offset > max(found) or not seen.sound(r.name, r.partition):
                 continue
             later = [x for x in reads[i + 1 :] if x.partition == r.partition and x.epoch > r.epoch]
+            if later and not attached.cursor and later[0].offset <= r.offset and attached.name not in seen.volatile:
+                yield Violation(
+                    "I5", f"reader {number} of {r.name}/{r.partition} was shown message {r.id} at {r.offset} {r.at:.4f} s, which was taken back, was "
+                    f"set back to {later[0].offset} {later[0].at:.4f} s and was not told",
+                )  # fmt: skip
             if later and all(x.offset > r.offset for x in later):
                 yield Violation(
                     "I5", f"reader {number} of {r.name}/{r.partition} was shown message {r.id} at {r.offset} {r.at:.4f} s, which was taken back "

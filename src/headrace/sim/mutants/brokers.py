@@ -77,6 +77,7 @@ BROKERS: Final = (
         name="refused-and-stored",
         wrong="a publish beyond the queue's limit is refused, and stored all the same",
         notices=("I2",),
+        wants=("limits",),
         edits=(
             Edit(
                 "broker.partition:Partition.publish",
@@ -160,6 +161,7 @@ BROKERS: Final = (
         wrong="a request that repeats an alteration under way is answered while the first one is not in force yet",
         notices=("pause", "error"),
         stir=("slow", "reset", "reset", "reset"),
+        wants=("administration", "verb pause"),
         edits=(Edit("broker.catalogue:Catalogue._update", 'self._changed(old, "altered")', "pass"),),
     ),
     Mutant(
@@ -177,6 +179,7 @@ BROKERS: Final = (
         wrong="a paused queue delivers again after a restart",
         notices=("pause",),
         stir=DEATHS,
+        wants=("administration", "verb pause"),
         edits=(Edit("broker.queue_partition:QueuePartition.__init__", "self._machine.pause(item.paused)", "pass"),),
     ),
 )

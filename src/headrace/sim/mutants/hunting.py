@@ -31,8 +31,8 @@ ROUND: Final[Mapping[Net, int]] = {"runs": 10, "images": 1}
 RUN_S_MAX: Final[Mapping[Net, int]] = {"runs": 60, "images": 600}
 """Real seconds after which a run counts as one that does not end; clean ones take less than one, and a minute."""
 
-Ground = tuple[Net, tuple[FaultKind, ...]]
-"""What a mutant is run on, which others share: the net, and the faults that every run gets."""
+Ground = tuple[Net, tuple[FaultKind, ...], tuple[str, ...]]
+"""What a mutant is run on, which others share: the net, and the faults and features that every run gets."""
 Seeds = tuple[int, ...]
 
 
@@ -160,7 +160,7 @@ class Hunt:
 
 
 def ground(mutant: Mutant) -> Ground:
-    return mutant.net, mutant.stir
+    return mutant.net, mutant.stir, mutant.wants
 
 
 def _prepare(names: list[str]) -> None:
@@ -174,17 +174,17 @@ def attempt(task: Task) -> Trial:
     """Carries out a task, in whatever process it is called."""
     began = time.perf_counter()
     seen: list[Seen] = []
-    net, stir = task.ground
+    net, stir, features = task.ground
     wanted = [MUTANTS[name] for name in task.wanted]
     shows: dict[str, list[int]] = {name: [] for name in task.wanted}
     with MUTANTS[task.mutant].plant() if task.mutant else nullcontext():
         for seed in task.seeds:
             if wanted and net == "runs":
                 with watching(wanted) as watched:
-                    seen += broken(seed, net, stir)
+                    seen += broken(seed, net, stir, features)
             else:
                 watched = None
-                seen += broken(seed, net, stir)
+                seen += broken(seed, net, stir, features)
             for mutant in wanted:
                 if watched is None or watched.touches(mutant):
                     shows[mutant.name].append(seed)
@@ -193,7 +193,7 @@ def attempt(task: Task) -> Trial:
     return Trial(task, tuple(seen), time.perf_counter() - began, {name: tuple(seeds) for name, seeds in shows.items()})
 
 
-def broken(seed: int, net: Net, stir: tuple[FaultKind, ...]) -> list[Seen]:
+def broken(seed: int, net: Net, stir: tuple[FaultKind, ...] = (), wants: tuple[str, ...] = ()) -> list[Seen]:
     """The promises that the run of a seed breaks."""
     try:
         with limited(RUN_S_MAX[net]):
@@ -201,7 +201,7 @@ def broken(seed: int, net: Net, stir: tuple[FaultKind, ...]) -> list[Seen]:
                 sweep = FirstFailure(seed)
                 sweep.run()
                 return [Seen(seed, "images", str(failure)) for failure in sweep.failures]
-            result, _ = run(stirred(swarm.draw(seed), stir))
+            result, _ = run(stirred(swarm.draw(seed, wants), stir))
             return [Seen(seed, violation.invariant, violation.text, stir) for violation in result.violations]
     except TooLong:
         return [Seen(seed, "I16", f"the run did not end within {RUN_S_MAX[net]} s of real time", stir)]

@@ -58,6 +58,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """``images``: whole runs hardly ever meet the moment in which it shows; crash images of the store meet every moment."""
     stir: tuple[FaultKind, ...] = ()
     """Faults that it needs and that few runs have: each run gets them besides its own."""
+    wants: tuple[str, ...] = ()
+    """Features of a plan, likewise (``plan.draw``)."""
 
     @contextmanager
     def plant(self) -> Iterator[None]:

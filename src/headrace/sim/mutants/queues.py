@@ -29,6 +29,7 @@ LEASES: Final = (
         wrong="leases that were restored run out at once instead of starting anew",
         notices=("I9", "I10"),
         stir=DEATHS,
+        wants=("slow consumers",),
         edits=(Edit("core.queue.leases:Leases.activate", "lease.lease_ms, now_ms + lease.lease_ms,", "lease.lease_ms, now_ms,"),),
     ),
     Mutant(
@@ -47,6 +48,7 @@ LEASES: Final = (
         name="late-settle-of-another-accepted",
         wrong="a settlement counts for whoever sends it, also when the message is leased to somebody else by now",
         notices=("I10",),
+        wants=("late settlements", "slow consumers"),
         edits=(
             Edit(
                 "core.queue.machine:QueueMachine.settle",
@@ -62,6 +64,7 @@ LEASES: Final = (
         wrong="what was read from the disk for one connection is sent to the one that its consumer has by now, to which it is granted again",
         notices=("I10", "I9"),
         stir=("reset", "reset", "reset", "reset"),
+        wants=("cold reads", "slow consumers"),
         edits=(
             Edit(
                 "broker.queue_partition:QueuePartition._wanted",
@@ -80,6 +83,7 @@ LEASES: Final = (
         wrong="what waited for the disk longer than its lease is sent all the same",
         notices=("I10", "I9"),
         stir=("slow", "slow", "slow"),
+        wants=("cold reads", "slow consumers", "leases of a subscription"),
         edits=(
             Edit("broker.queue_partition:QueuePartition._wanted", "bool(self.machine.leased(grant.consumer_id, grant.attempt, first, end))", "True"),
             Edit(
@@ -111,6 +115,7 @@ LEASES: Final = (
         name="extension-forgotten",
         wrong="an extended lease ends when it would have ended anyway",
         notices=("I10", "I9"),
+        wants=("extend",),
         edits=(
             Edit(
                 "core.queue.machine:QueueMachine.extend",
@@ -135,6 +140,7 @@ LEASES: Final = (
         name="session-end-forgets-subscriptions",
         wrong="the end of a lost session's grace does not end its subscriptions: its seat in a cohort or group is never free",
         notices=("I16",),
+        wants=("cohorts", "abandoned connections"),
         edits=(
             Edit(
                 "broker.broker:Broker._expire_sessions",
@@ -153,12 +159,14 @@ LEASES: Final = (
         name="pull-keeps-unused-credit",
         wrong="what a pull asked for and did not get stays as credit: the next one gets more than it asks for",
         notices=("I10", "I9", "pull"),
+        wants=("pull",),
         edits=(Edit("broker.subscription:QueueSubscription.end_fetch", "self.credit.messages -= fetch.wanted - fetch.delivered", "pass"),),
     ),
     Mutant(
         name="auto-ack-not-journalled",
         wrong="messages delivered with auto-ack are not journalled as settled: a restart delivers them again",
         notices=("I9",),
+        wants=("auto-ack",),
         edits=(Edit("core.queue.granting:Round._deliver", "state.journal.settle(Action.ACK, Reason.AUTO_ACK, attempt, start, stop)", "pass"),),
         stir=DEATHS,
     ),
@@ -169,6 +177,7 @@ RULES: Final = (
         name="key-order-not-kept",
         wrong="the next message of a key is delivered while one is leased or waits for a retry",
         notices=("I4",),
+        wants=("order by key", "retry"),
         edits=(
             Edit("core.queue.lookahead:Lookahead._may_go", "return not self.keyed or key is None or self.lines[key][0] == offset", "return True"),
         ),
@@ -184,12 +193,14 @@ RULES: Final = (
         wrong="replay makes a message that waits for its retry ready at once",
         notices=("delay", "I9"),
         stir=DEATHS,
+        wants=("retry", "back-off"),
         edits=(Edit("core.queue.replaying:_settlement", "state.make_delayed(start, stop, when_ms)", "state.make_ready(start, stop)"),),
     ),
     Mutant(
         name="back-off-ignored",
         wrong="a retry with a delay is delivered again at once",
         notices=("delay", "I9"),
+        wants=("retry", "back-off"),
         edits=(
             Edit(
                 "core.queue.fates:give_back",
@@ -202,30 +213,35 @@ RULES: Final = (
         name="expiry-ignored",
         wrong="the expiry that a message was published with is not kept",
         notices=("expiry",),
+        wants=("ttl",),
         edits=(Edit("broker.lane:lane_gather", "expires_at = wall + run.expires_at_ms", "expires_at = 0"),),
     ),
     Mutant(
         name="expired-too-early",
         wrong="expiry is compared in whole seconds, so messages expire up to a second early",
         notices=("I1",),
+        wants=("ttl", "dead letters", "read dead letters"),
         edits=(Edit("core.queue.expiry:Expiry.due", "expiring[0][0] <= wall_ms", "expiring[0][0] // 1000 <= wall_ms // 1000"),),
     ),
     Mutant(
         name="ttl-by-the-second",
         wrong="append times are kept to the second only, so the queue's time to live ends early for some",
         notices=("I1",),
+        wants=("ttl of the queue", "dead letters", "read dead letters"),
         edits=(Edit("core.queue.state:State.append", "grain_ms=0 if spec.ttl_ms or spec.max_age_ms else TIME_GRAIN_MS", "grain_ms=TIME_GRAIN_MS"),),
     ),
     Mutant(
         name="max-deliveries-off-by-one",
         wrong="a message is delivered once more than max_deliveries",
         notices=("max_deliveries", "I9"),
+        wants=("max deliveries", "retry"),
         edits=(Edit("core.queue.fates:give_back", "attempts >= attempts_max", "attempts > attempts_max"),),
     ),
     Mutant(
         name="rejected-dropped",
         wrong="a rejected message is dropped although its queue names where dead letters go",
         notices=("I1",),
+        wants=("dead letters", "reject"),
         edits=(
             Edit(
                 "core.queue.fates:bury",
@@ -238,12 +254,14 @@ RULES: Final = (
         name="overflow-drops-instead-of-dead-lettering",
         wrong="overflow = dead_letter_oldest drops the oldest",
         notices=("I1",),
+        wants=("limits",),
         edits=(Edit("core.queue.admission:make_room", 'drop = spec.overflow == "drop_oldest"', "drop = True"),),
     ),
     Mutant(
         name="overflow-drops-the-newest",
         wrong="overflow removes the newest of the messages that were there, not the oldest",
         notices=("I1", "overflow"),
+        wants=("limits", "slow consumers"),
         edits=(
             Edit(
                 "core.queue.admission:_bury_oldest",
@@ -256,6 +274,7 @@ RULES: Final = (
         name="limit-forgets-what-is-on-its-way",
         wrong="a queue's limit counts what is enqueued and not what was admitted before: bursts go beyond it",
         notices=("limit", "I17"),
+        wants=("limits",),
         edits=(
             Edit(
                 "core.queue.admission:Admission.admit",
@@ -268,12 +287,14 @@ RULES: Final = (
         name="priorities-inverted",
         wrong="the lowest priority is served first",
         notices=("priority", "I4"),
+        wants=("priorities",),
         edits=(Edit("core.queue.granting:Round._hand_out", "for level in reversed(levels) if level", "for level in levels if level"),),
     ),
     Mutant(
         name="purge-forgets-the-delayed",
         wrong="a purge leaves delayed messages in the queue",
         notices=("I2", "I9", "purge"),
+        wants=("administration", "verb purge", "delay"),
         edits=(
             Edit("core.queue.administration:Administration.purge", "state.cut_ready(0, ALL) + state.cut_delayed(0, ALL)", "state.cut_ready(0, ALL)"),
         ),
@@ -283,6 +304,7 @@ RULES: Final = (
         wrong="a purge is not journalled: a restart brings the messages back",
         notices=("I2", "I9", "purge"),
         stir=DEATHS,
+        wants=("administration", "verb purge"),
         edits=(
             Edit(
                 "core.queue.administration:Administration.purge",
@@ -295,12 +317,14 @@ RULES: Final = (
         name="snapshot-without-the-delayed",
         wrong="a snapshot has no delayed messages",
         notices=("I1", "I18", "damage", "error"),
+        wants=("delay",),
         edits=(Edit("core.queue.snapshots:snapshot", "list(state.delayed)", "[]"),),
     ),
     Mutant(
         name="snapshot-without-priorities",
         wrong="a snapshot has no priorities",
         notices=("priority", "I18", "damage", "error"),
+        wants=("priorities",),
         edits=(Edit("core.queue.snapshots:snapshot", "list(state.priorities)", "[]"),),
     ),
     Mutant(
@@ -325,12 +349,14 @@ RULES: Final = (
         name="transfer-forgotten-at-a-restart",
         wrong="dead letters that were on their way when the broker died are not carried on",
         notices=("I1", "I16"),
+        wants=("dead letters", "reject"),
         edits=(Edit("core.queue.administration:Administration._warm", "state.transfers.hand_out_again()", "pass"),),
     ),
     Mutant(
         name="transfer-done-before-it-arrived",
         wrong="a transfer counts as done before its target has it: killed in between, the dead letters are nowhere",
         notices=("I1",),
+        wants=("dead letters", "reject"),
         edits=(
             Edit(
                 "broker.outbox:Outbox._insist",
@@ -343,6 +369,7 @@ RULES: Final = (
         name="transferred-twice",
         wrong="a transfer that is repeated after a restart comes under another producer id and is stored again",
         notices=("I11", "I9"),
+        wants=("dead letters", "reject", "retry"),
         edits=(Edit("broker.outbox:Outbox._publish", 'f"{source.pid}/{transfer.number}"', 'f"{source.pid}/{transfer.number}/{broker.incarnation}"'),),
         stir=DEATHS,
     ),
@@ -350,6 +377,7 @@ RULES: Final = (
         name="transfer-leaves-its-messages",
         wrong="replay of a transfer does not settle its messages: after a restart they are in both queues",
         notices=("I9", "I11", "I15"),
+        wants=("dead letters", "reject"),
         edits=(Edit("core.queue.replaying:replay", "_settle(state, taken.first, min(taken.first + taken.count, state.end))", "pass"),),
         stir=DEATHS,
     ),
@@ -357,6 +385,7 @@ RULES: Final = (
         name="cohort-not-exclusive",
         wrong="a partition's gate is not looked at: every member of a cohort is served from every partition",
         notices=("cohort", "I10"),
+        wants=("cohorts",),
         edits=(Edit("core.queue.machine:QueueMachine.grant", "if self._gate is not None:", "if self._gate is not None and self._gate[0] is None:"),),
     ),
 )

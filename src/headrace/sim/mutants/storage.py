@@ -195,6 +195,7 @@ SEGMENTS: Final = (
         name="retention-removes-the-newest",
         wrong="retention by records counts from the wrong end and removes what should stay",
         notices=("I1",),
+        wants=("retention",),
         edits=(Edit("storage.mover:Mover.retained_from", "below = end - records_max if records_max else -1", "below = end if records_max else -1"),),
     ),
 )

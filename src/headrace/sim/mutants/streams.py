@@ -23,6 +23,7 @@ STREAMS: Final = (
         wrong="records that are not durable yet are delivered without being marked as speculative",
         notices=("I5",),
         stir=DEATHS,
+        wants=("tiers",),
         edits=(
             Edit("broker.stream_partition:StreamPartition._emit", "flags = DeliverFlag.SPECULATIVE if reached > high_watermark else 0", "flags = 0"),
         ),
@@ -31,6 +32,7 @@ STREAMS: Final = (
         name="retraction-not-told",
         wrong="a reader who had speculative records that a restart took back is not told",
         notices=("I5", "I3"),
+        wants=("tiers",),
         edits=(
             Edit(
                 "broker.attach:start_reading",
@@ -44,6 +46,7 @@ STREAMS: Final = (
         name="cursor-is-the-highest-ack",
         wrong="a cursor moves to the highest acked record instead of over contiguous ones",
         notices=("I1", "cursor"),
+        wants=("cursors", "acks one by one"),
         edits=(
             Edit(
                 "core.stream.cursor:Cursor.settle",
@@ -56,12 +59,14 @@ STREAMS: Final = (
         name="cursor-not-journalled",
         wrong="the moves of cursors are not journalled",
         notices=("cursor", "I9", "I1"),
+        wants=("cursors",),
         edits=(Edit("core.stream.ledger:Ledger._went_on", "if changed:\n    self._dirty[cursor.name] = None", "pass"),),
     ),
     Mutant(
         name="cursor-without-acks-above",
         wrong="a cursor's journal row has no acked ranges above it, so they are read again after a restart",
         notices=("cursor", "I9"),
+        wants=("cursors", "acks one by one"),
         edits=(Edit("core.stream.cursor:Cursor.row", "[(first, min(end, limit) - first) for first, end in above if first < limit]", "[]"),),
         stir=DEATHS,
     ),
@@ -69,6 +74,7 @@ STREAMS: Final = (
         name="commit-confirmed-early",
         wrong="the move of a cursor is confirmed before it is durable",
         notices=("cursor", "I13", "I9"),
+        wants=("cursors", "acks one by one"),
         edits=(Edit("broker.stream_partition:StreamPartition.ack", "self.when_committed(answer)", "answer()"),),
         stir=("slow", "power", "power", "power"),
     ),
@@ -100,6 +106,7 @@ STREAMS: Final = (
         name="one-partition-two-readers",
         wrong="a member of a reader group keeps the partitions that went to another",
         notices=("group", "I9", "error"),
+        wants=("groups of readers",),
         edits=(
             Edit(
                 "core.groups:Group._change",
@@ -112,6 +119,7 @@ STREAMS: Final = (
         name="compaction-drops-the-newest",
         wrong="compaction drops the newest record of a key too",
         notices=("I1",),
+        wants=("compaction",),
         edits=(
             Edit(
                 "core.compaction:Compaction._stays",
@@ -124,6 +132,7 @@ STREAMS: Final = (
         name="trim-not-journalled",
         wrong="a trim is not journalled: after a restart the records are there again",
         notices=("trim", "I5", "I2"),
+        wants=("administration", "verb trim"),
         edits=(Edit("core.stream.machine:StreamMachine.trim", "self._trimmed = self._trimmed or journal", "pass"),),
         stir=DEATHS,
     ),

@@ -21,12 +21,14 @@ from headrace.core.replica.effects import Alarm, AnyEffect, Begin, Changed, Comm
 from headrace.core.replica.journal import Journal
 from headrace.core.replica.levels import Waiting
 from headrace.core.replica.messages import State
-from headrace.core.replica.peer import ISOLATION_MS, RETRY_MS, Link, Peer
+from headrace.core.replica.peer import ISOLATION_MS, RETRY_MS, RETRY_MS_MAX, Link, Peer
 from headrace.core.replica.streaming import Streaming
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 from headrace.wire.frames import Level
 
 HANDOVER_MS = 5_000
+FAILURES_TOLD = 5
+"""Failures of a follower in a row of which somebody is told."""
 
 
 class Part(Enum):
@@ -232,15 +234,24 @@ class Owner(Streaming):
     def gap(self, sender: BrokerId, reason: str, now_ms: int) -> None:
         """What was sent does not follow on what it has: a new session."""
         peer = self.peers[sender]
+        if peer.link in (Link.ABSENT, Link.ASKED):
+            return
         peer.reset = peer.reset or peer.failures > 0
         peer.ended(reason)
         self._lost_source(sender)
-        self.ask(peer, now_ms)
+        if peer.failures < 2:
+            self.ask(peer, now_ms)
+        else:  # not in a circle at the speed of the network
+            peer.retry_at_ms = now_ms + min(RETRY_MS * peer.failures, RETRY_MS_MAX)
+        if peer.failures == FAILURES_TOLD:
+            self._out.append(Alarm(f"{sender} has failed {peer.failures} times in a row to follow: {reason}"))
 
-    def quarantined(self, sender: BrokerId, reason: str) -> None:
+    def quarantined(self, sender: BrokerId, reason: str, now_ms: int) -> None:
+        """It takes nothing until it is repaired: it is asked now and then."""
         peer = self.peers[sender]
         peer.ended(reason)
         peer.link = Link.QUARANTINED
+        peer.retry_at_ms = now_ms + RETRY_MS_MAX
         self.stirred = True
         self._lost_source(sender)
 

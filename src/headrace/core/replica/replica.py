@@ -234,7 +234,7 @@ class Replica:
         elif isinstance(message, Gap):
             owner.gap(sender, message.reason, now_ms)
         else:
-            owner.quarantined(sender, message.reason)
+            owner.quarantined(sender, message.reason, now_ms)
 
     def _fence(self, epoch: int) -> None:
         """A later epoch was seen: what this broker owns of the partition it owns no more."""

@@ -54,7 +54,7 @@ class Streaming:
         """Repeats what was not answered in time: messages may be lost on a connection that stands."""
         for peer in self.peers.values():
             if peer.retry_at_ms is not None and now_ms >= peer.retry_at_ms and peer.up:
-                if peer.link is not Link.ASKED:
+                if peer.link not in (Link.ASKED, Link.ABSENT, Link.QUARANTINED):
                     peer.ended("it does not answer")
                 self.ask(peer, now_ms)
 

@@ -72,7 +72,7 @@ def drawn(seed: int) -> Plan:
         loss=chance.choice([0.0, 0.0, 0.005, 0.05]),
         duplicated=chance.choice([0.0, 0.02, 0.2]),
         swap_lost=chance.choice([0.0, 0.1, 0.4]),
-        suspicion=chance.choice([0.0, 0.0 if lying else 0.02, 0.1]),
+        suspicion=chance.choice([0.0, 0.0 if lying else 0.02, 0.1, 0.1 if lying else 0.4]),
         moves=chance.choice([0.0, 0.1, 0.4]),
         altered=chance.happens(0.5),
         trim=chance.choice([0.0, 0.5]),

@@ -104,6 +104,9 @@ def _bounded(name: str, broker: Broker, *, damaged: bool) -> Iterator[Violation]
         "held connections": len(broker._held),
         "sessions": max(0, len(broker.sessions) - len(broker.sinks) - 32),
     }
+    sessions = broker.sessions.values()
+    owned = {s.id for session in sessions for s in (*session.channels.values(), *session.subscriptions.values())}
+    sizes["subscriptions of no session"] = len({i for p in broker.partitions.values() for i in p.subscription_ids()} - owned)
     for what, size in sizes.items():
         if size:
             yield Violation("I17", f"broker {name} is at rest and keeps {size} {what}")

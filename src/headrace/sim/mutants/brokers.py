@@ -160,8 +160,8 @@ BROKERS: Final = (
         name="alteration-answered-before-it-holds",
         wrong="a request that repeats an alteration under way is answered while the first one is not in force yet",
         notices=("pause", "error"),
-        stir=("slow", "reset", "reset", "reset"),
-        wants=("administration", "verb pause"),
+        stir=("slow", "reset", "reset", "reset", "reset", "reset"),
+        wants=("administration", "verb pause", "cold reads"),
         edits=(Edit("broker.catalogue:Catalogue._update", 'self._changed(old, "altered")', "pass"),),
     ),
     Mutant(

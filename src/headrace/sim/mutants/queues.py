@@ -139,7 +139,7 @@ LEASES: Final = (
     Mutant(
         name="session-end-forgets-subscriptions",
         wrong="the end of a lost session's grace does not end its subscriptions: its seat in a cohort or group is never free",
-        notices=("I16",),
+        notices=("I16", "I17"),
         wants=("cohorts", "abandoned connections"),
         edits=(
             Edit(

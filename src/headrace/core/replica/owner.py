@@ -260,10 +260,10 @@ class Owner(Streaming):
     def recorded(self, document: Assignment, now_ms: int) -> None:
         """What is recorded now, from an answer or a watch."""
         mine = self.document
-        if document.epoch > self.epoch or document.owner != self.me:
-            self.stop(f"epoch {document.epoch} was given to {document.owner}: {document.reason}")
+        if not later(document, mine.version, mine.generation):
             return
-        if not later(document, mine.version, mine.generation) or document.epoch < self.epoch:
+        if document.epoch != self.epoch or document.owner != self.me:
+            self.stop(f"epoch {document.epoch} was given to {document.owner}: {document.reason}")
             return
         known = self._configurations
         self.document, self.change = document, None

@@ -6,7 +6,7 @@ Owns what a driver owns in a real broker, in its order: effects as they were giv
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from headrace.core.replica.effects import Begin, Cut, Promise, Stage, Store
+from headrace.core.replica.effects import Begin, Cut, Promise, Store
 from headrace.core.replica.replica import Replica
 from headrace.sim.replicas.checks import Violation
 from headrace.sim.replicas.coordination import Coordination
@@ -55,10 +55,10 @@ class Brokers(Coordination):
         """Cleanly: everything is synced first."""
         if not node.up:
             return
-        pending = len(node.disk.pending)
+        pending, unclean = len(node.disk.pending), node.replica is not None and node.replica.journal.unclean
         self._down(node)
         node.disk.crash(pending)
-        node.disk.clean = not any(isinstance(o, Stage) for o in node.disk.pending)
+        node.disk.clean = not unclean  # what an earlier life may have lost is not here because this one ends well
         self.say(f"{node.id} stops")
 
     def _down(self, node: Node) -> None:

@@ -58,7 +58,7 @@ class Coordination(Network):
         meta, lost = self._meta, not self.healing
         if self._off.get(node.id) or (lost and meta.happens(self.plan.swap_lost)):
             if meta.happens(0.5):  # it may be applied all the same, now or much later
-                self.at(meta.randrange(1, 900), self._apply, node, -1, effect, False)
+                self.at(meta.randrange(1, 900), self._apply, node, node.life, effect, meta.happens(0.3))
             self.at(meta.randrange(50, 400), self._answer, node, node.life, effect.number, Outcome.UNKNOWN, None)
             return
         self.at(meta.randrange(1, 20), self._apply, node, node.life, effect, True)

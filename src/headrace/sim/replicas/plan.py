@@ -56,7 +56,7 @@ def drawn(seed: int) -> Plan:
         floor = max(2, floor)
     kinds = [kind for kind in FAULTS if chance.happens(0.6)] or ["crash"]
     if lying:
-        kinds = ["crash", "cut", "alone", *(kind for kind in kinds if kind in ("slow", "reset", "off"))]
+        kinds = ["crash", "cut", "alone", *(kind for kind in kinds if kind in ("slow", "reset", "off", "stop"))]
     weights = {"alone": 6.0, "crash": 4.0, "stop": 1.0, "all": 0.6, "reset": 2.0, "slow": 1.0, "off": 1.0, "cut": 1.0, "one-way": 1.0}
     return Plan(
         seed=seed,

@@ -377,3 +377,10 @@ def test_a_follower_that_never_fits_is_asked_ever_more_seldom_and_somebody_is_to
             bench.says("b", Gap(epoch=3, session=bench.sessions["b"], reason="does not fit"))
     assert 8 < asked < 40
     assert [a.reason for a in bench.took(Alarm)] == ["b has failed 5 times in a row to follow: does not fit"]
+
+
+def test_a_late_answer_with_an_older_document_ends_nothing() -> None:
+    bench = Bench(assignment(version=7)).serves()
+    bench.replica.swapped(99, Outcome.REFUSED, assignment(version=5, owner=BrokerId("b"), epoch=Epoch(2)), bench.now_ms)
+    bench.later(100)
+    assert bench.replica.refusal(0, bench.now_ms) is None

@@ -6,10 +6,11 @@ Keys are text paths such as ``names/orders``; ranges are by prefix, in key order
 
 Owns the contract, its bounds and how changes are followed without a gap. Does not know who answers.
 
-I1 a document's version grows by one with every put and starts at 1 when it is (or is again) created. I2 the revision of the whole grows by one with
-every transaction that wrote, and falls only if an older state was restored. I3 every change of a watched prefix is shown, in order, those of one
-revision together, or a ``Reread`` is shown and the watch ends. I4 an error is definite (``CoordinatorUnavailable``, ``RevisionGone``, a refusal:
-nothing happened) or ``UnknownOutcome``, which only something that changes the store may raise.
+I1 a document's version grows by one with every put and starts at 1 when it is (or is again) created. I2 the revision of the whole grows with
+every transaction that wrote (some made at once may share one), and falls only if an older state was restored. I3 every change of a watched prefix
+is shown, in order, those of one revision together, or a ``Reread`` is shown and the watch ends. I4 an error is definite
+(``CoordinatorUnavailable``, ``RevisionGone``, a refusal: nothing happened) or ``UnknownOutcome``, which only something that changes the store may
+raise.
 """
 
 from collections.abc import AsyncGenerator, Mapping, Sequence

@@ -71,9 +71,9 @@ class Member:
         assert self.supervisor is not None
         os.kill(self.supervisor.pid, sig)
 
-    async def stop(self) -> None:
+    async def stop(self, grace_s: float = 5.0) -> None:
         if self.supervisor is not None:
-            await self.supervisor.stop(5.0)
+            await self.supervisor.stop(grace_s)
             self.supervisor = None
 
     async def down(self) -> None:
@@ -124,7 +124,7 @@ class Ensemble:
     async def close(self) -> None:
         for client in self._clients:
             await client.close()
-        await asyncio.gather(*(m.stop() for m in self.members))
+        await asyncio.gather(*(m.stop(0.1) for m in self.members))
 
 
 class EtcdPlace:

@@ -76,6 +76,27 @@ async def test_of_many_who_write_the_same_version_one_succeeds(place: Place) -> 
         assert document == Document("k", str(outcomes.index(True)).encode(), version + 1)
 
 
+async def test_many_at_once_each_have_their_own_outcome(place: Place) -> None:
+    c = await place.client()
+    assert await c.transact({}, {f"m/{n}": b"old" for n in range(100)})
+    registration = await c.register("brokers/a", b"", ttl_ms=5000)
+
+    async def one(n: int) -> bool:
+        if n % 7 == 3:
+            return await c.transact({f"m/{n % 100}": 1}, {f"m/{n % 100}": str(n).encode()}, under=registration)
+        return await c.transact({f"m/{n % 100}": 1 + n % 2, f"only/{n}": 0}, {f"m/{n % 100}": str(n).encode(), f"only/{n}": b"x"})
+
+    outcomes = await asyncio.gather(*(one(n) for n in range(300)))
+    documents = {d.key: d for d in (await read_all(c, "")).documents}
+    for key in (f"m/{n}" for n in range(100)):
+        won = [n for n in range(300) if f"m/{n % 100}" == key and outcomes[n]]
+        assert documents[key].version == 1 + len(won)
+        assert documents[key].value.decode() in ([str(n) for n in won] or ["old"])
+    for n in range(300):
+        assert (f"only/{n}" in documents) == (outcomes[n] and n % 7 != 3)
+    await registration.release()
+
+
 async def test_a_comparison_alone_writes_nothing(place: Place) -> None:
     c = await place.client()
     await c.transact({}, {"k": b"v"})

@@ -41,8 +41,7 @@ async def test_another_endpoint_answers_when_one_dies_and_watch_and_registration
         event = await anext(events)
         assert isinstance(event, Changes)
         await follower.down()
-        await client.transact({}, {"k2": b""})
-        assert await client.get("k2") is not None
+        await write(client, "k2", b"")
         event = await anext(events)
         assert isinstance(event, Changes)
         assert [c.key for c in event.changes] == ["k2"]

@@ -32,6 +32,9 @@ FIRST_TRY_S: Final = 1.0
 """In the first round an endpoint that is silent for so long is given up for the next; later rounds wait as long as there is time."""
 ANSWER_TIMEOUT_S: Final = 2.0
 """A change that was sent and not answered for so long has an unknown outcome."""
+LOOK_S: Final = 0.05
+"""A change that waits so long makes us look, again and again, whether the leader is another: the one who had it may have died with it."""
+TERM_FRESH_S: Final = 1.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.02, 0.5
 ANSWER_BYTES_MAX: Final = 32 * 1024 * 1024
 _OPTIONS: Final = (
@@ -108,6 +111,7 @@ class Calls:
         self._first = 0
         self._token = ""
         self._closed = False
+        self._noticed_at = float("-inf")
         self.revision = self.term = self.cluster = self.restores = 0
 
     @property
@@ -158,7 +162,10 @@ class Calls:
                 try:
                     metadata = await self.metadata(seat)
                     sent = True
-                    answer = await ask(seat, min(left_s, self._answer_timeout_s) if writes else try_s, metadata)
+                    if writes:
+                        answer = await self._change(seat, ask(seat, min(left_s, self._answer_timeout_s), metadata))
+                    else:
+                        answer = await ask(seat, try_s, metadata)
                 except RpcError as e:
                     message = e.details() or e.code().name
                     verdict = judge(message)
@@ -182,6 +189,32 @@ class Calls:
             await asyncio.sleep(pause_s)
             pause_s, first_round = min(2 * pause_s, PAUSE_MAX_S), False
         raise CoordinatorUnavailable(f"etcd did not answer {what}: " + ("; ".join(f"{a}: {m}" for a, m in faults.items()) or "the client is closed"))
+
+    async def _change(self, seat: Seat, asking: Awaitable[Any]) -> Any:
+        """The answer to a change, or ``UnknownOutcome`` as soon as the leader that it went to is one no more: a follower does not notice that what it
+        passed on was lost, and would let us wait for the whole timeout."""
+        loop = asyncio.get_running_loop()
+        task = asyncio.ensure_future(asking)
+        term = self.term if loop.time() - self._noticed_at < TERM_FRESH_S else 0
+        elected = False
+        try:
+            while not (await asyncio.wait((task,), timeout=LOOK_S))[0]:
+                if elected:
+                    why = f"etcd at {seat.address} has another leader than when it was asked; the change may be lost, or done"
+                    raise UnknownOutcome(why, hint="read the documents again before deciding")
+                try:
+                    status = await seat.maintenance.Status(pb.StatusRequest(), timeout=LOOK_S, metadata=await self.metadata(seat, leader=False))
+                except RpcError:
+                    continue
+                if not status.leader:
+                    term = -1  # whoever it will be is another
+                elif not term:
+                    term = status.raftTerm
+                else:
+                    elected = status.raftTerm > term
+            return task.result()
+        finally:
+            task.cancel()
 
     async def metadata(self, seat: Seat, *, leader: bool = True) -> tuple[tuple[str, str], ...]:
         """What goes with a question: that a leader is needed, and the token."""
@@ -212,6 +245,7 @@ class Calls:
             self.revision, self.term = header.revision, header.raft_term
             _log.error("the coordinator was restored to an older state: revision %d, %d was seen", header.revision, revision)
         self.cluster = header.cluster_id
+        self._noticed_at = asyncio.get_running_loop().time()
         self.revision, self.term = max(self.revision, header.revision), max(self.term, header.raft_term)
 
     def leave(self, seat: Seat) -> None:

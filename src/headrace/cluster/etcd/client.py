@@ -20,6 +20,7 @@ from headrace.cluster.coordinator import (
     WatchEvent,
     check_transaction,
 )
+from headrace.cluster.etcd.batching import Batcher
 from headrace.cluster.etcd.calls import ANSWER_TIMEOUT_S, CALL_TIMEOUT_S, FIRST_TRY_S, Access, Calls, RpcError, Seat, pb
 from headrace.cluster.etcd.registering import EtcdRegistration
 from headrace.cluster.etcd.watching import watch
@@ -43,6 +44,7 @@ class EtcdCoordinator:
     ) -> None:
         """``endpoints`` are HOST:PORT. Call it on the loop that uses it."""
         self.calls = Calls(endpoints, access, timeout_s=timeout_s, answer_timeout_s=answer_timeout_s)
+        self._batcher = Batcher(self.calls)
         self._space = space
         self._registrations: list[EtcdRegistration] = []
 
@@ -89,10 +91,10 @@ class EtcdCoordinator:
                 for k, v in puts.items()
             ],
         )
+        if puts:
+            return await self._batcher.transact(request, expected, puts, lease=lease != 0)
         since = self.calls.seen
-        what = f"a transaction on {next(iter({**puts, **expected}), 'nothing')}"
-        ask = self.calls.write if puts else self.calls.read
-        answer = await ask("kv.Txn", request, what=what)
+        answer = await self.calls.read("kv.Txn", request, what="for a comparison")
         self.calls.notice(answer.header, since)
         return bool(answer.succeeded)
 
@@ -107,7 +109,13 @@ class EtcdCoordinator:
         return watch(self.calls, name, end_of(name), len(self._space), from_revision)
 
     async def members(self) -> tuple[Member, ...]:
-        answer = await self.calls.read("cluster.MemberList", pb.MemberListRequest(), what="who its members are")
+        barrier = pb.RangeRequest(key=self.name(""), count_only=True)
+
+        async def ask(seat: Seat, timeout_s: float, metadata: Sequence[tuple[str, str]]) -> Any:
+            await seat.kv.Range(barrier, timeout=timeout_s, metadata=metadata)  # etcd 3.4 lists what this member knows, which may lag behind
+            return await seat.cluster.MemberList(pb.MemberListRequest(), timeout=timeout_s, metadata=metadata)
+
+        answer = await self.calls.call(ask, "who its members are", writes=False)
         return tuple(_member(m) for m in answer.members)
 
     async def add_member(self, peer_addr: str) -> Member:
@@ -140,6 +148,7 @@ class EtcdCoordinator:
         for registration in self._registrations:
             registration.finish("the coordinator's client was closed")
         self._registrations.clear()
+        self._batcher.close()
         await self.calls.close()
 
     async def _range(self, request: Any, what: str) -> Any:

@@ -8,7 +8,7 @@ from headrace.model.limits import MESSAGE_BYTES_MAX
 from headrace.wire import ingress
 from tests.unit.wire.made import frame
 
-FIELDS = sorted(set(ingress.Run.__slots__) - {"error"})
+FIELDS = sorted(name for name in dir(ingress.Run) if not name.startswith("_") and name != "error")
 PRODUCER: dict[str, Any] = {"producer_id": 7, "producer_epoch": 1}
 
 

@@ -12,6 +12,7 @@ from headrace.sim.mutants.hunting import Row
 
 BEGIN: Final = "<!-- mutants: begin (written by `make mutants`) -->"
 END: Final = "<!-- mutants: end -->"
+NOBODY: Final = "**nobody**"
 
 
 def table(rows: Sequence[Row]) -> Table:
@@ -38,7 +39,7 @@ def section(rows: Sequence[Row], *, day: str, commit: str, unclean: Sequence[int
     lines += ["", "| mutant | what is wrong | caught by | seeds |", "|---|---|---|--:|"]
     for row in rows:
         net = "crash images" if row.net == "images" else " ".join(row.caught_by)
-        lines.append(f"| {row.name} | {row.wrong} | {net if row.caught_by else '**nobody**'} | {row.seeds} |")
+        lines.append(f"| {row.name} | {row.wrong} | {net if row.caught_by else NOBODY} | {row.seeds} |")
     return "\n".join(lines)
 
 
@@ -53,9 +54,18 @@ def write(document: Path, text: str) -> None:
 
 def seeds_in(text: str) -> dict[str, int]:
     """By mutant, the seed that caught it when that document's section was written: the hunt begins with 1, so how many it took is which it was."""
+    return {row[0]: int(row[3]) for row in _rows(text) if row[3].isdigit() and row[2] != NOBODY}
+
+
+def missed_in(text: str) -> list[str]:
+    """Those that were not caught then."""
+    return [row[0] for row in _rows(text) if row[2] == NOBODY]
+
+
+def _rows(text: str) -> list[list[str]]:
     _, _, rest = text.partition(BEGIN)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in rest.partition(END)[0].splitlines() if line.startswith("|")]
-    return {row[0]: int(row[3]) for row in rows if len(row) == 4 and row[3].isdigit() and row[2] != "**nobody**"}
+    return [row for row in rows if len(row) == 4]
 
 
 def today() -> str:

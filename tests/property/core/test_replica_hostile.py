@@ -45,7 +45,7 @@ MESSAGES: st.SearchStrategy[AnyMessage] = st.one_of(
         State, **COMMON, incarnation=st.just("x"), start=INDEXES, end=INDEXES, high_watermark=INDEXES, history_start=INDEXES, base_epoch=EPOCHS,
         runs=RUNS, unclean=st.booleans(), suspect=st.booleans(),
     ),
-    st.builds(Align, **COMMON, at=INDEXES, previous_epoch=EPOCHS),
+    st.builds(Align, **COMMON, at=INDEXES, end=INDEXES, previous_epoch=EPOCHS),
     st.builds(Append, **COMMON, first=INDEXES, count=COUNTS, previous_epoch=EPOCHS, runs=RUNS, high_watermark=INDEXES, entries=ENTRIES),
     APPENDS,
     st.builds(Ack, **COMMON, end=INDEXES),

@@ -135,8 +135,8 @@ class Follower:
         if not self._in_session(sender, message.epoch, message.session) or self.phase is not Phase.READY:
             return
         journal, at = self._journal, message.at
-        if at > journal.end:
-            self._gap(f"asked to be cut at {at}, the journal ends at {journal.end}")
+        if message.end != journal.end or not 1 <= at <= journal.end:
+            self._gap(f"asked to be cut at {at} of {message.end}, the journal ends at {journal.end}")
             return
         forced = False
         if at < journal.high_watermark:

@@ -49,6 +49,8 @@ class Align(Message, frozen=True, tag=3):
     """The owner to a follower: cut your journal at ``at``; entries follow from there."""
 
     at: int
+    end: int
+    """Where the follower has said that its journal ends: an answer from before an install is not taken for one from after it."""
     previous_epoch: int
     """Epoch of the entry before ``at``."""
 

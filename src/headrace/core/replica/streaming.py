@@ -62,6 +62,8 @@ class Streaming:
         """Whether the answer is one that is waited for, and can be believed."""
         if message.session != peer.session or peer.link not in (Link.ASKED, Link.INSTALLING):
             return False
+        if peer.answer is not None and message.end <= peer.answer.end:
+            return False  # said before the install
         whole = message.history_start >= message.start and message.start <= message.high_watermark <= message.end
         if not whole or not sound(message.runs, start=message.history_start, base_epoch=message.base_epoch, end=message.end):
             self._out.append(Alarm(f"{peer.broker} says what cannot be: it holds [{message.start}, {message.end})"))
@@ -89,7 +91,8 @@ class Streaming:
         peer.sent_end = at
         peer.told_watermark = 0
         peer.owes_ms = now_ms
-        self._out.append(Send(peer.broker, Align(epoch=self.epoch, session=peer.session, at=at, previous_epoch=journal.history.epoch_at(at - 1))))
+        align = Align(epoch=self.epoch, session=peer.session, at=at, end=answer.end, previous_epoch=journal.history.epoch_at(at - 1))
+        self._out.append(Send(peer.broker, align))
         peer.link = Link.ALIGNING if at < answer.end else Link.STREAMING
         peer.retry_at_ms = now_ms + RETRY_MS_MAX
 

@@ -353,7 +353,7 @@ def test_a_forced_election_lets_a_follower_cut_what_was_committed_and_set_it_asi
         bench.connects("b")
         bench.says("b", NewEpoch(epoch=3, session=1))
         bench.synced()
-        bench.says("b", Align(epoch=3, session=1, at=3, previous_epoch=1))
+        bench.says("b", Align(epoch=3, session=1, at=3, end=6, previous_epoch=1))
         cuts = [e for e in bench.effects if type(e).__name__ == "Cut"]
         if forced:
             assert [(getattr(c, "at", 0), getattr(c, "set_aside", False)) for c in cuts] == [(3, True)]

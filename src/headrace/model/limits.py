@@ -66,3 +66,25 @@ CURSORS_PER_PARTITION_MAX = 4096
 CURSOR_RANGES_MAX = 1024
 GROUP_MEMBERS_MAX = 4096
 GROUP_REVOKE_TIMEOUT_MS = 30_000
+
+PEER_FRAME_BYTES_MAX = FRAME_BYTES_MAX + 1024 * 1024
+"""Largest frame between brokers: one that holds the largest frame of a client, and what goes with it."""
+PEER_FRAME_BYTES_MAX_BEFORE_PROOF = 4096
+PEER_QUEUE_BYTES_MAX = 32 * 1024 * 1024
+PEER_WRITE_BYTES_HIGH = 1024 * 1024
+PEER_READ_BYTES_PER_TICK = 1024 * 1024
+PEER_BEAT_MS = 200
+PEER_SILENT_BEATS_MAX = 10
+"""Beats without a byte after which a connection between brokers is given up: 2.0 to 2.2 s."""
+PEER_OPENING_MS = 2_000
+PEERS_MAX = 1024
+PEER_OPENINGS_MAX = 64
+"""Connections that have not yet proven who they are; more are closed unread."""
+PEER_REQUESTS_MAX = 1024
+"""Unanswered requests to one peer, and of one peer."""
+PEER_REQUEST_MS_MAX = 600_000
+SECRETS_MAX = 8
+SECRET_BYTES_MIN = 16
+
+assert PEER_FRAME_BYTES_MAX_BEFORE_PROOF < FRAME_BYTES_MAX < PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
+assert PEER_BEAT_MS * (PEER_SILENT_BEATS_MAX + 1) < 3_000

@@ -13,7 +13,7 @@ import msgspec
 from headrace import __version__
 from headrace.broker import peek
 from headrace.broker.catalogue import Item
-from headrace.broker.lane import Confirms, all_flushed
+from headrace.broker.lane import Confirms, all_flushed, lane_append
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.core.dedup import Duplicate
@@ -101,6 +101,8 @@ class Verbs:
                         broker.touch(subscription.sink)
                     broker.end_subscription(subscription)
         for partition in broker.loaded(item):
+            if partition.gathered:
+                lane_append(partition, broker.wall_ms)
             partition.barred = gone
             partition.append_journal()
             broker.forget(partition)

@@ -9,9 +9,12 @@ I3 an answer whose revision or term is below one seen before it was asked, or th
 """
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, Final
+
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # read when gRPC is loaded: it would write to standard error in a form of its own
 
 import grpc
 import grpc.aio

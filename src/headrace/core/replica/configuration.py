@@ -26,6 +26,8 @@ class Configuration(msgspec.Struct, frozen=True):
 
     def held(self, held: Callable[[BrokerId], int]) -> int:
         """Exclusive end of what ``k`` members hold durably, the floor aside."""
+        if self.k == len(self.members):
+            return min(map(held, self.members))
         return sorted(map(held, self.members), reverse=True)[self.k - 1]
 
     def committed(self, held: Callable[[BrokerId], int]) -> int:
@@ -42,6 +44,8 @@ def configuration(assignment: Assignment) -> Configuration:
 
 def committed(configurations: Sequence[Configuration], held: Callable[[BrokerId], int]) -> int:
     """Exclusive end of what is committed when ALL of these are required, as while a change of members is in flight."""
+    if len(configurations) == 1:
+        return configurations[0].committed(held)
     return min(c.committed(held) for c in configurations)
 
 

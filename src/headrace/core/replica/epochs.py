@@ -34,6 +34,8 @@ class EpochHistory:
 
     def epoch_at(self, index: int) -> int:
         """Epoch of the entry at ``index``, of the last one for what lies beyond; -1 for what lies before ``start - 1``."""
+        if self.runs and index >= self.runs[-1][1]:
+            return self.runs[-1][0]
         if index < self.start:
             return self.base_epoch if index == self.start - 1 else -1
         at = bisect_right(self.runs, index, key=_first)
@@ -66,6 +68,8 @@ class EpochHistory:
         """The runs of the entries ``[first, end)``, the first of them beginning at ``first``."""
         if first >= end:
             return ()
+        if self.runs and first >= self.runs[-1][1]:
+            return ((self.runs[-1][0], first),)
         at = bisect_right(self.runs, first, key=_first)
         found = [(self.epoch_at(first), first)]
         for run in self.runs[at:]:

@@ -10,125 +10,46 @@ stops: what waits has an unknown outcome.
 """
 
 from collections.abc import Mapping
-from enum import Enum
 
 from msgspec.structs import replace
 
 from headrace.core.replica import insync, term
 from headrace.core.replica.change import Change, Wish, later
 from headrace.core.replica.configuration import Configuration, committed, configuration, majority, recorded
-from headrace.core.replica.effects import Alarm, AnyEffect, Begin, Changed, Committed, Confirmed, Outcome, Promise, Refusal, Unknown
+from headrace.core.replica.effects import Alarm, AnyEffect, Changed, Committed, Confirmed, Outcome, Promise, Refusal, Unknown
 from headrace.core.replica.journal import Journal
 from headrace.core.replica.levels import Waiting
-from headrace.core.replica.messages import State
-from headrace.core.replica.peer import ISOLATION_MS, RETRY_MS, RETRY_MS_MAX, Link, Peer
-from headrace.core.replica.streaming import Streaming
+from headrace.core.replica.opening import Opening, Part
+from headrace.core.replica.peer import ISOLATION_MS, RETRY_MS, Link, Peer
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 from headrace.wire.frames import Level
 
 HANDOVER_MS = 5_000
-FAILURES_TOLD = 5
-"""Failures of a follower in a row of which somebody is told."""
+LOOK_MS = 50
+"""So often at most a busy owner looks whether silence has put somebody out of sync."""
 
 
-class Part(Enum):
-    """The phases of a term, in their order."""
-
-    PROMISING = "makes its epoch durable"
-    COLLECTING = "waits for answers"
-    FETCHING = "fetches what it lacks"
-    STARTING = "waits until the start of its epoch is committed"
-    SERVING = "serves"
-    SEALED = "is handing over"
-    STOPPED = "has stopped"
-
-
-class Owner(Streaming):
+class Owner(Opening):
     """See the module's head. ``out`` takes its effects; ``heard`` says when the last frame of each broker came, of whatever partition."""
 
     def __init__(
         self, me: BrokerId, document: Assignment, journal: Journal, heard: Mapping[BrokerId, int], links: Mapping[BrokerId, Incarnation],
         out: list[AnyEffect], *, numbers: list[int], now_ms: int,
     ) -> None:  # fmt: skip
-        super().__init__(me, document.epoch, journal, out)
-        self.document = document
-        self.part = Part.PROMISING
-        self.reason = ""
+        super().__init__(me, document, journal, links, out, now_ms=now_ms)
         self.change: Change | None = None
         """The change of the document that is in flight."""
         self.waiting = Waiting()
-        self.started_ms = now_ms
-        self.begun_at = 0
-        """Index of the entry that starts this epoch, 0 = not appended yet."""
         self._heard = heard
-        self._links = links
         self._numbers = numbers
         self._configurations: tuple[Configuration, ...] = (configuration(document),)
         self._view = insync.View(document, me, self.peers, heard)
-        self._waited = False
+        self._look_ms = 0
         self._target: BrokerId | None = None
         self._sealed_ms = 0
-        self._look_for_peers()
         journal.promising = document.epoch
         journal.generation, journal.version = document.generation, document.version
         out.append(Promise(document.epoch, document.generation, document.version))
-
-    # ------------------------------------------------------------ the start of the epoch
-
-    def promised(self, now_ms: int) -> None:
-        """The epoch is durable here: now the others may hear of it."""
-        if self.part is Part.PROMISING and self._journal.promised == self.epoch:
-            self.part = Part.COLLECTING
-            self.started_ms = now_ms
-            for peer in self.peers.values():
-                if peer.up:
-                    self.ask(peer, now_ms)
-
-    def _collect(self, now_ms: int) -> None:
-        """Chooses what the epoch begins with, once there are enough answers."""
-        journal = self._journal
-        if not journal.settled:
-            return
-        self._waited = self._waited or now_ms >= self.started_ms + term.TAKEOVER_WAIT_MS
-        if not term.enough(self.document, self.me, journal, self.peers, waited=self._waited):
-            self.reason = f"waits for {', '.join(term.missing(self.document, self.me, self.peers)) or 'more replicas'}"
-            return
-        best = term.choose(self.document, self.me, journal, self.peers)
-        if isinstance(best, str):
-            if self.reason != best:
-                self._out.append(Alarm(best))
-            self.reason = best
-            return
-        if best.source == self.me:
-            self._begin(best.high_watermark, now_ms)
-            return
-        self.part = Part.FETCHING
-        self.reason = f"fetches from {best.source}"
-        self.fetch_from(best)
-        if 0 < best.at < journal.end:
-            self._out.append(journal.cut(best.at, self.epoch))
-        else:
-            self.fetch(now_ms)
-
-    def _fetched(self, now_ms: int) -> None:
-        """Everything that the best answer named is durable here."""
-        source = self.source
-        if source is not None and self._journal.settled and self._journal.end >= source.end:
-            self.source = None
-            self._begin(source.high_watermark, now_ms)
-
-    def _begin(self, high_watermark: int, now_ms: int) -> None:
-        journal = self._journal
-        if journal.commit(min(high_watermark, journal.end)):
-            self._out.append(Committed(journal.high_watermark))
-        self.part = Part.STARTING
-        self.reason = ""
-        self.begun_at = journal.end
-        self._out.append(Begin(self.epoch, self.begun_at))
-        self.appended(1, now_ms)
-        for peer in self.peers.values():
-            if peer.link is Link.KNOWN:
-                self.align(peer, now_ms)
 
     # ------------------------------------------------------------ appending and waiting
 
@@ -148,15 +69,6 @@ class Owner(Streaming):
         if document.level == "replica_durable":
             return len(document.isr) if not document.elr else min(len(document.isr), document.floor - 1)
         return 1 + sum(b != self.me and self.peers[b].link is Link.STREAMING for b in document.replicas)
-
-    def appended(self, count: int, now_ms: int) -> None:
-        """``count`` entries of this epoch are in the buffer of the log, at the end of the journal."""
-        assert self.begun_at and self.part is not Part.STOPPED
-        self._journal.appended(self.epoch, count)
-        for peer in self.peers.values():
-            if peer.owes_ms is None:
-                peer.owes_ms = now_ms
-        self.stirred = True
 
     def wait(self, level: int, end: int, token: int) -> None:
         """``token`` is to be confirmed once everything below ``end`` has reached ``level``."""
@@ -192,69 +104,6 @@ class Owner(Streaming):
         if self.part is Part.FETCHING:
             self.fetch(now_ms)
 
-    def state(self, sender: BrokerId, message: State, now_ms: int) -> None:
-        """A replica has promised the epoch and says what it holds."""
-        peer = self.peers.get(sender)
-        if peer is None or not self.answered(peer, message):
-            return
-        self.stirred = True
-        if message.suspect or (sender in recorded(self.document) and message.end < peer.held):
-            peer.suspect = True
-        if self.begun_at:
-            self.align(peer, now_ms)
-
-    def connected(self, broker: BrokerId, incarnation: Incarnation, now_ms: int) -> None:
-        """There is a new connection to that life of a broker."""
-        peer = self.peers.get(broker)
-        if peer is None:
-            return
-        if peer.up:
-            self.disconnected(broker, now_ms)
-        peer.up, peer.dead = True, False
-        if self.part is not Part.PROMISING:
-            self.ask(peer, now_ms)
-
-    def disconnected(self, broker: BrokerId, now_ms: int) -> None:
-        """Its connection broke: whatever was sent may be lost."""
-        peer = self.peers.get(broker)
-        if peer is None or not peer.up:
-            return
-        peer.up = False
-        peer.reset = True
-        peer.ended("its connection broke")
-        self.stirred = True
-        self._lost_source(broker)
-
-    def _lost_source(self, broker: BrokerId) -> None:
-        if self.source is not None and self.source.source == broker:
-            self.source = None
-            if self.part is Part.FETCHING:
-                self.part = Part.COLLECTING
-
-    def gap(self, sender: BrokerId, reason: str, now_ms: int) -> None:
-        """What was sent does not follow on what it has: a new session."""
-        peer = self.peers[sender]
-        if peer.link in (Link.ABSENT, Link.ASKED):
-            return
-        peer.reset = peer.reset or peer.failures > 0
-        peer.ended(reason)
-        self._lost_source(sender)
-        if peer.failures < 2:
-            self.ask(peer, now_ms)
-        else:  # not in a circle at the speed of the network
-            peer.retry_at_ms = now_ms + min(RETRY_MS * peer.failures, RETRY_MS_MAX)
-        if peer.failures == FAILURES_TOLD:
-            self._out.append(Alarm(f"{sender} has failed {peer.failures} times in a row to follow: {reason}"))
-
-    def quarantined(self, sender: BrokerId, reason: str, now_ms: int) -> None:
-        """It takes nothing until it is repaired: it is asked now and then."""
-        peer = self.peers[sender]
-        peer.ended(reason)
-        peer.link = Link.QUARANTINED
-        peer.retry_at_ms = now_ms + RETRY_MS_MAX
-        self.stirred = True
-        self._lost_source(sender)
-
     # ------------------------------------------------------------ the document
 
     def recorded(self, document: Assignment, now_ms: int) -> None:
@@ -282,15 +131,6 @@ class Owner(Streaming):
         if document.level != "local_durable" and self.in_sync_count() < document.floor:
             self._unknown(self.waiting.give_up(above=Level.LOCAL), Refusal.BELOW_FLOOR.value)
         self._out.append(Changed(self.part.value, self.epoch, document.reason))
-
-    def _look_for_peers(self) -> None:
-        wanted = [b for b in self.document.copies if b != self.me]
-        for broker in wanted:
-            if broker not in self.peers:
-                self.peers[broker] = Peer(broker)
-                self.peers[broker].up = broker in self._links
-        for broker in [b for b in self.peers if b not in wanted]:
-            del self.peers[broker]
 
     def swapped(self, number: int, outcome: Outcome, document: Assignment | None, now_ms: int) -> None:
         """What became of a change."""
@@ -364,8 +204,9 @@ class Owner(Streaming):
         if self.change is not None and now_ms >= self.change.due_ms:
             self._out.append(self.change.send(self._number(), now_ms))
         self._commit()
-        self._trust_again()
-        if self.change is None:
+        if self.change is None and (now_ms >= self._look_ms or self._unsettled()):
+            self._look_ms = now_ms + LOOK_MS
+            self._trust_again()
             wanted = insync.proposal(self._view_now(), now_ms)
             if wanted is not None:
                 self._propose(wanted, now_ms)
@@ -377,6 +218,17 @@ class Owner(Streaming):
             if done:
                 self._out.append(Confirmed(done))
         self.stirred = False
+
+    def _unsettled(self) -> bool:
+        """Whether members may change for other reasons than time."""
+        document, wish = self.document, self._view.wish
+        if document.learners or document.leaving or document.elr:
+            return True
+        if document.level == "replica_durable" and len(document.isr) < len(document.replicas):
+            return True
+        if wish is not None and (wish.level, wish.floor) != (document.level, document.floor):
+            return True
+        return any(peer.reset or peer.suspect or peer.dead or peer.link is Link.QUARANTINED for peer in self.peers.values())
 
     def _commit(self) -> None:
         """Moves the high watermark as far as everything that must hold it does."""
@@ -451,7 +303,7 @@ class Owner(Streaming):
             else:
                 at = insync.deadline_ms(self._view_now(), now_ms)
                 if at is not None:
-                    due.append(at)
+                    due.append(max(at, self._look_ms))
             if self.part is Part.SEALED:
                 due.append(max(self._sealed_ms + HANDOVER_MS, now_ms + RETRY_MS))
         return min(due) if due else None

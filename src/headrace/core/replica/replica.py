@@ -30,7 +30,8 @@ from headrace.core.replica.messages import (
     Quarantined,
     State,
 )  # fmt: skip
-from headrace.core.replica.owner import Owner, Part
+from headrace.core.replica.opening import Part
+from headrace.core.replica.owner import Owner
 from headrace.core.replica.peer import Pace
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 

@@ -4,6 +4,7 @@ import argparse
 import multiprocessing
 import sys
 
+from headrace.sim.replicas.mutants import REPLICATION, hunt
 from headrace.sim.replicas.run import Result, run
 
 
@@ -13,7 +14,17 @@ def main() -> int:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--seeds", default="0-1000", metavar="A-B")
     parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument("--mutants", action="store_true")
     asked = parser.parse_args()
+    if asked.mutants:
+        with multiprocessing.Pool(asked.cores) as pool:
+            missed = 0
+            for caught in pool.imap_unordered(hunt, REPLICATION):
+                missed += caught.seed < 0
+                told = f"seed {caught.seed}, {caught.seeds} seeds, {caught.invariant}" if caught.seed >= 0 else f"NOT CAUGHT in {caught.seeds} seeds"
+                print(f"{caught.name}: {told}, {caught.seconds:.0f} s", flush=True)
+            print(f"{len(REPLICATION)} mutants, {missed} not caught")
+        return bool(missed)
     if asked.seed is not None:
         trace: list[str] = []
         result = run(asked.seed, trace=trace)

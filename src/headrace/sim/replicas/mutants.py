@@ -142,7 +142,7 @@ REPLICATION: Final = (
     _mutant(
         "nothing-fetched",
         "a new owner begins with what it holds itself",
-        ("core.replica.owner:Owner._collect", "if best.source == self.me:", "if best.source:"),
+        ("core.replica.opening:Opening._collect", "if best.source == self.me:", "if best.source:"),
     ),
     _mutant(
         "older-epochs-committed-by-counting",

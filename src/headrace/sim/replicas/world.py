@@ -21,7 +21,7 @@ from headrace.core.replica.effects import (
     Transfer,
     Unknown,
 )  # fmt: skip
-from headrace.core.replica.owner import Part
+from headrace.core.replica.opening import Part
 from headrace.sim.replicas.brokers import Brokers
 from headrace.sim.replicas.checks import Violation
 from headrace.sim.replicas.disk import Written

@@ -4,7 +4,6 @@ and goes.
 Owns the phases up to there and the beginnings and ends of sessions. ``term`` chooses the journal to go on with. Knows nothing of commits.
 """
 
-from collections.abc import Mapping
 from enum import Enum
 
 from headrace.core.replica import term
@@ -12,7 +11,7 @@ from headrace.core.replica.configuration import recorded
 from headrace.core.replica.effects import Alarm, AnyEffect, Begin, Committed
 from headrace.core.replica.journal import Journal
 from headrace.core.replica.messages import State
-from headrace.core.replica.peer import RETRY_MS, RETRY_MS_MAX, Link, Peer
+from headrace.core.replica.peer import RETRY_MS, RETRY_MS_MAX, Known, Link, Peer
 from headrace.core.replica.streaming import Streaming
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 
@@ -36,7 +35,7 @@ class Opening(Streaming):
     """See the module's head."""
 
     def __init__(
-        self, me: BrokerId, document: Assignment, journal: Journal, links: Mapping[BrokerId, Incarnation], out: list[AnyEffect], *, now_ms: int
+        self, me: BrokerId, document: Assignment, journal: Journal, known: Known, out: list[AnyEffect], *, now_ms: int
     ) -> None:
         super().__init__(me, document.epoch, journal, out)
         self.document = document
@@ -45,7 +44,7 @@ class Opening(Streaming):
         self.started_ms = now_ms
         self.begun_at = 0
         """Index of the entry that starts this epoch, 0 = not appended yet."""
-        self._links = links
+        self._known = known
         self._waited = False
         self._look_for_peers()
 
@@ -53,8 +52,9 @@ class Opening(Streaming):
         wanted = [b for b in self.document.copies if b != self.me]
         for broker in wanted:
             if broker not in self.peers:
-                self.peers[broker] = Peer(broker)
-                self.peers[broker].up = broker in self._links
+                peer = self.peers[broker] = Peer(broker)
+                peer.up = broker in self._known.links
+                peer.dead, peer.draining = broker in self._known.dead, broker in self._known.draining
         for broker in [b for b in self.peers if b not in wanted]:
             del self.peers[broker]
 

@@ -20,8 +20,8 @@ from headrace.core.replica.effects import Alarm, AnyEffect, Changed, Committed, 
 from headrace.core.replica.journal import Journal
 from headrace.core.replica.levels import Waiting
 from headrace.core.replica.opening import Opening, Part
-from headrace.core.replica.peer import ISOLATION_MS, RETRY_MS, Link, Peer
-from headrace.model.cluster import Assignment, BrokerId, Incarnation
+from headrace.core.replica.peer import ISOLATION_MS, RETRY_MS, Known, Link, Peer
+from headrace.model.cluster import Assignment, BrokerId
 from headrace.wire.frames import Level
 
 HANDOVER_MS = 5_000
@@ -33,10 +33,10 @@ class Owner(Opening):
     """See the module's head. ``out`` takes its effects; ``heard`` says when the last frame of each broker came, of whatever partition."""
 
     def __init__(
-        self, me: BrokerId, document: Assignment, journal: Journal, heard: Mapping[BrokerId, int], links: Mapping[BrokerId, Incarnation],
+        self, me: BrokerId, document: Assignment, journal: Journal, heard: Mapping[BrokerId, int], known: Known,
         out: list[AnyEffect], *, numbers: list[int], now_ms: int,
     ) -> None:  # fmt: skip
-        super().__init__(me, document, journal, links, out, now_ms=now_ms)
+        super().__init__(me, document, journal, known, out, now_ms=now_ms)
         self.change: Change | None = None
         """The change of the document that is in flight."""
         self.waiting = Waiting()

@@ -19,6 +19,19 @@ ISOLATION_MS = 1_000
 REPLICA_LAG_TIME_MS = 10_000
 
 
+class Known:
+    """What is known of other brokers, of whatever partition and before this broker owned it."""
+
+    __slots__ = ("dead", "draining", "links")
+
+    def __init__(self) -> None:
+        self.links: dict[BrokerId, Incarnation] = {}
+        """Those to which a connection stands."""
+        self.dead: dict[BrokerId, bool] = {}
+        """Those proven dead, until they are connected again."""
+        self.draining: dict[BrokerId, bool] = {}
+
+
 class Pace(msgspec.Struct, frozen=True):
     """How much is sent to one follower."""
 

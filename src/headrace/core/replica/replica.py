@@ -32,7 +32,7 @@ from headrace.core.replica.messages import (
 )  # fmt: skip
 from headrace.core.replica.opening import Part
 from headrace.core.replica.owner import Owner
-from headrace.core.replica.peer import Pace
+from headrace.core.replica.peer import Known, Pace
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 
 
@@ -49,7 +49,7 @@ class Replica:
         self.follower = Follower(self.journal, self._out, incarnation)
         self._heard = heard
         self._pace = pace
-        self._links: dict[BrokerId, Incarnation] = {}
+        self._known = Known()
         self._wish: Wish | None = None
         self._activation: Change | None = None
         """The compare-and-swap by which this life takes a new epoch."""
@@ -96,7 +96,7 @@ class Replica:
             return
         if document.incarnation == self.incarnation and document.epoch > self.journal.promising:
             self.follower.step_down(document.epoch)
-            self.owner = Owner(self.me, document, self.journal, self._heard, self._links, self._out, numbers=self._numbers, now_ms=now_ms)
+            self.owner = Owner(self.me, document, self.journal, self._heard, self._known, self._out, numbers=self._numbers, now_ms=now_ms)
             self.owner.pace = self._pace
             if self._wish is not None:
                 self.owner.wish(self._wish)
@@ -172,24 +172,30 @@ class Replica:
 
     def connected(self, broker: BrokerId, incarnation: Incarnation, now_ms: int) -> None:
         """There is a connection to that life of a broker; messages go over it from now on."""
-        self._links[broker] = incarnation
+        self._known.links[broker] = incarnation
+        self._known.dead.pop(broker, None)
         if self.owner is not None:
             self.owner.connected(broker, incarnation, now_ms)
 
     def disconnected(self, broker: BrokerId, now_ms: int) -> None:
         """It broke."""
-        self._links.pop(broker, None)
+        self._known.links.pop(broker, None)
         if self.owner is not None:
             self.owner.disconnected(broker, now_ms)
 
     def dead(self, broker: BrokerId) -> None:
         """That broker is proven dead, until it is connected again."""
+        self._known.dead[broker] = True
         if self.owner is not None and broker in self.owner.peers:
             self.owner.peers[broker].dead = True
             self.owner.stirred = True
 
     def draining(self, broker: BrokerId, draining: bool) -> None:
         """That broker is going to stop: it is not taken in."""
+        if draining:
+            self._known.draining[broker] = True
+        else:
+            self._known.draining.pop(broker, None)
         if self.owner is not None and broker in self.owner.peers:
             self.owner.peers[broker].draining = draining
 

@@ -384,3 +384,21 @@ def test_a_late_answer_with_an_older_document_ends_nothing() -> None:
     bench.replica.swapped(99, Outcome.REFUSED, assignment(version=5, owner=BrokerId("b"), epoch=Epoch(2)), bench.now_ms)
     bench.later(100)
     assert bench.replica.refusal(0, bench.now_ms) is None
+
+
+def test_what_was_known_before_it_owned_the_partition_counts() -> None:
+    bench = Bench(assignment(owner=BrokerId("b"), version=1), Recovered(unclean=True))
+    bench.replica.dead(BrokerId("b"))
+    bench.replica.draining(BrokerId("c"), True)
+    bench.connects("c")
+    bench.replica.assigned(assignment(isr="a", version=2), bench.now_ms)
+    bench.later(100)
+    bench.synced()
+    assert bench.replica.owner is not None
+    assert bench.replica.owner.peers[BrokerId("b")].dead
+    assert bench.replica.owner.peers[BrokerId("c")].draining
+    assert bench.replica.owner.begun_at == 1
+    bench.synced()
+    bench.holds("c")
+    bench.acks("c", 2)
+    assert bench.took(Swap) == []

@@ -173,7 +173,8 @@ class Coordinator(Protocol):
 
     def watch(self, prefix: str, *, from_revision: int = 0) -> AsyncGenerator[WatchEvent, None]:
         """Changes at or after ``from_revision``, as they happen (0 = from when it is first awaited). It survives a lost connection. To miss nothing,
-        read first and watch from the revision of that reading + 1. Close it (``aclosing``) when done."""
+        read first and watch from the revision of that reading + 1. Close it (``aclosing``) when done;
+        it ends when the coordinator is closed."""
         ...
 
     async def members(self) -> tuple[Member, ...]: ...

@@ -15,6 +15,8 @@ from headrace.cluster.coordinator import Change, Changes, Reread, WatchEvent, to
 
 FEED_ENTRIES_MAX = 10_000
 FEED_BYTES_MAX = 4 * 1024 * 1024
+CUT_OFF, ENDED = -1, -2
+"""What ``visible`` may say instead of a revision: nothing is seen now, or nothing ever again."""
 EVENT_CHANGES_MAX = 1000
 """Changes after which one event ends, at a whole revision."""
 
@@ -25,6 +27,7 @@ class Feed:
     def __init__(self, *, entries_max: int = FEED_ENTRIES_MAX, bytes_max: int = FEED_BYTES_MAX) -> None:
         self.revision = 0
         self.restores = 0
+        self._closed = False
         self._entries_max, self._bytes_max, self._bytes = entries_max, bytes_max, 0
         self._entries: deque[tuple[int, tuple[Change, ...]]] = deque()
         self._sleepers: list[asyncio.Future[None]] = []
@@ -57,6 +60,11 @@ class Feed:
         self.restores += 1
         self.wake()
 
+    def close(self) -> None:
+        """Ends every watch."""
+        self._closed = True
+        self.wake()
+
     def wake(self) -> None:
         """Lets every watch look again."""
         sleepers, self._sleepers = self._sleepers, []
@@ -65,13 +73,14 @@ class Feed:
                 sleeper.set_result(None)
 
     async def watch(self, prefix: str, from_revision: int, visible: Callable[[], int] | None = None) -> AsyncGenerator[WatchEvent, None]:
-        """As ``Coordinator.watch``. ``visible`` says up to which revision this reader sees anything now (-1 = it is cut off); whoever moves it calls
-        ``wake``."""
+        """As ``Coordinator.watch``. ``visible`` says up to which revision this reader sees anything now; whoever moves it calls ``wake``."""
         restores = self.restores
         place = from_revision or self.revision + 1
-        while True:
+        while not self._closed:
             limit = self.revision if visible is None else min(self.revision, visible())
-            if limit >= 0 and (self.restores != restores or place > self.revision + 1):
+            if limit == ENDED:
+                return
+            if limit != CUT_OFF and (self.restores != restores or place > self.revision + 1):
                 yield Reread("restored")
                 return
             if limit >= place:

@@ -164,6 +164,7 @@ class LocalCoordinator:
         for _, holder in list(self._held.values()):
             holder.end("the coordinator was closed")
         self._held.clear()
+        self._feed.close()
 
     def _documents(self, prefix: str, after: str) -> Iterator[Document]:
         stored = (

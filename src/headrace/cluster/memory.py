@@ -27,7 +27,7 @@ from headrace.cluster.coordinator import (
     WatchEvent,
     check_transaction,
 )
-from headrace.cluster.feed import Feed
+from headrace.cluster.feed import CUT_OFF, ENDED, Feed
 from headrace.cluster.presence import Presence
 from headrace.model.errors import Conflict, CoordinatorUnavailable, Invalid, NotFound, RevisionGone, UnknownOutcome
 
@@ -218,8 +218,8 @@ class MemoryStore:
         return self._lease_of.get(key, 0)
 
     def visible(self, broker: str) -> int:
-        """Up to which revision watches of ``broker`` show anything; -1: they are cut off."""
-        return -1 if broker in self._unreachable else self._held.get(broker, self.feed.revision)
+        """Up to which revision watches of ``broker`` show anything."""
+        return CUT_OFF if broker in self._unreachable else self._held.get(broker, self.feed.revision)
 
     def loses_answer(self, broker: str) -> bool:
         count = self._answers_to_lose.get(broker, 0)
@@ -316,6 +316,7 @@ class MemoryCoordinator:
         self.store = store
         self.broker = broker
         self._registrations: list[MemoryRegistration] = []
+        self._closed = False
 
     async def get(self, key: str) -> Document | None:
         return await self.ask(lambda: self.store.document(key), writes=False)
@@ -350,7 +351,7 @@ class MemoryCoordinator:
         return registration
 
     def watch(self, prefix: str, *, from_revision: int = 0) -> AsyncGenerator[WatchEvent, None]:
-        return self.store.feed.watch(prefix, from_revision, lambda: self.store.visible(self.broker))
+        return self.store.feed.watch(prefix, from_revision, lambda: ENDED if self._closed else self.store.visible(self.broker))
 
     async def members(self) -> tuple[Member, ...]:
         return await self.ask(lambda: tuple(self.store.members), writes=False)
@@ -373,7 +374,9 @@ class MemoryCoordinator:
         return Status(store.leader, store.term, store.feed.revision, (answer,))
 
     async def close(self) -> None:
-        """Stops renewing; leases end by themselves."""
+        """Stops renewing (leases end by themselves) and ends its watches."""
+        self._closed = True
+        self.store.feed.wake()
         for registration in self._registrations:
             registration.finish("the coordinator was closed")
         self._registrations.clear()
@@ -381,6 +384,8 @@ class MemoryCoordinator:
     async def ask(self, task: Callable[[], T], *, writes: bool) -> T:
         """There, done, and back."""
         store, broker = self.store, self.broker
+        if self._closed:
+            raise CoordinatorUnavailable("the coordinator's client was closed")
         await asyncio.sleep(store.latency_s)
         if not store.reached(broker):
             await asyncio.sleep(store.timeout_s)

@@ -241,6 +241,21 @@ async def test_a_watch_that_is_ahead_of_the_store_is_told_of_the_restore(place: 
         assert [e async for e in events] == [Reread("restored")]
 
 
+async def test_a_watch_ends_when_the_coordinator_is_closed(place: Place) -> None:
+    c = await place.client()
+    registration = await c.register("brokers/a", b"", ttl_ms=5000)
+    revision = await revision_of(c)
+    async with aclosing(c.watch("k", from_revision=revision + 1)) as events:
+        await c.transact({}, {"k": b""})
+        assert len(await seen(events, 1)) == 1
+        waiting = asyncio.ensure_future(anext(events, None))
+        await asyncio.sleep(0.1)
+        await c.close()
+        async with asyncio.timeout(SOON_S):
+            assert await waiting is None
+            assert await registration.lost()
+
+
 async def test_following_begins_with_everything_and_begins_again_after_a_gap(place: Place) -> None:
     c = await place.client()
     await c.transact({}, {"f/a": b"1"})

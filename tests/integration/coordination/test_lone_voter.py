@@ -160,6 +160,42 @@ async def everything(client: EtcdCoordinator, place: int) -> list[WatchEvent]:
         return [event async for event in events]
 
 
+async def test_other_endpoints_are_used_without_a_gap_and_closing_ends_watches(lone: Member) -> None:
+    client = EtcdCoordinator([str(lone.client)])
+    registration = await client.register("brokers/a", b"", ttl_ms=2000)
+    revision = (await client.range("")).revision
+    seen: list[WatchEvent] = []
+
+    async def look() -> None:
+        async with aclosing(client.watch("k", from_revision=revision + 1)) as events:
+            async for event in events:
+                seen.append(event)
+
+    looking = asyncio.ensure_future(look())
+    for n, address in enumerate((f"localhost:{lone.client.port}", str(here()), str(lone.client))):
+        await client.transact({}, {f"k{n}": b""})
+        asking = [asyncio.ensure_future(client.get("k0")) for _ in range(20)]
+        await asyncio.sleep(0)
+        await client.use([address, str(lone.client)] if n == 1 else [address])
+        assert all(await asyncio.gather(*asking))
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(READY_S):
+        while sum(len(e.changes) for e in seen if isinstance(e, Changes)) < 3:
+            await asyncio.sleep(0.05)
+    await asyncio.sleep(3)
+    assert registration.alive
+    assert registration.silent_ms < 2000
+    assert not looking.done()
+    await client.close()
+    async with asyncio.timeout(READY_S):
+        await looking
+    with pytest.raises(CoordinatorUnavailable, match="closed"):
+        await client.get("k0")
+    with pytest.raises(CoordinatorUnavailable, match="closed"):
+        await client.transact({}, {"k0": b""})
+    assert not registration.alive
+
+
 async def test_without_etcd_the_answer_is_definite_and_in_time() -> None:
     client = EtcdCoordinator([str(here()), str(here())], timeout_s=1.0)
     started = asyncio.get_running_loop().time()

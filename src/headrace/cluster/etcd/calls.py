@@ -169,8 +169,10 @@ class Calls:
                         answer = await self._change(seat, ask(seat, min(left_s, self._answer_timeout_s), metadata))
                     else:
                         answer = await ask(seat, try_s, metadata)
-                except RpcError as e:
-                    message = e.details() or e.code().name
+                except (RpcError, asyncio.CancelledError) as e:
+                    if isinstance(e, asyncio.CancelledError) and being_cancelled():
+                        raise
+                    message = (e.details() or e.code().name) if isinstance(e, RpcError) else "the connection was closed"
                     verdict = judge(message)
                     if verdict == "refused":
                         raise refusal(message) from None
@@ -234,6 +236,10 @@ class Calls:
         self._token = ""
 
     @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
     def seen(self) -> tuple[int, int, int]:
         """Revision, term and restores as they are known now."""
         return (self.revision, self.term, self.restores)
@@ -268,6 +274,12 @@ class Calls:
         if self._seats[self._first] is not seat and seat in self._seats:
             _log.info("the coordinator is now asked at %s: it answered, %s did not", seat.address, self._seats[self._first].address)
             self._first = self._seats.index(seat)
+
+
+def being_cancelled() -> bool:
+    """Whether this task is. (gRPC raises the same error in whoever waits on a channel that is closed.)"""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _unary(rpc: str, request: Any) -> Ask:

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from headrace.cluster.coordinator import Change, Changes, Document, Reread, WatchEvent
-from headrace.cluster.etcd.calls import PAUSE_MAX_S, PAUSE_MIN_S, Calls, RpcError, kv_pb, pb
+from headrace.cluster.etcd.calls import PAUSE_MAX_S, PAUSE_MIN_S, Calls, RpcError, being_cancelled, kv_pb, pb
 from headrace.cluster.etcd.verdicts import judge, refusal
 from headrace.model.errors import CoordinatorUnavailable, RevisionGone
 
@@ -33,7 +33,7 @@ async def responses(calls: Calls, start: bytes, end: bytes, from_revision: int) 
     it refuses."""
     place, restores = from_revision, calls.restores
     connections, pause_s = 0, PAUSE_MIN_S
-    while True:
+    while not calls.closed:
         if place and (connections or from_revision):
             try:
                 revision = await _revision(calls, start)
@@ -74,7 +74,9 @@ async def responses(calls: Calls, start: bytes, end: bytes, from_revision: int) 
         except RevisionGone:
             yield Reread("compacted")
             return
-        except (RpcError, asyncio.InvalidStateError) as e:
+        except (RpcError, asyncio.InvalidStateError, asyncio.CancelledError) as e:
+            if isinstance(e, asyncio.CancelledError) and being_cancelled():
+                raise
             message = (e.details() or "") if isinstance(e, RpcError) else ""
             if judge(message) == "refused":
                 raise refusal(message) from None

@@ -14,10 +14,10 @@ What a driver owes the machines:
   peer and turn carries the messages of all partitions.
 - Messages come as a connection delivers them; ``connected`` and ``disconnected`` name lives of brokers, and no message of a life that has ended is
   handed in. ``heard`` is one map for all partitions, renewed by every frame.
-- Completions come in the order of the log. ``durable`` is called once a flush and partition. ``Cut`` and ``Promise`` are entries of the log (TRUNCATE,
-  PROMISE), so that they are durable in order with the others.
-- A start finds in ``Recovered`` what ``snapshot`` says: the high watermark as a lower bound (what checkpoints and moved data cover); ``unclean`` until
-  it was cleared here, over clean stops too; ``suspect`` if damage was found.
+- Completions come in the order of the log. ``durable`` is called once a flush and partition. ``Cut`` and ``Promise`` are entries of the log
+  (TRUNCATE, PROMISE), so that they are durable in order with the others.
+- A start finds in ``Recovered`` what ``snapshot`` says: the high watermark as a lower bound (what checkpoints and moved data cover); ``unclean``
+  until it was cleared here, over clean stops too; ``suspect`` if damage was found.
 - Every ``Swap`` is answered, with UNKNOWN if no answer came; with REFUSED goes the document that is recorded.
 - Before anything is appended it asks ``refusal``; before anything is delivered, leased or assigned, ``delivers``. ``Committed`` lets entries be
   applied. ``Unknown`` is never told to anyone as a failure.

@@ -34,9 +34,7 @@ class Part(Enum):
 class Opening(Streaming):
     """See the module's head."""
 
-    def __init__(
-        self, me: BrokerId, document: Assignment, journal: Journal, known: Known, out: list[AnyEffect], *, now_ms: int
-    ) -> None:
+    def __init__(self, me: BrokerId, document: Assignment, journal: Journal, known: Known, out: list[AnyEffect], *, now_ms: int) -> None:
         super().__init__(me, document.epoch, journal, out)
         self.document = document
         self.part = Part.PROMISING

@@ -102,20 +102,21 @@ class Secrets:
 
     def use(self, id: bytes) -> Secret:
         """Proves with it from now on."""
-        secret = self._known(id)
+        secret = self.known(id)
         self._accepted.remove(secret)
         self._accepted.insert(0, secret)
         return secret
 
     def remove(self, id: bytes) -> Secret:
         """Accepts it no more."""
-        secret = self._known(id)
+        secret = self.known(id)
         if secret is self.used:
             raise Conflict(f"the secret {id.hex()} is in use", hint="use another one first, on every broker")
         self._accepted.remove(secret)
         return secret
 
-    def _known(self, id: bytes) -> Secret:
+    def known(self, id: bytes) -> Secret:
+        """That one, or ``NotFound``."""
         secret = self.find(id)
         if secret is None:
             raise NotFound(f"no secret {id.hex()} is accepted here; there are {', '.join(self.ids())}", hint="add it first, on every broker")

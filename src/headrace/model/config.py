@@ -28,6 +28,7 @@ OnMismatch = Literal["quarantine", "refuse", "truncate"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 CoordinationMode = Literal["standalone", "coordinated"]
+PeerCompression = Literal["none", "lz4"]
 
 S = TypeVar("S", QueueSpec, StreamSpec)
 
@@ -61,6 +62,14 @@ class Listen(Section, frozen=True):
     """Admin HTTP: API, metrics, overview page. `off` = no admin listener."""
     admin_advertise: str = ""
     """Address under which people and tools reach the admin HTTP; empty = as for `native_advertise`."""
+    peer: str = f"127.0.0.1:{DefaultPort.PEER.value}"
+    """Where other brokers of a cluster connect; opened only in coordinated mode."""
+    peer_advertise: str = ""
+    """Address that other brokers are told to use; empty = as for `native_advertise`."""
+    gossip: str = f"127.0.0.1:{DefaultPort.GOSSIP.value}"
+    """Where other brokers' probes arrive, UDP and TCP; opened only in coordinated mode."""
+    gossip_advertise: str = ""
+    """Address that other brokers' probes are sent to; empty = as for `native_advertise`."""
 
 
 class Limits(Section, frozen=True):
@@ -173,6 +182,35 @@ class Coordination(Section, frozen=True):
     etcd: Etcd = Etcd()
 
 
+class Peers(Section, frozen=True):
+    """Connections between the brokers of a cluster."""
+
+    secret_file: str = ""
+    """File with the cluster's secret, which every broker has and never sends: one a line, at least 16 bytes, the one in use first; others are
+    accepted."""
+    compression: PeerCompression = "none"
+    """`lz4` compresses frames of 32 KiB or more where both sides are set to it: for links slower than 1 Gbit/s."""
+    queue_bytes_max: Annotated[int, Meta(ge=limits.PEER_FRAME_BYTES_MAX, le=4 * GIB)] = limits.PEER_QUEUE_BYTES_MAX
+    """Unsent bytes to one broker at which it is given no more."""
+
+
+class Membership(Section, frozen=True):
+    """How brokers notice that one of them has died. A verdict is only a suggestion: the controller looks for itself before it moves anything."""
+
+    seeds: tuple[str, ...] = ()
+    """`HOST:PORT` of the gossip listeners of some brokers, this one's own too if that is easier. A name may stand for many: it is looked up
+    again at every try."""
+    probe_interval_ms: Annotated[int, Meta(ge=20, le=60_000)] = 100
+    """How often each broker probes one other."""
+    probe_timeout_ms: Annotated[int, Meta(ge=10, le=30_000)] = 50
+    """Wait for its answer before others are asked to try; below `probe_interval_ms`."""
+    indirect_probes: Annotated[int, Meta(ge=0, le=16)] = 3
+    """How many others are asked."""
+    suspicion_multiplier: Annotated[int, Meta(ge=1, le=100)] = 4
+    """Length of the time that a suspected broker has to object, in probe intervals, times the logarithm of the number of brokers where they are
+    many."""
+
+
 class Recovery(Section, frozen=True):
     """What to do when data on disk does not match its checksums."""
 
@@ -225,6 +263,8 @@ class Config(Section, frozen=True):
     storage: Storage = Storage()
     recovery: Recovery = Recovery()
     coordination: Coordination = Coordination()
+    peers: Peers = Peers()
+    membership: Membership = Membership()
     defaults: Defaults = Defaults()
     undeclared: tuple[Undeclared, ...] = ()
     metrics: Metrics = Metrics()
@@ -317,9 +357,10 @@ def rule_spec(rule: Undeclared, config: Config) -> Spec:
 def contradictions(config: Config) -> list[tuple[str, str]]:
     """Every mistake that no single field shows, as (setting, what is wrong)."""
     wrong: list[tuple[str, str]] = []
-    for name in ("native", "admin", "native_advertise", "admin_advertise"):
+    names = ("native", "admin", "peer", "gossip")
+    for name in (*names, *(f"{name}_advertise" for name in names)):
         text = getattr(config.listen, name)
-        if (not text and name != "native") or (name == "admin" and text == "off"):
+        if (not text and name not in ("native", "peer", "gossip")) or (name == "admin" and text == "off"):
             continue
         try:
             address = parse_address(text)
@@ -327,10 +368,13 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
             wrong.append((f"listen.{name}", f"{e}; {e.hint}"))
             continue
         if name.endswith("_advertise") and address.unspecified:
-            wrong.append((f"listen.{name}", f"{text} names no machine, so clients could not reach it; give a host name or an address"))
-    native, admin = config.listen.native, config.listen.admin
-    if native == admin and not native.endswith(":0"):
-        wrong.append(("listen.admin", f"it is the same address as listen.native ({native}); give it another port"))
+            wrong.append((f"listen.{name}", f"{text} names no machine, so others could not reach it; give a host name or an address"))
+    opened = names if config.coordination.mode == "coordinated" else names[:2]
+    for i, name in enumerate(opened):
+        text = getattr(config.listen, name)
+        for other in opened[:i]:
+            if text and text == getattr(config.listen, other) and not text.endswith(":0"):
+                wrong.append((f"listen.{name}", f"it is the same address as listen.{other} ({text}); give it another port"))
     bounds, disk = config.limits, config.storage
     if bounds.message_bytes_max > bounds.frame_bytes_max - 64 * KIB:
         wrong.append(("limits.message_bytes_max", f"must be at least 64 KiB below limits.frame_bytes_max ({bounds.frame_bytes_max})"))
@@ -343,6 +387,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     if disk.wal_bytes_max < 2 * disk.wal_file_bytes:
         wrong.append(("storage.wal_bytes_max", f"must hold at least two files of storage.wal_file_bytes ({disk.wal_file_bytes})"))
     wrong += _coordination(config.coordination)
+    wrong += _membership(config.membership)
     try:
         check_queue(config.defaults.queue)
     except Invalid as e:
@@ -380,6 +425,21 @@ def _coordination(c: Coordination) -> list[tuple[str, str]]:
         wrong.append(("coordination.etcd.user", "user and password_file belong together"))
     if (c.etcd.tls.ca or c.etcd.user) and not c.etcd.endpoints:
         wrong.append(("coordination.etcd.endpoints", "tls and user are for an etcd that runs anyway; name its endpoints"))
+    return wrong
+
+
+def _membership(m: Membership) -> list[tuple[str, str]]:
+    wrong: list[tuple[str, str]] = []
+    for text in m.seeds:
+        try:
+            address = parse_address(text)
+        except Invalid as e:
+            wrong.append(("membership.seeds", f"{e}; {e.hint}"))
+            continue
+        if address.unspecified or not address.port:
+            wrong.append(("membership.seeds", f"{text} names no machine and port; give the gossip address of a broker"))
+    if m.probe_timeout_ms >= m.probe_interval_ms:
+        wrong.append(("membership.probe_timeout_ms", f"must be below membership.probe_interval_ms ({m.probe_interval_ms})"))
     return wrong
 
 

@@ -194,7 +194,7 @@ class Transport:
             async with asyncio.timeout(timeout_ms / 1000):
                 link = await self._open(at, expects, probe=True)
             assert link.opened is not None
-            return Probed(outcome="answered", who=link.opened.who)
+            return Probed(outcome="answered", who=link.opened.who, keys=link.opened.keys)
         except TimeoutError:
             return Probed(outcome="silent", text=f"no answer within {timeout_ms} ms")
         except ConnectionRefusedError as e:

@@ -46,6 +46,8 @@ class Probed(msgspec.Struct, frozen=True, kw_only=True):
 
     outcome: Literal["answered", "refused", "rejected", "silent"]
     who: Introduction | None = None
+    keys: frozenset[bytes] = frozenset()
+    """Ids of the secrets that the two sides use now."""
     text: str = ""
 
 

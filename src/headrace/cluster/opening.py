@@ -1,0 +1,49 @@
+"""Transport and membership as the configuration says, for a broker in coordinated mode. Nothing here is imported by a lone broker.
+
+Owns which setting becomes what. The broker starts, feeds (``Transport.know``) and stops what is made here.
+"""
+
+import os
+import stat
+from collections.abc import Mapping
+
+from headrace.cluster.membership.interface import Membership
+from headrace.cluster.secret import Secrets
+from headrace.cluster.transport import Me, Settings, Transport
+from headrace.log import get_logger
+from headrace.model.cluster import BrokerId
+from headrace.model.config import Config, parse_address
+from headrace.model.errors import Invalid
+
+_log = get_logger("membership")
+_FILE_BYTES_MAX = 64 * 1024
+
+
+def read_secrets(path: str) -> Secrets:
+    """The cluster's secrets in ``path``; ``Invalid`` if there are none. Warns if others than the owner may read it."""
+    if not path:
+        raise Invalid("no cluster secret is given", hint="put one into a file and name it: --cluster-secret-file, or peers.secret_file")
+    try:
+        with open(path, encoding="utf-8") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            text = file.read(_FILE_BYTES_MAX)
+    except (OSError, UnicodeDecodeError) as e:
+        raise Invalid(f"the cluster secret's file {path} cannot be read: {e}", hint="correct peers.secret_file, or the file's owner") from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        _log.warning("others than its owner may read the cluster's secret in %s; chmod 600 it", path)
+    return Secrets.parse(text)
+
+
+def make_transport(config: Config, me: Me, secrets: Secrets) -> Transport:
+    """To be started at ``listen.peer``."""
+    peers = config.peers
+    return Transport(me, secrets, Settings(queue_bytes_max=peers.queue_bytes_max, compression=peers.compression))
+
+
+def make_membership(config: Config, id: BrokerId, cluster: str, secrets: Secrets, meta: Mapping[str, str]) -> Membership:
+    """At ``listen.gossip``. Bound to every address and told none to advertise, the one that leads to the network is advertised."""
+    from headrace.cluster.membership.gossip import Gossip
+
+    listen = config.listen
+    advertise = parse_address(listen.gossip_advertise) if listen.gossip_advertise else None
+    return Gossip(id, cluster, secrets, config.membership, at=parse_address(listen.gossip), advertise=advertise, meta=meta)

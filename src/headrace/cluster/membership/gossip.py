@@ -122,9 +122,10 @@ class Gossip:
         await self.close()
 
     async def close(self) -> None:
-        if self._node is not None:
+        node, self._node = self._node, None
+        if node is not None:
             with suppress(kinship.KinshipError):
-                await self._node.close()
+                await node.close()
         if self._following is not None:
             await self._following
 

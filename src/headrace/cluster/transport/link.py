@@ -24,7 +24,7 @@ from headrace.cluster.transport.handshake import Opened, Opening, check_preamble
 from headrace.cluster.transport.settings import Settings
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import HeadraceError, Invariant, LimitExceeded, Malformed, TooLarge
+from headrace.model.errors import HeadraceError, Invariant, Malformed, TooLarge
 from headrace.wire import peer as wire
 from headrace.wire.frames import HEADER
 from headrace.wire.peer import COMPRESSIBLE, LZ4, PREAMBLE, PeerFlag, PeerOp
@@ -55,7 +55,8 @@ class Ends(Protocol):
 
     def now_ms(self) -> int: ...
 
-    def begin_opening(self, link: Link, transport: asyncio.BaseTransport) -> Opening: ...
+    def begin_opening(self, link: Link, transport: asyncio.BaseTransport) -> Opening:
+        """It is connected; may raise, which ends it unread."""
 
     def is_open(self, link: Link, opened: Opened) -> None:
         """The other side is proven; may raise to refuse it."""
@@ -104,7 +105,8 @@ class Link(asyncio.Protocol):
         self._buffer = bytearray()
         self._preamble_seen = dialing
         self._frame_bytes_max = limits.PEER_FRAME_BYTES_MAX_BEFORE_PROOF
-        self._tick_bytes = 0
+        self._read_bytes = 0
+        """Since it last let others go first."""
         self._breathing = self._held = False
         self._goodbye: HeadraceError | None = None
         self._urgent: list[bytes] = []
@@ -128,7 +130,7 @@ class Link(asyncio.Protocol):
         transport.set_write_buffer_limits(high=min(limits.PEER_WRITE_BYTES_HIGH, self.ends.settings.queue_bytes_max // 2))
         try:
             self._opening = self.ends.begin_opening(self, transport)
-        except LimitExceeded as e:
+        except HeadraceError as e:
             self.end(Lost("refused", str(e)))
             return
         first = self._opening.begin()
@@ -142,9 +144,9 @@ class Link(asyncio.Protocol):
         self._silent_beats = 0
         self.heard_ms = self.ends.now_ms()
         self.counters.bytes_in += size
-        self._tick_bytes += size
+        self._read_bytes += size
         self._read(data)
-        if self._tick_bytes >= limits.PEER_READ_BYTES_PER_TICK and not self._breathing and self.lost is None:
+        if self._read_bytes >= limits.PEER_READ_BYTES_PER_TICK and not self._breathing and self.lost is None:
             self._breathing = True
             self._reading()
             self.ends.breathe(self)
@@ -270,7 +272,7 @@ class Link(asyncio.Protocol):
     def breathed(self) -> None:
         """A turn of the loop has passed."""
         self._breathing = False
-        self._tick_bytes = 0
+        self._read_bytes = 0
         if self.lost is None and not self._held:
             if self._buffer:
                 self._read(b"")

@@ -23,14 +23,14 @@ import msgspec
 from headrace.ambient import Ambient, ambient
 from headrace.cluster.secret import Secrets
 from headrace.cluster.transport.carrier import Carrier, Listening, Tcp
-from headrace.cluster.transport.counters import Anonymous
+from headrace.cluster.transport.counters import Anonymous, Refusals
 from headrace.cluster.transport.dialing import keep
 from headrace.cluster.transport.handshake import Answering, Dialing, Opened, Opening
 from headrace.cluster.transport.link import LINGER_S, Link, Lost
 from headrace.cluster.transport.remote import Remote
 from headrace.cluster.transport.requests import Serve
 from headrace.cluster.transport.settings import Settings
-from headrace.cluster.transport.values import Known, Me, Probed, View, Watcher
+from headrace.cluster.transport.values import Known, Me, Probed, View, Watcher, view
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.cluster import BrokerId
@@ -82,6 +82,7 @@ class Transport:
         self._takes: dict[int, Take] = {}
         self._serves: dict[Service, Serve] = {}
         self._watchers: list[Watcher] = []
+        self._told = Refusals()
         self._listening: Listening | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._flushing = self._stopped = False
@@ -249,24 +250,7 @@ class Transport:
     def view(self) -> list[View]:
         """Every peer, by id."""
         now_ms = self.now_ms()
-        return [
-            View(
-                broker=id,
-                address=str(remote.address or ""),
-                connected=remote.link is not None,
-                incarnation=remote.incarnation,
-                release="" if remote.who is None else remote.who.release,
-                heard_ago_ms=now_ms - remote.heard_ms if remote.heard_ms else -1,
-                answered_ago_ms=now_ms - remote.answered_ms if remote.answered_ms else -1,
-                round_trip_ms=0 if remote.link is None else remote.link.round_trip_ms,
-                queued_bytes=0 if remote.link is None else remote.link.queued_bytes,
-                requests_waiting=len(remote.calls),
-                full=remote.link is not None and remote.link.full,
-                trouble=remote.trouble,
-                counters=remote.counters,
-            )
-            for id, remote in sorted(self._remotes.items())
-        ]
+        return [view(remote, now_ms) for _, remote in sorted(self._remotes.items())]
 
     # ------------------------------------------------------------ connections
 
@@ -318,13 +302,14 @@ class Transport:
 
     def begin_opening(self, link: Link, transport: asyncio.BaseTransport) -> Opening:
         if self._stopped:
-            raise LimitExceeded("this broker stops")
+            raise Draining("this broker stops")
         expects, probe = self._meant.get(link, (BrokerId(""), False))
         if not link.dialing:
             self.anonymous.accepted += 1
-            if sum(1 for other in self._links if not other.attached and not other.dialing) >= self.settings.openings_max:
+            opening = [other for other in self._links if not other.attached and not other.dialing]
+            if len(opening) >= self.settings.openings_max:  # a broker is done in milliseconds: who has been at it for longest is none
                 self.anonymous.crowded_out += 1
-                raise LimitExceeded("too many others are opening a connection")
+                opening[0].end(Lost("refused", "too many others are opening a connection"))
         self._links[link] = self._loop.create_future()
         self._present[link] = transport
         me = Introduction(
@@ -392,7 +377,7 @@ class Transport:
             else:
                 self.anonymous.refused += 1
             if link.error is not None:
-                _log.warning("a connection from %s was refused: %s", link.address, link.error)
+                self._told.refused(link.address, link.error, self.now_ms())
 
     # ------------------------------------------------------------ for the links
 

@@ -6,6 +6,7 @@ import msgspec
 
 from headrace.cluster.transport.counters import Counters
 from headrace.cluster.transport.link import Lost
+from headrace.cluster.transport.remote import Remote
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Address
 from headrace.wire.peer import Introduction
@@ -67,3 +68,23 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     full: bool
     trouble: str
     counters: Counters
+
+
+def view(remote: Remote, now_ms: int) -> View:
+    """``remote`` as it is now."""
+    link = remote.link
+    return View(
+        broker=remote.id,
+        address=str(remote.address or ""),
+        connected=link is not None,
+        incarnation=remote.incarnation,
+        release="" if remote.who is None else remote.who.release,
+        heard_ago_ms=now_ms - remote.heard_ms if remote.heard_ms else -1,
+        answered_ago_ms=now_ms - remote.answered_ms if remote.answered_ms else -1,
+        round_trip_ms=0 if link is None else link.round_trip_ms,
+        queued_bytes=0 if link is None else link.queued_bytes,
+        requests_waiting=len(remote.calls),
+        full=link is not None and link.full,
+        trouble=remote.trouble,
+        counters=remote.counters,
+    )

@@ -270,12 +270,14 @@ class Verbs:
         if r.offset >= 0 and r.partition < 0 and len(self._stream_partitions(r.name)) > 1:
             raise Invalid("an offset belongs to one partition: name it")
         count = 0
-        for partition in self._stream_partitions(r.name, r.partition):
+        partitions = self._stream_partitions(r.name, r.partition)
+        for partition in partitions:
+            partition.activate()
             to = r.offset if r.offset >= 0 else self.broker.store.offset_for_time(partition.pid, r.before_ms)
             before = partition.machine.start_offset
             partition.moved_start(min(to, partition.high_watermark))
             count += partition.machine.start_offset - before
-            await self.broker.store.save_checkpoint(partition.pid, partition.checkpoint())
+        await asyncio.gather(*(p.settled_down() for p in partitions))
         return control.Done(count=count)
 
     async def _cursors_list(self, r: control.CursorsList) -> control.Reply:

@@ -273,7 +273,10 @@ class Reader(Subscription):
             known = self.positions.get(partition, offset)
             if offset > known and self._once_open and self.cursor and not self._group:
                 super().event(control.CursorMoved(channel=self.channel, partition=partition, from_offset=known, to_offset=offset))
-            other_epoch = reply.epochs.get(partition) != self._epochs.get(partition)
+            epoch = reply.epochs.get(partition, 0)
+            other_epoch = epoch != self._epochs.get(partition)
+            if offset < known and self._once_open and self.cursor and not self._group and other_epoch and self.tier != "durable":
+                super().event(control.Retracted(channel=self.channel, partition=partition, from_offset=offset, epoch=epoch))
             if not self._once_open or not self.cursor or (other_epoch and self.tier != "durable"):
                 self.positions[partition] = offset
             else:

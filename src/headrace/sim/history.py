@@ -97,8 +97,8 @@ class Publish:
         """The level its confirm names."""
         self.duplicate = False
         self.error = ""
-        self.broker_life = 0
-        """Which incarnation of the broker ran when it was confirmed."""
+        self.broker_life = history.broker_life()
+        """Which incarnation of the broker ran when it was posted: a confirm comes from that one or a later one, and may be on its way when it dies."""
         self.watermark = UNSEEN
         """Up to where its partition was durable when the confirm came."""
 
@@ -111,7 +111,6 @@ class Publish:
             self.outcome, self.told_at = CONFIRMED, history.now()
             self.partition, self.offset = receipt.partition, receipt.offset
             self.promised, self.duplicate = int(receipt.level), receipt.duplicate
-            self.broker_life = history.broker_life()
             self.watermark = history.watermark(self.name, self.partition)
 
     def set_exception(self, error: BaseException) -> None:

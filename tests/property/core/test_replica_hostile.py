@@ -170,7 +170,7 @@ def document(level: Any, owner: str, epoch: int) -> Assignment:
 
 
 @given(STEPS, st.sampled_from(["replica_durable", "majority_durable"]), st.sampled_from(NAMES), st.integers(1, 9), st.integers(1, 9))
-@effort(400)
+@effort(200)
 def test_nothing_that_a_peer_says_breaks_a_replica(steps: list[tuple[str, Any, Any]], level: str, owner: str, end: int, watermark: int) -> None:
     runs = ((1, 1), (2, 4)) if end > 4 else ((1, 1),) if end > 1 else ()
     asked = document(level, owner, 3)
@@ -182,7 +182,7 @@ def test_nothing_that_a_peer_says_breaks_a_replica(steps: list[tuple[str, Any, A
 
 
 @given(STEPS)
-@effort(100)
+@effort(60)
 def test_nothing_that_a_peer_says_breaks_an_owner_that_serves(steps: list[tuple[str, Any, Any]]) -> None:
     asked = document("majority_durable", "a", 3)
     desk = Desk(Recovered(end=4, high_watermark=2, promised=2, runs=((1, 1),)), asked)

@@ -98,7 +98,7 @@ class Publish:
         self.duplicate = False
         self.error = ""
         self.broker_life = history.broker_life()
-        """Which incarnation of the broker ran when it was posted: a confirm comes from that one or a later one, and may be on its way when it dies."""
+        """Which incarnation of the broker ran when it was posted: its confirm may be on its way when that one dies."""
         self.watermark = UNSEEN
         """Up to where its partition was durable when the confirm came."""
 

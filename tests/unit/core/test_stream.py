@@ -239,6 +239,19 @@ def test_records_that_the_filter_left_out_count_as_acked() -> None:
     machine.check()
 
 
+def test_what_an_earlier_reader_acked_is_not_sent_once_the_filter_has_closed_the_gap_before_it() -> None:
+    machine = stream(10)
+    open_reader(machine, cursor="c")
+    send_all(machine)
+    machine.ack(1, [(0, 5), (6, 3)])
+    machine.close_reader(1)
+    open_reader(machine, 2, cursor="c", filter=True)
+    assert spans(machine) == [(2, 5, 6)]
+    machine.sent(2, 6, 0, 0)
+    assert machine.cursors["c"].next_offset == 9
+    assert spans(machine) == [(2, 9, 10)]
+
+
 def test_a_filtered_reader_looks_further_than_its_credit() -> None:
     machine = stream(100)
     open_reader(machine, cursor="c", messages=1, filter=True)

@@ -375,6 +375,8 @@ class StreamMachine(Ledger):
     def _place(self, reader: Reader) -> None:
         """Puts the reader where it belongs: due, waiting at the tail, or (without credit) nowhere."""
         cursor = reader.cursor
+        if cursor is not None and cursor.next_offset > reader.position:
+            reader.position = cursor.next_offset
         if cursor is not None and cursor.above and cursor.above.end > reader.position:
             while (found := cursor.above.find(reader.position)) is not None and found[1] <= self.visible_end:
                 reader.position = found[1]

@@ -14,7 +14,7 @@ from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
 from headrace.model.config import Config, advertised
-from headrace.model.errors import StorageError
+from headrace.model.errors import Invalid, StorageError
 
 __all__ = ["Listener", "RunningBroker", "start"]
 
@@ -75,6 +75,11 @@ async def start(
     config: Config, listeners: tuple[Listener, ...] | None = None, *, tune: bool = True, make_store: MakeStore | None = None
 ) -> RunningBroker:
     """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector)."""
+    if config.coordination.mode != "standalone":
+        raise Invalid(
+            "coordination.mode is coordinated, and this version serves alone: it would be a lone broker where a cluster is meant",
+            hint="remove coordination.mode until a version that forms clusters is installed",
+        )
     if tune:
         sys.setswitchinterval(0.0001)
         gc.set_threshold(50_000, 50, 1_000)  # young cycles go; a full collection would stop the loop for as long as there is state

@@ -139,12 +139,16 @@ async def test_an_address_that_cannot_be_used(start: Start) -> None:
         await nowhere.start()
 
 
-async def test_two_processes_of_one_broker_are_told(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("earlier_first", [True, False])
+async def test_two_processes_of_one_broker_are_told(start: Start, earlier_first: bool, caplog: pytest.LogCaptureFixture) -> None:
     a = await start("a")
     a.claim_s = 0.5
     events = a.events()
-    await start("b", "1")
-    await start("b", "2")
+    b = await start("b", "1")
+    if earlier_first:
+        await until(lambda: sees(a, "b", "alive"))
+    b2 = await start("b", "2")
+    b2.claim_s = b.claim_s = 1e6
     async with asyncio.timeout(10):
         while not isinstance(event := await anext(events), Claimed):
             pass

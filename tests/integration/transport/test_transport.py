@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import pytest
+import uvloop
 
 from headrace.cluster.secret import Secret, Secrets
 from headrace.cluster.transport import Known, Settings
@@ -634,3 +635,34 @@ def test_elsewhere_says_where_to_look() -> None:
     with pytest.raises(Elsewhere) as refused:
         opening.receive(PeerOp.HELLO, hello)
     assert "advertised peer addresses" in refused.value.hint
+
+
+def test_on_the_loop_of_a_real_broker() -> None:
+    async def scenario() -> None:
+        a, b = await End("a", settings=SMALL).start(), await End("b", settings=SMALL).start()
+        b.serve(echo)
+        await meet(a, b)
+        assert await a.transport.request(B, Service.VERBS, b"1", timeout_ms=5000) == b"a:1"
+        b.transport.hold(A)
+        sent = 0
+        for _ in range(100_000):
+            if a.transport.send(B, Service.REPLICAS, b"%08d" % sent + bytes(20_000)):
+                sent += 1
+            elif ("full", "b") in a.seen.events:
+                break
+            if sent % 16 == 0:
+                await asyncio.sleep(0)
+        b.transport.release(A)
+        await b.seen.until(lambda: len(b.seen.batches) == sent)
+        assert [int(body[:8]) for _, body in b.seen.batches] == list(range(sent))
+        await a.seen.until(lambda: ("drained", "b") in a.seen.events)
+        assert (await a.transport.probe(b.address, timeout_ms=2000)).outcome == "answered"
+        assert "something else" in told(await talk(b.address, b"garbage!"))
+        port = b.transport.port
+        await b.transport.stop()
+        await a.seen.until(lambda: not a.transport.connected(B))
+        assert a.seen.losses[0].kind == "goodbye"
+        assert (await a.transport.probe(Address("127.0.0.1", port), timeout_ms=2000)).outcome == "refused"
+        await a.transport.stop()
+
+    uvloop.run(scenario())

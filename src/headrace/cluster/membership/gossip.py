@@ -178,14 +178,14 @@ class Gossip:
         if known is not None and known.member == member:
             return
         before, now = self._lives.take(Life(m.name, member))
+        if known is None and len(self._lives.alive(member.id)) > 1:
+            asyncio.get_running_loop().call_later(self.claim_s, self._judge_claim, member.id)
         if now is None or before == now:
             return
         if before is None or before.state != now.state or before.run != now.run:
             was = "" if before is None else f", was {before.state}" if before.run == now.run else f", an earlier life of it was {before.state}"
             _log.info("broker %s at %s is %s%s", now.id, now.address, now.state, was)
         self._fanout.put(Changed(now, before))
-        if len(self._lives.alive(now.id)) > 1:
-            asyncio.get_running_loop().call_later(self.claim_s, self._judge_claim, now.id)
 
     def _judge_claim(self, id: BrokerId) -> None:
         """Two lives of a broker overlap while one has just been killed; not for long."""

@@ -22,7 +22,7 @@ _FILE_BYTES_MAX = 64 * 1024
 def read_secrets(path: str) -> Secrets:
     """The cluster's secrets in ``path``; ``Invalid`` if there are none. Warns if others than the owner may read it."""
     if not path:
-        raise Invalid("no cluster secret is given", hint="put one into a file and name it: --cluster-secret-file, or peers.secret_file")
+        raise Invalid("no cluster secret is given", hint="put one into a file, and name the file in peers.secret_file")
     try:
         with open(path, encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode

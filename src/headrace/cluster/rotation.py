@@ -72,4 +72,4 @@ def _bytes(id: str) -> bytes:
     try:
         return bytes.fromhex(id)
     except ValueError:
-        raise Invalid(f"{id!r} is no id of a secret", hint="`headrace cluster secrets` lists them") from None
+        raise Invalid(f"{id!r} is no id of a secret", hint="an id has 16 hexadecimal digits") from None

@@ -64,7 +64,7 @@ class Secrets:
 
     def __init__(self, secrets: Sequence[bytes]) -> None:
         if not secrets:
-            raise Invalid("a cluster needs a secret", hint="put one into the file that --cluster-secret-file names")
+            raise Invalid("a cluster needs a secret", hint="put one into the file that peers.secret_file names")
         self._accepted: list[Secret] = []
         for secret in secrets:
             self.add(secret)

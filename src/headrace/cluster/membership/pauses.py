@@ -20,8 +20,8 @@ _log = get_logger("membership")
 
 BEAT_MS: Final = 100
 PAUSE_MS: Final = 500
-"""A gap of so much more than ``BEAT_MS`` is a pause. Half of what a follower waits before it asks for another owner's proof, so that whoever could
-have been replaced has noticed."""
+"""A gap of so much more than ``BEAT_MS`` is a pause. Half of the second after which an owner that hears too few of its followers calls itself
+isolated, and shorter than any way to be replaced by silence."""
 
 Validate: TypeAlias = Callable[[int], None]
 """Given the length of the pause in milliseconds."""

@@ -86,7 +86,7 @@ class Opening:
         if who.cluster and self.me.cluster and who.cluster != self.me.cluster:
             raise Conflict(
                 f"broker {who.broker} belongs to cluster {who.cluster}, broker {self.me.broker} to {self.me.cluster}",
-                hint="correct the addresses (seeds, --peer); a data directory never moves from one cluster to another",
+                hint="correct membership.seeds and listen.peer_advertise; a data directory never moves from one cluster to another",
             )
         if who.broker == self.me.broker:
             raise Conflict(

@@ -283,10 +283,10 @@ class Transport:
             async with asyncio.timeout(self.settings.opening_ms / 1000):
                 await self._carrier.dial(lambda: link, at)
             await future
-        except TimeoutError:
-            raise TimeoutError(f"{at} does not answer") from None
-        except BaseException:
+        except BaseException as e:
             link.end(Lost("closed", "the dial was given up"))
+            if isinstance(e, TimeoutError):
+                raise TimeoutError(f"{at} does not answer") from None
             raise
         finally:
             self._meant.pop(link, None)

@@ -1,4 +1,5 @@
-"""The documents that a cluster's brokers share through the coordinator: who is there, who owns and copies which partition, how placement is set.
+"""The documents that a cluster's brokers share through the coordinator: who is there, who owns and copies which partition, how placement is set,
+who plans.
 
 Owns their fields, keys, bytes and the relations that hold in every one of them. Does not know who writes them when: the controller plans
 (``core.control``), the owner of a partition changes its members (``core.replica``). A value that breaks a relation is never encoded and never
@@ -38,6 +39,7 @@ FORCED_MAX = 16
 
 CONTROLLER_KEY = "controller"
 PLACEMENT_KEY = "settings/placement"
+PLANNING_KEY = "settings/planning"
 BROKERS_PREFIX = "brokers/"
 PARTITIONS_PREFIX = "partitions/"
 
@@ -188,10 +190,36 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Brokers that an operator takes away for good: owners, then copies are moved off them."""
 
 
-Document = Registered | Assignment | Placement
-D = TypeVar("D", Registered, Assignment, Placement)
+class Holder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Who is the controller. The document is never removed, only handed on, so that its version is that of a term and never comes back."""
+
+    broker: Annotated[BrokerId, Meta(max_length=63)] = NOBODY
+    """Nobody: the last one has stepped down."""
+    incarnation: Annotated[Incarnation, Meta(max_length=64)] = Incarnation("")
+    since_wall_ms: _Number = 0
+    """For displays."""
+    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] = ""
+
+
+Mode = Literal["on", "paused", "dry_run"]
+
+
+class Planning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Whether the controller acts, a runtime setting of the cluster."""
+
+    mode: Mode = "on"
+    """``paused``: nothing is decided, dead owners are not replaced either; ``dry_run``: decided and told, not done."""
+    by: _Text = ""
+    reason: Annotated[str, Meta(max_length=REASON_CHARACTERS_MAX)] = ""
+    since_wall_ms: _Number = 0
+
+
+Document = Registered | Assignment | Placement | Holder | Planning
+D = TypeVar("D", Registered, Assignment, Placement, Holder, Planning)
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
-_decoders: dict[type, msgspec.msgpack.Decoder[Document]] = {t: msgspec.msgpack.Decoder(t) for t in (Registered, Assignment, Placement)}
+_decoders: dict[type, msgspec.msgpack.Decoder[Document]] = {
+    t: msgspec.msgpack.Decoder(t) for t in (Registered, Assignment, Placement, Holder, Planning)
+}
 
 
 def broker_key(broker: BrokerId) -> str:

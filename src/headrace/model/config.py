@@ -29,6 +29,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 CoordinationMode = Literal["standalone", "coordinated"]
 PeerCompression = Literal["none", "lz4"]
+PlacementStrategy = Literal["consistent_hash", "round_robin", "least_loaded"]
 
 S = TypeVar("S", QueueSpec, StreamSpec)
 
@@ -42,6 +43,9 @@ class Broker(Section, frozen=True):
 
     name: Annotated[str, Meta(max_length=63, pattern=r"^[A-Za-z0-9._-]*$")] = ""
     """Name shown in logs, metrics and status; empty = derived from the broker id, which is made once and kept in the data directory."""
+    rack: Annotated[str, Meta(max_length=255)] = ""
+    """What this broker fails together with, wider than its machine: a rack, a room, a zone. Copies of a partition are spread over racks; empty =
+    none is known, and only machines count."""
     data_dir: Annotated[str, Meta(min_length=1)] = "headrace-data"
     """Directory that holds everything durable. Created if missing; one broker at a time may use it.
     A relative path is taken from the working directory."""
@@ -211,6 +215,18 @@ class Membership(Section, frozen=True):
     many."""
 
 
+class Placement(Section, frozen=True):
+    """Which broker gets what, as a new cluster begins; from then on the cluster's own runtime settings count, which are the same on all brokers."""
+
+    strategy: PlacementStrategy = "consistent_hash"
+    """`consistent_hash`: few moves when brokers come and go; `round_robin`: in turn; `least_loaded`: the emptiest first. Racks, machines and an even
+    load come first in all of them."""
+    virtual_nodes: Annotated[int, Meta(ge=1, le=4096)] = 150
+    """Points of each broker on the ring of `consistent_hash`; more spread more evenly and cost more time."""
+    copies_per_broker_max: Annotated[int, Meta(ge=0)] = 0
+    """Most copies of partitions on one broker; what has no room is refused with a reason. 0 = no bound."""
+
+
 class Recovery(Section, frozen=True):
     """What to do when data on disk does not match its checksums."""
 
@@ -265,6 +281,7 @@ class Config(Section, frozen=True):
     coordination: Coordination = Coordination()
     peers: Peers = Peers()
     membership: Membership = Membership()
+    placement: Placement = Placement()
     defaults: Defaults = Defaults()
     undeclared: tuple[Undeclared, ...] = ()
     metrics: Metrics = Metrics()

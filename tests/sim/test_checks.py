@@ -10,7 +10,7 @@ from headrace.model.specs import QueueSpec, Spec, StreamSpec
 from headrace.sim.checks import judge, leases, messages, shares, streams, times
 from headrace.sim.checks.inside import told_figures
 from headrace.sim.checks.seen import Seen
-from headrace.sim.history import Arrival, Attached, Commit, Delivery, Event, History, Link, Publish, Read, Settle
+from headrace.sim.history import Arrival, Attached, Commit, Delivery, Event, History, Link, Publish, Read, Settle, Verb
 from headrace.wire import control
 from headrace.wire.frames import Level
 
@@ -65,9 +65,10 @@ class Made:
     def read(self, who: Attached, id: int, offset: int, epoch: int = 1, speculative: bool = False) -> None:
         self.history.reads.append(Read(self.now, who.number, who.name, 0, offset, epoch, id, speculative))
 
-    def verb(self, verb: str, name: str = "q", what: Any = None, count: int = 0, outcome: str = "done", rows: Any = None) -> None:
+    def verb(self, verb: str, name: str = "q", what: Any = None, count: int = 0, outcome: str = "done", rows: Any = None) -> Verb:
         made = self.history.verb(verb, name, what)
         made.outcome, made.count, made.told_at, made.rows = outcome, count, self.now + 0.001, rows
+        return made
 
     def seen(self, **more: Any) -> Seen:
         if self.history.finished is None:
@@ -724,6 +725,32 @@ def test_the_start_of_a_stream_does_not_go_back() -> None:
     assert not told(streams.starts, made)
     made.read(made.consumer("s", kind="final"), ids[0], 0)
     assert told(streams.starts, made)
+
+
+def test_a_start_that_was_told_does_not_go_back_once_something_later_is_durable() -> None:
+    def looks(*starts: int, published: bool = True) -> list[str]:
+        made = Made(s=StreamSpec())
+        for number, start in enumerate(starts):
+            row = control.PartitionInfo(partition=0, id=1, epoch=1, state="serving", start_offset=start)
+            made.at(1.0 + number).verb("describe", "s", rows=(row,))
+            if published:
+                made.at(1.5 + number).confirmed("s", offset=10 + number)
+        return [v.text for v in streams.told_starts(Seen(made.history, life=2, lives=[(0.0, 1.8), (1.9, float("inf"))]))]
+
+    assert looks(5, 0)
+    assert not looks(5, 5, 7)
+    assert not looks(5, 0, published=False)
+
+
+def test_who_pauses_twice_may_not_have_resumed_between() -> None:
+    made = Made()
+    made.verb("pause", rows=(0.5, 0.9)).told_at = 0.95
+    made.verb("pause", rows=(1.0, 2.0))
+    new = made.at(1.2).confirmed(offset=0)
+    made.at(1.5).give(made.consumer(), new.id)
+    assert told(times.paused, made)
+    made.verb("pause", rows=(1.1, 1.4)).told_at = 1.45  # another operator, who resumes it meanwhile
+    assert not told(times.paused, made)
 
 
 def test_who_was_shown_what_was_taken_back_is_told() -> None:

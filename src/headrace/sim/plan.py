@@ -107,6 +107,10 @@ class Client(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     # admin
     verbs: tuple[str, ...] = ()
+    probes: bool = False
+    """Comes as a consumer to a queue that it has paused."""
+    impatient: float = 0.0
+    """How often the connection breaks while a verb is under way, which is then asked for again on the next one."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -131,8 +135,12 @@ def draw(chance: Chance, wants: Sequence[str] = ()) -> Plan:
     names: list[Name] = []
     clients: list[Client] = []
     seconds = features.chance.between(1.0, 5.0)
+    if features("steady groups", 0.04):
+        seconds = max(seconds, 4.0)
     queues = features.chance.pick([(1.0, 0), (6.0, 1), (2.0, 2)])
     streams = features.chance.pick([(3.0, 0), (3.0, 1), (1.0, 2)]) if queues else features.chance.randint(1, 2)
+    if not streams and (features("speculative readers", 0.04) or features("steady groups", 0.04)):
+        streams = 1
     for number in range(queues):
         spec = _queue(features, chance.fork(f"queue {number}"))
         names.append(Name(f"q{number}", queue=spec))
@@ -141,11 +149,27 @@ def draw(chance: Chance, wants: Sequence[str] = ()) -> Plan:
         names.append(Name(DEAD, queue=QueueSpec(lease_ms=1000)))
         if features("read dead letters", 0.5):
             clients.append(Client(kind="consumer", name=DEAD, operations=60, begin_ms=100, confirmed=0.5))
+    if features("late consumers", 0.06):
+        clients = [_late(client, seconds) for client in clients]
     for number in range(streams):
         stream = _stream(features, chance.fork(f"stream {number}"))
         names.append(Name(f"s{number}", stream=stream))
         clients += _stream_clients(features, chance.fork(f"clients of stream {number}"), f"s{number}", seconds)
+        if features("overseers", 0.06):
+            looks = 40
+            clients.append(
+                Client(kind="admin", name=f"s{number}", operations=looks, pause_ms=int(seconds * 900 / looks), verbs=("describe",) * looks)
+            )
+    if features("impatient operators", 0.1):
+        clients = [replace(client, impatient=0.5) if client.kind == "admin" else client for client in clients]
     return Plan(tuple(names), tuple(clients), seconds)
+
+
+def _late(client: Client, seconds: float) -> Client:
+    """Who takes messages comes when all are there."""
+    if client.kind == "publisher":
+        return replace(client, pause_ms=client.pause_ms // 3)
+    return replace(client, begin_ms=int(seconds * 600)) if client.kind in ("consumer", "puller") else client
 
 
 class _Features:
@@ -196,11 +220,14 @@ def _queue_clients(has: _Features, chance: Chance, name: str, spec: QueueSpec, s
         verbs = ["describe", "inspect"]
         verbs += [verb for verb in ("purge", "purge_leased", "alter", "move", "redrive", "recreate") if has(f"verb {verb}", 0.2)]
         verbs += ["pause"] * 3 if has("verb pause", 0.3) else []
-        count = chance.randint(1, 6)
+        count, probes = chance.randint(1, 6), False
+        if has("pausing operators", 0.1):
+            verbs, count = ["pause"], 8
+            probes = not cohort
         clients.append(
             Client(
                 kind="admin", name=name, operations=count, begin_ms=chance.randint(0, 1000), pause_ms=int(seconds * 500 / count),
-                verbs=tuple(chance.choice(verbs) for _ in range(count)),
+                verbs=tuple(chance.choice(verbs) for _ in range(count)), probes=probes,
             )
         )  # fmt: skip
     return clients
@@ -296,6 +323,8 @@ def _stream(has: _Features, chance: Chance) -> StreamSpec:
         "partitions": chance.pick([(3.0, 1), (1.0, 2), (1.0, 3)]),
         "tier": chance.pick([(3.0, "durable"), (2.0, "speculative"), (1.0, "ephemeral")]) if has("tiers", 0.5) else "durable",
     }
+    if has("speculative readers", 0.04):
+        changes["tier"] = "speculative"
     if has("retention", 0.2):
         kind = chance.choice(["retention_records", "retention_bytes", "retention_ms"])
         changes[kind] = int(chance.between(20, 4000))
@@ -308,8 +337,9 @@ def _stream(has: _Features, chance: Chance) -> StreamSpec:
 
 def _stream_clients(has: _Features, chance: Chance, name: str, seconds: float) -> list[Client]:
     clients = [_publisher(has, chance.fork(f"publisher {i}"), name, seconds, stream=True) for i in range(chance.randint(1, 2))]
-    group = has("groups of readers", 0.2)
-    for i in range(chance.randint(1, 3) if group else chance.randint(1, 2)):
+    steady = has("steady groups", 0.04)
+    group = steady or has("groups of readers", 0.2)
+    for i in range(chance.randint(2, 3) if steady else chance.randint(1, 3) if group else chance.randint(1, 2)):
         draw = chance.fork(f"reader {i}")
         options: dict[str, Any] = {
             "operations": int(draw.between(10, 200)), "begin_ms": draw.randint(0, 800), "pause_ms": int(draw.between(1, 60)),
@@ -324,6 +354,13 @@ def _stream_clients(has: _Features, chance: Chance, name: str, seconds: float) -
             options |= {"singly": True, "rounds": 3, "operations": int(draw.between(10, 60))}
         if has("filters", 0.2) and draw.happens(0.5):
             options["filter"] = "kind = a"
+        if has("speculative readers", 0.04):
+            options |= {
+                "cursor": "", "group": "", "explicit": False, "singly": False, "start": "earliest", "rounds": 1, "operations": 1_000_000,
+                "begin_ms": 0, "pause_ms": min(options["pause_ms"], 10),
+            }  # fmt: skip
+        elif steady:
+            options |= {"rounds": 1, "operations": 1_000_000, "singly": False}
         if has("small windows in bytes", 0.2):
             options["prefetch_bytes"] = int(draw.between(100, 5000))
         clients.append(Client(kind="reader", name=name, **options))

@@ -82,6 +82,7 @@ class Recovery:
         for pid in sorted({*self._pids, *stored, *ground.parts, *self.listed, *damaged} - {0}):
             self.found[pid] = await self._look(pid, damaged.get(pid, ""))
         self.values = {key: value for key, value in store.state.scan(b"") if not key.startswith(keys.PREFIX)}
+        await ground.on(ground.io, lambda: None)  # what a repair has replaced is unlinked by then
         self._look_at_files()
         for pid, shown in self.found.items():
             if pid in known and shown.last_index <= known[pid].last_index:

@@ -155,7 +155,7 @@ class Work:
         what = draw.pick(
             [
                 (40.0, "append"), (8.0, "settle"), (4.0, "other"), (18.0, "sleep"), (2.0, "idle"), (3.0, "state"), (3.0, "retain"),
-                (5.0, "checkpoint"), (3.0, "unload"), (6.0, "pass"), (4.0, "round"), (2.0, "rewrite"),
+                (5.0, "checkpoint"), (3.0, "unload"), (6.0, "pass"), (4.0, "round"), (2.0, "rewrite"), (4.0, "sweep"),
                 (4.0 if self._compacts else 0.0, "compact"), (3.0 if self._deletes else 0.0, "delete"), (3.0 if self._repairs else 0.0, "repair"),
             ]
         )  # fmt: skip
@@ -175,6 +175,9 @@ class Work:
         elif what in ("pass", "round", "rewrite"):
             if len(self._tasks) < 4:
                 self._spawn(self._move(what, draw.happens(0.5)))
+        elif what == "sweep":
+            if len(self._tasks) < 4:
+                self._spawn(self._sweep())
         elif (pid := self._some()) >= 0 and pid not in self._busy:
             long = {"checkpoint": self._save, "unload": self._unload, "compact": self._compact, "delete": self._delete, "repair": self._repair}
             self._busy[pid] = what
@@ -265,9 +268,28 @@ class Work:
         if not count:
             self._append(pid, Kind.LEASE, pack_leases([(floor, 1, 1, 30_000, draw.getrandbits(60))]))
             return
-        payload = pack_settlements([(int(Action.ACK), int(Reason.NONE), 1, count, floor, 0)])
-        self._append(pid, Kind.SETTLEMENT, payload, floor=floor + count)
-        self._store.set_floor(pid, floor + count)
+        self._settle(pid, floor + count)
+
+    def _settle(self, pid: int, floor: int) -> None:
+        """Everything below ``floor`` is acked."""
+        before = self.journals[pid].floors[-1]
+        payload = pack_settlements([(int(Action.ACK), int(Reason.NONE), 1, floor - before, before, 0)])
+        self._append(pid, Kind.SETTLEMENT, payload, floor=floor)
+        self._store.set_floor(pid, floor)
+
+    async def _sweep(self) -> None:
+        """What queues have in segments is settled, and at once a round looks for what may be erased: nothing of that is durable yet."""
+        draw, store = self._draw, self._store
+        async with store._ground.moving:
+            if draw.happens(0.5):
+                await store._mover.pass_once(everything=True)
+            for pid, journal in self.journals.items():
+                if journal.stream or self._gone.get(pid) or pid in self._busy or not self._loaded.get(pid):
+                    continue
+                ends = [ref.end_offset for ref in store._ground.part(pid).moved.refs if ref.end_offset > journal.floors[-1]]
+                if ends:
+                    self._settle(pid, draw.choice(ends))
+            await store._mover.round()
 
     async def _put(self) -> None:
         draw = self._draw

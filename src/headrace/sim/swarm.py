@@ -14,7 +14,8 @@ from headrace.sim.world import Speeds
 
 KIB = 1024
 COLD = "cold reads"
-"""A feature that is asked for only."""
+SLOW = "slow flushes"
+"""Features that are asked for only."""
 DEATHS: tuple[FaultKind, ...] = ("kill", "power", "stop")
 STORAGE: tuple[FaultKind, ...] = ("sync_error", "write_error", "full", "slow")
 OTHERS: tuple[FaultKind, ...] = ("pause", "cut", "reset", "clock")
@@ -30,7 +31,8 @@ def draw(seed: int, wants: Sequence[str] = ()) -> Scenario:
         seed=seed, plan=plan, faults=faults(chance.fork("faults"), seconds), settings=settings(chance.fork("settings")),
         speeds=speeds(chance.fork("speeds")), shape=shape(chance.fork("shape")), seconds=seconds,
     )  # fmt: skip
-    return cold(made) if COLD in wants else made
+    made = cold(made) if COLD in wants else made
+    return replace(made, speeds=replace(made.speeds, flush=(0.005, 0.04))) if SLOW in wants else made
 
 
 def cold(scenario: Scenario) -> Scenario:

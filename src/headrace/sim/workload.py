@@ -146,13 +146,29 @@ class Workload:
             await declare(stage, connected, name.name)
         queues = [n.name for n in self.plan.names if n.queue is not None]
         for queue in queues:
-            await connected.resume(queue)
+            await self._resume(connected, queue)
         await self._empty(machine, connected, queues)
         for name in self.plan.names:
             if name.stream is not None:
                 await self._read_all(connected, machine, name.name)
         await connected.close()
         await asyncio.sleep(QUIET_S)
+
+    def _paused(self, queue: str) -> bool:
+        found = [p for p in self._queue_partitions() if p.item.name == queue]
+        return any(p.item.paused for p in found)
+
+    @staticmethod
+    async def _resume(connected: Connected, queue: str) -> None:
+        """However often others are changing it."""
+        while True:
+            try:
+                await connected.resume(queue)
+                return
+            except HeadraceError as e:
+                if not e.retriable:
+                    raise
+            await asyncio.sleep(QUIET_S)
 
     # ------------------------------------------------------------ queues
 
@@ -165,6 +181,9 @@ class Workload:
             if loop.time() > until:
                 raise Stalled("I16: queues do not become empty: " + self.figures())
             await asyncio.sleep(QUIET_S)
+            for queue in queues:
+                if self._paused(queue):  # by what was asked for and never answered: it may take effect late
+                    await self._resume(connected, queue)
             calm = calm + 1 if self._empty_now(queues) and all(task.done() or task.get_name() == "attached" for task in work) else 0
         self.history.emptied = loop.time()
         for task in work:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from headrace.sim.checks.messages import passes
 from headrace.sim.checks.seen import Place, Seen, Violation, place_text
 from headrace.sim.checks.streams import finals, kept_whole
-from headrace.sim.history import CONFIRMED, Attached, Publish, Read
+from headrace.sim.history import CONFIRMED, REFUSED, Attached, Publish, Read
 from headrace.sim.world import SimBroker
 from headrace.storage import keys
 from headrace.storage.system import SYSTEM_PID
@@ -30,30 +30,36 @@ def last_given(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]
 
 
 def limits(seen: Seen) -> Iterator[Violation]:
-    """A queue that refuses beyond its limit holds no more; one that drops the oldest drops nothing newer than what nobody was ever given."""
+    """A queue that refuses beyond its limit holds no more."""
     for who, partition, there in last_given(seen):
         specs = seen.queue_specs(who.name)
         where = f"{who.name}/{partition}"
         if all(spec.overflow == "refuse" and spec.max_messages for spec in specs) and len(there) > max(spec.max_messages for spec in specs):
             yield Violation("limit", f"{where} held {len(there)} messages {who.at:.4f} s, the most are {max(spec.max_messages for spec in specs)}")
-        if any(spec.overflow != "drop_oldest" or spec.ttl_ms or spec.max_age_ms or spec.max_deliveries for spec in specs):
+
+
+def overflowed(seen: Seen) -> Iterator[Violation]:
+    """Where all was published before anybody came, what a queue gave up to make room is older than all that it kept."""
+    for name in seen.specs:
+        specs = seen.queue_specs(name)
+        if not specs or any(s.overflow == "refuse" or s.ttl_ms or s.max_age_ms or s.max_deliveries for s in specs) or seen.target(name):
             continue
-        if seen.verbs(who.name, "purge", "purge_leased", "move", "alter"):
+        posted = [p for p in seen.publishes.values() if p.name == name]
+        users = [a for a in seen.attached.values() if a.name == name]
+        came = min((a.at for a in users), default=0.0)
+        if any(a.auto_ack for a in users) or seen.verbs(name, "purge", "purge_leased", "move", "alter") or seen.history.emptied is None:
             continue
-        oldest = next((place[2] for place, p in there.items() if not p.delay_ms and _never_given(seen, who, place)), None)
-        for p in seen.publishes.values():
-            if oldest is None or p.name != who.name or p.partition != partition or p.offset <= oldest or p.delay_ms or p.ttl_ms or not seen.kept(p):
-                continue
-            place = (who.name, partition, p.offset)
-            if place not in seen.arrivals and p.told_at < who.at and not seen.any_broken(p.at, seen.end):
-                yield Violation("limit", f"{place_text(place)} was dropped to make room, and {where}/{oldest}, which nobody had, was not: {p!r}")
+        if any(p.outcome not in (CONFIRMED, REFUSED) or p.told_at >= came or p.delay_ms for p in posted):
+            continue
+        stored = sorted((p for p in posted if seen.kept(p) and p.offset >= 0 and seen.sound(name, p.partition)), key=lambda p: p.offset)
+        oldest: dict[int, int] = {}
+        for p in stored:
+            if (name, p.partition, p.offset) in seen.arrivals:
+                oldest.setdefault(p.partition, p.offset)
+            elif p.partition in oldest and not p.ttl_ms:
+                where = f"{name}/{p.partition}"
+                yield Violation("limit", f"{where}/{p.offset} was dropped to make room, and {where}/{oldest[p.partition]} was not: {p!r}")
                 break
-
-
-def _never_given(seen: Seen, who: Attached, place: Place) -> bool:
-    """Whether nobody had that message before ``who`` came."""
-    first = min(seen.arrivals[place], key=lambda arrival: arrival.at)
-    return first.consumer == who.number and first.attempt == 1
 
 
 def purged(seen: Seen) -> Iterator[Violation]:

@@ -6,8 +6,8 @@ The reading at the end is by a fresh reader, from the earliest record to marks a
 from collections.abc import Iterator
 
 from headrace.sim.checks.messages import settled_tier
-from headrace.sim.checks.seen import Seen, Violation, reads_by_reader
-from headrace.sim.history import Attached, Publish, Read
+from headrace.sim.checks.seen import LOCAL, Seen, Violation, reads_by_reader
+from headrace.sim.history import CONFIRMED, Attached, Publish, Read, Verb
 
 
 def finals(seen: Seen) -> dict[tuple[str, int], dict[int, int]]:
@@ -70,8 +70,7 @@ def _may_be_gone(
         if publish.null or last.get((name, partition, publish.key), -1) > offset:
             return True
     if found and offset > min(found):
-        retained = any(spec.retention_ms or spec.retention_bytes or spec.retention_records for spec in specs)
-        return retained and offset < _moved_to(seen, name, partition)
+        return False
     if seen.verbs(name, "trim"):
         return True
     newest = max(found, default=-1)
@@ -85,12 +84,6 @@ def _may_be_gone(
             if after >= spec.retention_bytes // 2:  # sizes as published, before headers and compression
                 return True
     return False
-
-
-def _moved_to(seen: Seen, name: str, partition: int) -> int:
-    """Up to where retention was ahead of the one who read it all at the end."""
-    told = [e for e in seen.history.events if e.what == "moved" and (e.name, e.partition) == (name, partition)]
-    return max((e.offset for e in told if e.reader in seen.attached and seen.attached[e.reader].kind == "final"), default=0)
 
 
 def _size(seen: Seen, id: int) -> int:
@@ -116,8 +109,8 @@ def gaps(seen: Seen) -> Iterator[Violation]:
                 continue
             heard = told.get((number, r.partition), [])
             expected = before.offset + 1
-            # a tier that may take records back has its reader begin again at its cursor under a new epoch
-            if r.offset < expected and not heard and (_durable(seen, r.name) or r.epoch == before.epoch):
+            # a tier that may take records back has a reader with a cursor begin again there under a new epoch; who has none is told
+            if r.offset < expected and not heard and (_durable(seen, r.name) or r.epoch == before.epoch or not attached.cursor):
                 yield Violation("I4", f"reader {number} of {r.name}/{r.partition} was at {before.offset} and then at {r.offset} {r.at:.4f} s")
             if r.offset > expected and not heard and not attached.filter and not compacted and settled_tier(seen, r.name):
                 if attached.cursor and _acked(seen, attached, r, expected):
@@ -262,3 +255,33 @@ def starts(seen: Seen) -> Iterator[Violation]:
                 if r.offset < told and seen.sound(a.name, partition):
                     text = f"began at {told} once it was trimmed {verb.told_at:.4f} s, at the end at {r.offset}"
                     yield Violation("trim", f"{a.name}/{partition} {text}")
+
+
+def told_starts(seen: Seen) -> Iterator[Violation]:
+    """The start of a partition that an operator was told stays given up, once something that was published later is durable: the log is in order."""
+    looks: dict[str, list[Verb]] = {}
+    for verb in seen.history.verbs:
+        if verb.verb in ("describe", "trim") and verb.outcome == "done" and verb.rows and seen.stream_specs(verb.name):
+            looks.setdefault(verb.name, []).append(verb)
+    for name, verbs in looks.items():
+        if any(spec.tier == "ephemeral" for spec in seen.stream_specs(name)):
+            continue
+        begun: dict[int, tuple[int, float]] = {}
+        for verb in sorted(verbs, key=lambda verb: verb.told_at):
+            for row in verb.rows:
+                start, told_at = begun.get(row.partition, (0, 0.0))
+                if row.state != "serving" or not seen.sound(name, row.partition):
+                    continue
+                if row.start_offset < start and told_at < verb.at and _kept_since(seen, told_at):
+                    text = f"began at {start} {told_at:.4f} s, and at {row.start_offset} {verb.told_at:.4f} s"
+                    yield Violation("trim", f"{name}/{row.partition} {text}")
+                    return
+                if row.start_offset != start:
+                    begun[row.partition] = row.start_offset, verb.told_at
+
+
+def _kept_since(seen: Seen, at: float) -> bool:
+    """Whether something was posted after that time and confirmed as durable by the broker's incarnation of then."""
+    nexts = [born for born, _ in seen.lives[1:]]
+    until = next((min(died, after) for (born, died), after in zip(seen.lives, nexts, strict=False) if born <= at < after), at)
+    return any(at < p.at and p.told_at < until for p in seen.publishes.values() if p.outcome == CONFIRMED and p.promised >= LOCAL)

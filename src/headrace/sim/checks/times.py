@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 from headrace.sim.checks.seen import Place, Seen, Violation, place_text
-from headrace.sim.history import CONFIRMED, Arrival, Publish, Settle
+from headrace.sim.history import CONFIRMED, DONE, Arrival, Publish, Settle, Verb
 
 EPSILON_S = 0.003
 """Times are whole milliseconds on the wire and in the journal."""
@@ -116,7 +116,8 @@ def _epoch(seen: Seen, place: Place, settle: Settle) -> int:
 
 def paused(seen: Seen) -> Iterator[Violation]:
     """What is published to a paused queue stays there, and who comes to one is given nothing."""
-    pauses = [(v.name, *v.rows) for v in seen.history.verbs if v.verb == "pause" and v.rows is not None]
+    asked = [v for v in seen.history.verbs if v.verb == "pause" and v.rows is not None]
+    pauses = [(v.name, *v.rows) for v in asked if not any(_resumed(other, v) for other in asked)]
     if not pauses:
         return
     for place, arrivals in seen.arrivals.items():
@@ -129,13 +130,14 @@ def paused(seen: Seen) -> Iterator[Violation]:
             # what comes on a connection was granted on it: who lost the one before is as good as new
             since = max(who.at, seen.last_break(who.client, a.at), publish.at if publish is not None else 0.0)
             for name, begun, ended in pauses:
-                if name == place[0] and begun < since and a.at < ended and not _resumed(pauses, name, begun, ended):
+                if name == place[0] and begun < since and a.at < ended:
                     yield Violation("pause", f"{place_text(place)} came to consumer {a.consumer} {a.at:.4f} s, paused {begun:.4f} s to {ended:.4f} s")
 
 
-def _resumed(pauses: list[tuple[str, float, float]], name: str, begun: float, ended: float) -> bool:
-    """Whether another operator may have resumed it meanwhile."""
-    return sum(1 for other, first, last in pauses if other == name and first < ended and begun < last + 1.0) > 1
+def _resumed(other: Verb, pause: Verb) -> bool:
+    """Whether the queue may have been resumed within that pause by who had paused it too."""
+    begun, ended = pause.rows
+    return other is not pause and other.name == pause.name and other.rows[1] < ended and (other.outcome != DONE or other.told_at > begun)
 
 
 def ready_order(seen: Seen) -> Iterator[Violation]:

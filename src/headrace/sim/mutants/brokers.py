@@ -74,6 +74,20 @@ BROKERS: Final = (
         edits=(Edit("broker.broker:Broker.erase", "await self.store.delete(item.partitions)", "pass"),),
     ),
     Mutant(
+        name="deletion-on-absence",
+        wrong="a broker that starts erases what is stored under numbers of which it has not read the names yet",
+        notices=("I1",),
+        edits=(
+            Edit(
+                "broker.broker:Broker._finish_deletions",
+                "for item in await self.catalogue.deletions():",
+                "known = {pid for item in self.catalogue._cache.values() for pid in item.partitions}\n"
+                "await self.store.delete([pid for pid in self.store.partitions() if pid not in known])\n"
+                "for item in await self.catalogue.deletions():",
+            ),
+        ),
+    ),
+    Mutant(
         name="refused-and-stored",
         wrong="a publish beyond the queue's limit is refused, and stored all the same",
         notices=("I2",),
@@ -160,8 +174,8 @@ BROKERS: Final = (
         name="alteration-answered-before-it-holds",
         wrong="a request that repeats an alteration under way is answered while the first one is not in force yet",
         notices=("pause", "error"),
-        stir=("slow", "reset", "reset", "reset", "reset", "reset"),
-        wants=("administration", "verb pause", "cold reads"),
+        wants=("administration", "pausing operators", "impatient operators", "abandoned connections", "slow flushes"),
+        stir=("slow", "slow", "reset"),
         edits=(Edit("broker.catalogue:Catalogue._update", 'self._changed(old, "altered")', "pass"),),
     ),
     Mutant(

@@ -261,7 +261,7 @@ RULES: Final = (
         name="overflow-drops-the-newest",
         wrong="overflow removes the newest of the messages that were there, not the oldest",
         notices=("I1", "overflow"),
-        wants=("limits", "slow consumers"),
+        wants=("limits", "late consumers"),
         edits=(
             Edit(
                 "core.queue.admission:_bury_oldest",

@@ -151,6 +151,32 @@ SEGMENTS: Final = (
         edits=(Edit("storage.mover:Mover._sweep", "await self._durable(part, index)", "pass"),),
     ),
     Mutant(
+        name="promise-not-journalled",
+        wrong="a promised epoch is kept in memory only",
+        notices=("I7", "images"),
+        net="images",
+        edits=(
+            Edit(
+                "storage.intake:Intake.append",
+                "self._gathering.append(pid, epoch, index, kind, whole)",
+                "if kind != _PROMISE:\n    self._gathering.append(pid, epoch, index, kind, whole)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="promise-lost-with-its-log-file",
+        wrong="a promised epoch does not outlive the log file that it stands in",
+        notices=("I7", "images"),
+        net="images",
+        edits=(
+            Edit(
+                "storage.mover:Mover._plan",
+                "now = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered)",
+                "now = Moved(job.last_index, part.last_epoch, old.promised, refs, file, nbytes, covered)",
+            ),
+        ),
+    ),
+    Mutant(
         name="mover-skips-straddling-entries",
         wrong="the mover leaves out an entry of which only the first records are settled",
         notices=("I1", "images"),

@@ -31,8 +31,8 @@ STREAMS: Final = (
     Mutant(
         name="retraction-not-told",
         wrong="a reader who had speculative records that a restart took back is not told",
-        notices=("I5", "I3"),
-        wants=("tiers",),
+        notices=("I4", "I5", "I3"),
+        wants=("speculative readers", "slow flushes"),
         edits=(
             Edit(
                 "broker.attach:start_reading",
@@ -106,7 +106,7 @@ STREAMS: Final = (
         name="one-partition-two-readers",
         wrong="a member of a reader group keeps the partitions that went to another",
         notices=("group", "I9", "error"),
-        wants=("groups of readers",),
+        wants=("steady groups",),
         edits=(
             Edit(
                 "core.groups:Group._change",
@@ -132,7 +132,7 @@ STREAMS: Final = (
         name="trim-not-journalled",
         wrong="a trim is not journalled: after a restart the records are there again",
         notices=("trim", "I5", "I2"),
-        wants=("administration", "verb trim"),
+        wants=("administration", "verb trim", "retention", "overseers"),
         edits=(Edit("core.stream.machine:StreamMachine.trim", "self._trimmed = self._trimmed or journal", "pass"),),
         stir=DEATHS,
     ),

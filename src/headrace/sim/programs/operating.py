@@ -12,6 +12,7 @@ from headrace.sim.chance import Chance
 from headrace.sim.history import DONE, REFUSED, UNKNOWN
 from headrace.sim.loop import Machine
 from headrace.sim.plan import DEAD, Client
+from headrace.sim.programs.hand import Hand
 from headrace.sim.programs.stage import Stage
 
 
@@ -21,6 +22,8 @@ async def administer(stage: Stage, machine: Machine, client: Client, chance: Cha
     for verb in client.verbs[: client.operations]:
         if stage.over:
             break
+        if client.impatient and chance.happens(client.impatient):
+            stage.loop.post(None, chance.between(0.0005, 0.3), stage.world.network.break_connections, machine.name)
         await ask(stage, connected, client, verb, chance)
         await asyncio.sleep(client.pause_ms * chance.random() / 500)
     await connected.close()
@@ -38,9 +41,10 @@ async def ask(stage: Stage, connected: Connected, client: Client, verb: str, cha
         if verb in ("purge", "purge_leased"):
             note.count = await connected.purge(name, leased=verb == "purge_leased")
         elif verb == "pause":
-            await connected.pause(name)
+            await _pause(stage, connected, name)
             begun = stage.loop.time()
-            await asyncio.sleep(client.pause_ms * chance.random() / 1000)
+            pause_s = client.pause_ms * chance.random() / 1000
+            await (_probe(stage, connected, client, pause_s, chance) if client.probes else asyncio.sleep(pause_s))
             note.rows = (begun, stage.loop.time())
             await connected.resume(name)
         elif verb == "move":
@@ -77,6 +81,36 @@ async def ask(stage: Stage, connected: Connected, client: Client, verb: str, cha
         if verb == "pause":
             note.outcome = UNKNOWN
     note.told_at = stage.loop.time()
+
+
+async def _pause(stage: Stage, connected: Connected, name: str) -> None:
+    """Asks again as soon as it can if the connection broke before the answer came."""
+    while True:
+        try:
+            await connected.pause(name)
+            return
+        except HeadraceError as e:
+            if stage.over or (e.definite and not e.retriable):
+                raise
+        await asyncio.sleep(0.002)
+
+
+async def _probe(stage: Stage, connected: Connected, client: Client, seconds: float, chance: Chance) -> None:
+    """Comes as a consumer of the paused queue for so long: nothing may be delivered."""
+    attached = stage.history.attach(stage.loop.ambient.name, "consumer", client.name)
+    consumer = connected.consume(client.name, prefetch=10)
+    Hand(stage, attached, consumer, client, chance)
+    try:
+        async with asyncio.timeout(seconds):
+            await consumer.start()
+            await asyncio.sleep(seconds)
+    except TimeoutError:
+        pass
+    except HeadraceError:
+        attached.how = "ended"
+    attached.leaving = stage.loop.time()
+    await consumer.close()
+    attached.how, attached.until = attached.how or "left", stage.loop.time()
 
 
 def machine_ms(stage: Stage) -> int:

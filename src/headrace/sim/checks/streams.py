@@ -70,7 +70,8 @@ def _may_be_gone(
         if publish.null or last.get((name, partition, publish.key), -1) > offset:
             return True
     if found and offset > min(found):
-        return False
+        retained = any(spec.retention_ms or spec.retention_bytes or spec.retention_records for spec in specs)
+        return retained and offset < _moved_to(seen, name, partition)
     if seen.verbs(name, "trim"):
         return True
     newest = max(found, default=-1)
@@ -84,6 +85,12 @@ def _may_be_gone(
             if after >= spec.retention_bytes // 2:  # sizes as published, before headers and compression
                 return True
     return False
+
+
+def _moved_to(seen: Seen, name: str, partition: int) -> int:
+    """Up to where retention was ahead of the one who read it all at the end."""
+    told = [e for e in seen.history.events if e.what == "moved" and (e.name, e.partition) == (name, partition)]
+    return max((e.offset for e in told if e.reader in seen.attached and seen.attached[e.reader].kind == "final"), default=0)
 
 
 def _size(seen: Seen, id: int) -> int:

@@ -13,7 +13,7 @@ from headrace.core.formation.effects import NO_CONSENSUS, AddLearner, Alarm, Any
 from headrace.core.formation.judging import HOLDING, Here
 from headrace.core.formation.messages import AnyMessage, Condition, Hello
 from headrace.core.formation.peers import Peers
-from headrace.core.formation.records import NONE, Charter, Directory, Identity, Record, Records, charter_of
+from headrace.core.formation.records import NONE, Charter, Directory, Held, Identity, Record, Records, charter_of
 from headrace.model.formation import Comparison, Declared, compare, mark
 
 REQUEST_MS: Final = 5_000
@@ -100,10 +100,20 @@ class Books:
         return self.records.held.config if self.records.held is not None else None
 
     @property
+    def witness(self) -> str:
+        return self.records.held.witness if self.records.held is not None else ""
+
+    def hold(self, config: Declared, source: str, *, of: str = "", witness: str = "") -> None:
+        """Takes a config on; a fresh gospel bears witness that it was fresh."""
+        if self.condition == "fresh" and config.gospel == self.name:
+            witness = self.incarnation
+        self.store(Held(config=config, of=of, source=source, witness=witness))
+
+    @property
     def condition(self) -> Condition:
         identity = self.records.identity
         if identity is None:
-            return "unidentified" if self.has_data else "fresh"
+            return "unidentified" if self.has_data else "starting"
         if identity.removed_version:
             return "removed"
         if identity.standalone:

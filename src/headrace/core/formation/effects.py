@@ -75,8 +75,8 @@ class Store(msgspec.Struct, frozen=True):
 
 class StartConsensus(msgspec.Struct, frozen=True, kw_only=True):
     """Run this broker's consensus member. ``new``: static bootstrap with ``initial``; ``existing``: its own data; ``join``: it was added as a
-    learner, ``initial`` are the members of now; ``alone``: its own data, without the other members, under the new token. ``seat`` is part of the member's name
-    and of its directory's."""
+    learner, ``initial`` are the members of now; ``alone``: its own data, without the other members, under the new token. ``seat`` is part of the
+    member's name and of its directory's."""
 
     mode: Literal["new", "existing", "join", "alone"]
     token: str

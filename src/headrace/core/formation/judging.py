@@ -57,9 +57,11 @@ class Judgement(msgspec.Struct, frozen=True):
 Known = Callable[[str], Hello | None]
 
 
-def judge(config: Declared, here: Here, known: Known) -> Judgement:
-    """What the cluster ``here`` does about ``config``, which is younger than what it has committed."""
-    judgement = _gospel(config, here, known)
+def judge(config: Declared, here: Here, known: Known, reachable: Known, *, witness: str = "") -> Judgement:
+    """What the cluster ``here`` does about ``config``, which is younger than what it has committed; ``witness`` as in ``Held``.
+
+    ``known``: how a peer stood when it was last heard; ``reachable``: how it stands, if it is there now."""
+    judgement = _gospel(config, here, known, reachable, witness)
     if judgement.verdict is not Verdict.COMMIT:
         return judgement
     if here.charter is None:
@@ -76,7 +78,7 @@ def _refuse(code: str, reason: str, *on: str) -> Judgement:
     return Judgement(Verdict.REFUSE, code, reason, on)
 
 
-def _gospel(config: Declared, here: Here, known: Known) -> Judgement:
+def _gospel(config: Declared, here: Here, known: Known, reachable: Known, witness: str) -> Judgement:
     gospel = config.gospel
     if gospel == RESET:
         before = here.charter.config.gospel if here.charter is not None else ""
@@ -89,9 +91,11 @@ def _gospel(config: Declared, here: Here, known: Known) -> Judgement:
             return _refuse("no_gospel", f"{', '.join(others)} hold data of another cluster and no gospel says whose data survives", *others)
         return Judgement(Verdict.COMMIT)
     incarnation, hello = here.enrols(gospel), known(gospel)
+    if witness and incarnation != witness:
+        return _end(config, here, known, f"the data of {gospel} shall survive, and it held none")
     if gospel == here.name:
         return Judgement(Verdict.COMMIT)
-    if hello is None:
+    if hello is None or (reachable(gospel) is None and not _elsewhere(hello, here)):
         if incarnation is not None:
             return Judgement(Verdict.COMMIT)
         return Judgement(Verdict.WAIT, "gospel_unknown", f"nothing is known of {gospel}, whose data shall survive", (gospel,))

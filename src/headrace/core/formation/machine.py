@@ -32,7 +32,7 @@ from headrace.core.formation.judging import Verdict as Judged
 from headrace.core.formation.membership import Membership
 from headrace.core.formation.messages import AnyMessage, Ask, Declined, Hello, Offer, Promised, Proposal, Tidings, unsound
 from headrace.core.formation.planning import Step, steps
-from headrace.core.formation.records import Charter, Directory, Held, Identity, Promise, Record
+from headrace.core.formation.records import Charter, Directory, Identity, Promise, Record
 from headrace.core.formation.telling import Telling
 from headrace.model.formation import Comparison, Declared, compare, contradictions, digest, mark
 
@@ -72,15 +72,15 @@ class Formation:
             answer = self._compared(config, current, charter)
             if answer is not None:
                 return answer
-        if books.storing is not None or books.identity is None or self._aside_due() or (charter is not None and charter.reset):
-            return Answer(Verdict.BUSY, version, "a change is being made durable: try again in a moment")
         if books.condition in ("removed", "unidentified"):
             return Answer(Verdict.INVALID, version, f"this broker is {books.condition}: feed a member of the cluster")
+        if books.storing is not None or books.identity is None or self._aside_due() or (charter is not None and charter.reset):
+            return Answer(Verdict.BUSY, version, "a change is being made durable: try again in a moment")
         if books.condition in ("formed", "standalone"):
-            judgement = judge(config, books.here(), books.peers.known)
+            judgement = judge(config, books.here(), books.peers.known, books.hello)
             if judgement.verdict is Judged.REFUSE:
                 return Answer(Verdict.INVALID, version, judgement.reason)
-        books.store(Held(config=config, source=source))
+        books.hold(config, source)
         self._step(now_ms)
         waits = "" if books.name in config.names else f"; it does not list {books.name}"
         return Answer(Verdict.BEGUN, config.version, f"version {config.version} is taken on{waits}")
@@ -288,7 +288,7 @@ class Formation:
         promise = books.records.promise
         untouched = books.condition == "fresh" and (promise is None or promise.version < config.version)
         if compared is Comparison.YOUNGER or (compared is Comparison.CONFLICT and untouched):
-            books.store(Held(config=config, source="configuration"))
+            books.hold(config, "configuration")
             return True
         if compared is Comparison.CONFLICT:
             books.last_error = f"the configured version {config.version} has other content than what is known here: it is not used"

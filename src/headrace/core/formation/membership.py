@@ -190,7 +190,7 @@ class Membership:
             return active
         if held is None:
             return active
-        judgement = judge(held, books.here(), books.peers.known)
+        judgement = judge(held, books.here(), books.peers.known, books.hello, witness=books.witness)
         if judgement.verdict is Verdict.COMMIT:
             member = held.member(books.name)
             assert member is not None
@@ -262,7 +262,7 @@ class Membership:
             self._order(charter.config, f"version {charter.reset} gives the data of the cluster up", charter)
             return Standing(State.WAIT, "setting_aside", f"version {charter.reset} gives the data of the cluster up", (books.name,))
         lost = self._left_out()
-        if books.storing is not None:
+        if lost == "ordered":
             return Standing(State.WAIT, "setting_aside", "the data is set aside", (books.name,))
         if enrolled is None or enrolled.incarnation != identity.incarnation:
             self._follow(charter.cluster_id, self._voters(charter))
@@ -384,7 +384,7 @@ class Membership:
         config = books.proposed
         if config is None or charter.reset:
             return
-        judgement = judge(config, books.here(), books.peers.known)
+        judgement = judge(config, books.here(), books.peers.known, books.hello, witness=books.witness)
         if judgement.verdict in (Verdict.COMMIT, Verdict.END):
             reset = config.version if judgement.verdict is Verdict.END else 0
             books.ask(Commit(books.number(), charter.revision, replace(charter, revision=charter.revision + 1, config=config, reset=reset)))
@@ -398,8 +398,10 @@ class Membership:
         def hello(name: str) -> Hello | None:
             return self.own_hello if name == books.name else books.hello(name)
 
+        acceptance = books.records.acceptance
+        offers = acceptance is not None and acceptance.bootstrap.cluster_id == charter.cluster_id
         heard = tuple(n for n in books.peers.names() if books.hello(n) is not None)
-        return Picture(charter=charter, consensus=books.consensus, hello=hello, heard=heard, drained=books.drained)
+        return Picture(charter=charter, consensus=books.consensus, hello=hello, heard=heard, drained=books.drained, offers=offers)
 
     def _carry_out(self, charter: Charter) -> None:
         """Does the first step of the plan that nothing blocks."""
@@ -435,9 +437,11 @@ class Membership:
         assert identity is not None
         self.active = False
         self.stop("removed from the cluster")
-        self._left_out()
-        if books.storing is not None:
+        if self._left_out() == "ordered":
             return Standing(State.WAIT, "setting_aside", "the data is set aside", (books.name,))
+        if charter is not None and charter.reset and charter.config.member(books.name) is not None and charter.config.confirms(charter.cluster_id):
+            self._order(charter.config, f"version {charter.reset} gives the data of the cluster up", charter)
+            return Standing(State.WAIT, "setting_aside", f"version {charter.reset} gives the data of the cluster up", (books.name,))
         again = charter is not None and charter.config.version > identity.removed_version and charter.config.member(books.name) is not None
         if again and charter is not None and not charter.reset:
             books.store(replace(identity, incarnation=books.fresh_id("incarnation"), seat=0, settled=False, removed_version=0))

@@ -15,8 +15,8 @@ from headrace.model.formation import VERSION_MAX, Declared, contradictions
 
 MESSAGE_BYTES_MAX = 512 * 1024
 
-Condition = Literal["fresh", "accepted", "formed", "standalone", "removed", "unidentified"]
-"""What a directory is: empty; bound to a cluster; a member's; a lone broker's; a former member's; data that nobody can name."""
+Condition = Literal["starting", "fresh", "accepted", "formed", "standalone", "removed", "unidentified"]
+"""What a directory is: without an identity yet; empty; bound to a cluster; a member's; a lone broker's; a former member's; data nobody can name."""
 
 _Version = Annotated[int, Meta(ge=0, le=VERSION_MAX)]
 _Number = Annotated[int, Meta(ge=0, le=VERSION_MAX)]
@@ -72,6 +72,8 @@ class Proposal(Message, frozen=True, tag=2):
 
     config: Declared
     of: _Id = ""
+    witness: _Id = ""
+    """As in ``Held``."""
 
 
 class Tidings(Message, frozen=True, tag=3):

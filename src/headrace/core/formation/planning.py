@@ -3,9 +3,10 @@
 Owns the order of the steps and when a change of the consensus members is safe. Everything follows from the charter, the members and what is known
 now, so whoever leads the consensus can go on where another stopped, and a dry run is the same function on a charter that has not been committed.
 
-P1 a directory is enrolled before it has a seat, and a seat is added as a learner, one at a time, and promoted once its own status answers. P2 of two
-directories of one name the old one's seat is gone before the new one has any. P3 a voter is taken out only if the voters that remain and answer are
-a majority of those that remain. P4 a voter that answers is not taken out while one that is to come can be brought in.
+P1 a directory is enrolled before it has a seat, and a seat is added as a learner, one at a time, and promoted once its own status answers; a
+learner that is silent gives way. P2 of two directories of one name the old one's seat is gone before the new one has any. P3 a voter is taken out
+only if the voters that remain and answer are a majority of those that remain. P4 a voter that answers is not taken out while one that is to come can
+be brought in.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,9 @@ from headrace.core.formation.messages import Hello
 from headrace.core.formation.records import GONE_MAX, Charter, Enrolled, Gone
 from headrace.model.formation import mark
 
-Kind = Literal["unseat", "replace", "reseat", "enrol", "seat", "add_learner", "catch_up", "promote", "demote", "release", "drain", "remove", "strike"]
+Kind = Literal[
+    "unseat", "replace", "reseat", "yield", "enrol", "seat", "add_learner", "catch_up", "promote", "demote", "release", "drain", "remove", "strike"
+]
 
 
 class Step(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +44,7 @@ _SENTENCES: dict[Kind, str] = {
     "unseat": "take the consensus member of a former {name} out",
     "replace": "replace {name}, whose directory is a new one",
     "reseat": "give {name} another seat, it never took its first",
+    "yield": "let others learn before {name}, which does not answer",
     "enrol": "enrol {name}",
     "seat": "give {name} a seat",
     "add_learner": "add {name} as a learner",
@@ -64,6 +68,8 @@ class Picture(msgspec.Struct, frozen=True, kw_only=True):
     heard: tuple[str, ...] = ()
     """Everyone who is reachable."""
     drained: frozenset[str] = frozenset()
+    offers: bool = True
+    """This broker holds the bootstrap record and can still give it to voters that have not accepted it."""
 
 
 def steps(picture: Picture) -> tuple[Step, ...]:
@@ -154,7 +160,7 @@ class _Plan:
                 )  # fmt: skip
 
     def _cannot_accept(self, hello: Hello) -> bool:
-        return hello.promised != self.charter.born or hello.version != self.charter.born[0]
+        return not self.picture.offers or hello.promised != self.charter.born or hello.version != self.charter.born[0]
 
     def _may_come(self, hello: Hello) -> bool:
         return not self._kept_out(hello)
@@ -201,6 +207,11 @@ class _Plan:
     def seats(self) -> None:
         """Voters that are enrolled and do not vote yet."""
         learning = next((m.name for m in self.picture.consensus.members if m.learner), "")
+        stuck = self.charter.enrolled(learning) if learning and self.picture.hello(learning) is None else None
+        unseated = [n for n in self.config.voters if n not in self.seated and self.picture.hello(n) is not None]
+        waiting = [n for n in unseated if self.charter.enrolled(n) is not None]
+        if stuck is not None and stuck.seat and waiting:
+            self.add("yield", learning, charter=self.write(replace(stuck, seat=0)))
         for name in self.config.voters:
             enrolled = self.charter.enrolled(name)
             if enrolled is None:

@@ -108,6 +108,8 @@ class Held(msgspec.Struct, frozen=True, kw_only=True, tag="held"):
     of: _Id = ""
     """The cluster that has committed it: who got it from there may only join, never form."""
     source: str = ""
+    witness: Annotated[str, Meta(max_length=64)] = ""
+    """The gospel's directory, where that was fresh when it took the config on: no other directory of that name is meant."""
 
 
 class Released(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,7 @@ class Recovered(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def recover(records: Records, *, name: str, address: str, confirm: str, entropy: bytes) -> Recovered:
-    """What makes the directory of ``name`` the first member of a cluster of its own; ``confirm`` is the id of the cluster whose others are given up."""
+    """What makes the directory of ``name`` the first member of a cluster of its own; ``confirm``: the id of the cluster whose others are given up."""
     identity, applied = records.identity, records.applied
     if identity is None or not identity.formed or identity.standalone or applied is None:
         return Recovered(refusal="this directory has never been a member of a cluster")

@@ -10,7 +10,7 @@ keeps it through gossip. T3 who is removed is told until it says that it knows.
 from headrace.core.formation.books import Books
 from headrace.core.formation.effects import Standing, State
 from headrace.core.formation.judging import HOLDING
-from headrace.core.formation.messages import Hello, Proposal, Tidings
+from headrace.core.formation.messages import Hello, Offer, Proposal, Tidings
 from headrace.core.formation.records import Held
 from headrace.model.formation import Comparison, compare, digest, mark
 
@@ -104,9 +104,24 @@ class Telling:
             if behind or hello.of == ended.cluster_id:
                 books.send(sender, Tidings(charter=ended))
                 return
+        if charter is not None and self._offers(sender, hello):
+            return
         if charter is not None and self._lacks(sender, hello):
             books.send(sender, Tidings(charter=charter))
         self._propose(sender, hello)
+
+    def _offers(self, sender: str, hello: Hello) -> bool:
+        """Gives the bootstrap record to a voter of it that has promised it and has not accepted it yet."""
+        books = self._books
+        charter, acceptance = books.charter, books.records.acceptance
+        enrolled = charter.enrolled(sender) if charter is not None else None
+        if acceptance is None or charter is None or enrolled is None or acceptance.bootstrap.cluster_id != charter.cluster_id:
+            return False
+        waits = hello.condition == "fresh" and hello.incarnation == enrolled.incarnation and enrolled.seat == 1
+        if waits and hello.promised == charter.born and hello.version == charter.born[0]:
+            books.send(sender, Offer(bootstrap=acceptance.bootstrap))
+            return True
+        return False
 
     def _lacks(self, sender: str, hello: Hello) -> bool:
         books = self._books
@@ -122,7 +137,7 @@ class Telling:
         if charter.has_gone(hello.incarnation) is not None:
             return True
         if not wanted:
-            return False
+            return 0 < hello.version < charter.config.version
         enrolled = charter.enrolled(sender)
         if enrolled is not None and enrolled.incarnation == hello.incarnation:
             return True
@@ -137,7 +152,7 @@ class Telling:
         mine = books.condition
         if mine == "fresh" or (mine in HOLDING and hello.condition in HOLDING):
             if mine == "fresh" or sender in held.config.names or hello.cluster_id == books.cluster_id:
-                books.send(sender, Proposal(config=held.config, of=held.of))
+                books.send(sender, Proposal(config=held.config, of=held.of, witness=held.witness))
 
     # ------------------------------------------------------------ what is heard
 
@@ -157,7 +172,7 @@ class Telling:
             wanted = False
         if wanted:
             of = message.of or (held.of if held is not None and condition == "fresh" else "")
-            books.store(Held(config=config, of=of if condition == "fresh" else message.of, source="peer"))
+            books.hold(config, "peer", of=of if condition == "fresh" else message.of, witness=message.witness)
 
     def tidings(self, message: Tidings) -> None:
         """What a cluster has committed."""

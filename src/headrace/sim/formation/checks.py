@@ -83,7 +83,8 @@ class Checks:
             shared = {v.name for v in other.voters} & {v.name for v in record.voters}
             untouched = not any(v.incarnation in self.lost for v in (*other.voters, *record.voters))
             if same or (shared and untouched):
-                raise Violation("two clusters", f"{record.cluster_id} and {other.cluster_id}, versions {record.config.version}, {other.config.version}")
+                versions = f"versions {record.config.version} and {other.config.version}"
+                raise Violation("two clusters", f"{record.cluster_id} and {other.cluster_id} live, {versions}")
 
     def says(self, name: str, message: object, records: Records) -> None:
         """A message leaves a broker."""

@@ -103,3 +103,39 @@ async def test_a_failed_sync_takes_the_broker_down_and_is_not_confirmed(tmp_path
             assert 1 <= (await client.describe("q")).ready <= 2  # unconfirmed: may or may not be there
     finally:
         await broker.stop()
+
+
+@pytest.mark.parametrize("verb", ["purge", "trim", "set_cursor", "ack"])
+async def test_no_verb_is_answered_before_what_it_did_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    broker = TestBroker(config(tmp_path))
+    await broker.start()
+    write = OsFiles.pwritev_durable
+    failing = [False]
+
+    def fail(self: OsFiles, handle: Handle, pieces: Sequence[Buffer], offset: int) -> None:
+        if failing[0]:
+            raise OSError(errno.EIO, "the disk is broken")
+        write(self, handle, pieces, offset)
+
+    monkeypatch.setattr(OsFiles, "pwritev_durable", fail)
+    async with headrace.connect(broker.url) as client:
+        await client.declare_queue("q")
+        await client.declare_stream("s")
+        await client.publish("q", b"a message")
+        for i in range(5):
+            await client.publish("s", str(i))
+        async with client.consume("q") as messages:
+            message = await anext(aiter(messages))
+            failing[0] = True
+            work = {
+                "purge": lambda: client.purge("q", leased=True),
+                "trim": lambda: client.trim("s", partition=0, offset=3),
+                "set_cursor": lambda: client.set_cursor("s", "c", 3),
+                "ack": lambda: message.ack(confirmed=True),
+            }[verb]
+            with pytest.raises((HeadraceError, TimeoutError)):
+                await asyncio.wait_for(work(), 3)
+            failing[0] = False
+            await broker.stop()
+    await broker.start()
+    await broker.stop()

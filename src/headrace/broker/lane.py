@@ -192,6 +192,8 @@ class Lane:
         """Takes records entries without the way through ``append``; None: the store has none."""
         self.epoch: int = 0
         self.last_index: int = 0
+        self.flushed_index: int = 0
+        """Up to here the journal is durable."""
         self.next_offset: int = 0
         self.high_watermark: int = 0
         self.active: bool = False
@@ -388,6 +390,7 @@ def _joined(gathered: list[Publish], base: int, records: int, wall_ms: int) -> b
 def lane_flushed(lane: Lane, index: int, now_ms: int, confirms: Confirms) -> None:
     """Everything up to ``index`` is durable, so (one copy) committed: confirm it and make it available."""
     in_flight = lane.in_flight
+    lane.flushed_index = index
     done: int = 0
     for entry in in_flight:
         if entry.index > index:

@@ -61,7 +61,7 @@ class Partition(Lane, ABC):
 
     def recover(self, log: PartitionLog, now_ms: int, wall_ms: int) -> None:
         """Rebuilds the state from a checkpoint and the entries after it. Everything recovered is durable, so it is committed."""
-        self.epoch, self.last_index = log.last_epoch, log.last_index
+        self.epoch, self.last_index, self.flushed_index = log.last_epoch, log.last_index, log.last_index
         state: dict[str, Any] = {}
         if log.checkpoint is not None:
             state = _decode(log.checkpoint.data)
@@ -218,11 +218,8 @@ class Partition(Lane, ABC):
         if self.gathered or self.dirty:
             self._answers.append(answer)
             self.broker.mark(self)
-        elif self.in_flight:
-            last = self.in_flight[-1]
-            last.answers = [*(last.answers or ()), answer]
         else:
-            answer()
+            self._answer_when_flushed([answer])
 
     async def settled_down(self) -> None:
         """Returns once everything gathered or appended up to now is committed."""
@@ -264,23 +261,26 @@ class Partition(Lane, ABC):
 
     def append_journal(self) -> None:
         """Appends the machine's decisions since the last call; settle confirmations wait for them."""
-        index = 0
         for kind, payload in self.take_journal():
             if not self.active:
                 self.activate()
-            index = self._append(kind, (payload,), len(payload))
+            self._append(kind, (payload,), len(payload))
         if self._answers:
             answers, self._answers = self._answers, []
-            if index:
-                entry = InFlight(index, -1, 0, 0, 0, [])
-                entry.answers = answers
-                self.in_flight.append(entry)
-            elif self.in_flight:
-                last = self.in_flight[-1]
-                last.answers = [*(last.answers or ()), *answers]
-            else:
-                for answer in answers:
-                    answer()
+            self._answer_when_flushed(answers)
+
+    def _answer_when_flushed(self, answers: list[Callable[[], None]]) -> None:
+        """Calls them once all that was appended up to now is durable."""
+        if self.flushed_index >= self.last_index:
+            for answer in answers:
+                answer()
+        elif self.in_flight and self.in_flight[-1].index == self.last_index:
+            last = self.in_flight[-1]
+            last.answers = [*(last.answers or ()), *answers]
+        else:
+            entry = InFlight(self.last_index, -1, 0, 0, 0, [])
+            entry.answers = answers
+            self.in_flight.append(entry)
 
     def failed(self, error: HeadraceError) -> None:
         """The log failed: everything that waits has an unknown outcome."""

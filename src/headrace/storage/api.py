@@ -68,6 +68,19 @@ class Owner(Protocol):
         """Damage was found while serving."""
 
 
+class Replication(Protocol):
+    """What storage asks of who replicates partitions."""
+
+    def committed_index(self, pid: int) -> int | None:
+        """Last index that is committed, so that it may leave the log; None: the partition has one copy, what is durable is committed."""
+
+    def epoch_at(self, pid: int, index: int) -> int:
+        """Epoch of the entry at a committed index; 0 = not known."""
+
+    def moved(self, pid: int, moved_to: int) -> None:
+        """Entries up to there are not in the log any more."""
+
+
 class StateReads(Protocol):
     """Committed small state."""
 

@@ -17,7 +17,7 @@ from headrace.log import get_logger
 from headrace.model.config import Config
 from headrace.model.errors import Damaged, NotFound
 from headrace.storage import keys, segments
-from headrace.storage.api import Damage, Owner, StoredEntry
+from headrace.storage.api import Damage, Owner, Replication, StoredEntry
 from headrace.storage.cache import TailCache
 from headrace.storage.files import Files, Handle
 from headrace.storage.flusher import Lane
@@ -172,6 +172,10 @@ class Ground:
         """Deleted partitions whose entries may still be in the log: the newest log file then."""
         self.wakes: dict[int, int] = {}
         self.recovered = RecoveredEntries(config.storage.tail_cache_bytes)
+        self.epochs: dict[int, list[tuple[int, int]]] = {}
+        """(first index, epoch) of each run of one epoch that recovery has found in the log, kept as long as ``recovered``."""
+        self.replication: Replication | None = None
+        """Who knows what of a partition is committed, if any is replicated."""
         self.lost_state = False
         """The small state was lost and is rebuilt from segments and log at this start."""
         self.system_copy = b""
@@ -228,6 +232,7 @@ class Ground:
         moved = part.moved
         part.last_index = part.durable_index = moved.moved_to
         part.last_epoch, part.promised = max(part.last_epoch, moved.epoch), max(part.promised, moved.promised)
+        part.obeyed = max(part.obeyed, (moved.generation, moved.version))
         if not part.sizes:
             part.first_index = moved.moved_to + 1
         if moved.refs:

@@ -54,6 +54,7 @@ class Part:
         "live_bytes",
         "moved",
         "next_offset",
+        "obeyed",
         "pid",
         "places",
         "promised",
@@ -78,6 +79,8 @@ class Part:
         self.last_index = 0
         self.durable_index = 0
         self.promised = 0
+        self.obeyed: tuple[int, int] = (0, 0)
+        """(generation, version) of the document that a replica had obeyed when it promised."""
         self.next_offset = 0
         self.floor = 0
         self.settled_floor = 0

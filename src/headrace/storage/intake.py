@@ -31,26 +31,27 @@ class Intake:
 
     def append(
         self, pid: int, epoch: int, index: int, kind: int, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0
-    ) -> None:
+    ) -> Appended:
         whole: bytes = payload[0] if len(payload) == 1 else b"".join(payload)
         if kind == _RECORDS:
-            self.records(pid, epoch, index, whole, base_offset, record_count, int.from_bytes(whole[16:24], "big"))
-            return
+            return self.records(pid, epoch, index, whole, base_offset, record_count, int.from_bytes(whole[16:24], "big"))
         part = self._parts.get(pid)
         if part is None:
             part = self._make_part(pid)
-        self._gathering.append(pid, epoch, index, kind, whole)
+        entry = Appended(pid, epoch, index, kind, -1, 0, 0, whole)
+        self._gathering.add(entry)
         if kind == _PROMISE:
             part.promised = max(part.promised, epoch)
-            return
+            return entry
         if index <= part.last_index:
             self._rewind(part, index)
         if kind == _TRUNCATE:
-            return
+            return entry
         part.last_index = index
         part.last_epoch = epoch
+        return entry
 
-    def records(self, pid: int, epoch: int, index: int, payload: bytes, base_offset: int, record_count: int, wall_ms: int) -> None:
+    def records(self, pid: int, epoch: int, index: int, payload: bytes, base_offset: int, record_count: int, wall_ms: int) -> Appended:
         """As ``append``, for a records entry whose payload is in one piece; ``wall_ms`` stands in it too."""
         part = self._parts.get(pid)
         if part is None:
@@ -64,6 +65,7 @@ class Intake:
         part.next_offset = base_offset + record_count
         part.last_index = index
         part.last_epoch = epoch
+        return entry
 
     def _rewind(self, part: Part, index: int) -> None:
         """The journal goes on at an index that it had: what was there is discarded."""

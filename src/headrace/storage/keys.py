@@ -66,6 +66,11 @@ class Moved(msgspec.Struct, frozen=True, array_like=True):
     """Size of that copy."""
     copy_index: int = 0
     """The index of that copy. Entries above it are never left out of segments, even if a newer checkpoint stands in the small state alone."""
+    base_epoch: int = 0
+    """Epoch of the entry at ``moved_to``, kept for replicated partitions (0 = not known)."""
+    generation: int = 0
+    version: int = 0
+    """How far the documents of a replicated partition were obeyed when ``promised`` was."""
 
 
 class FileMeta(msgspec.Struct, frozen=True, array_like=True):

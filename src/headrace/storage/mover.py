@@ -4,13 +4,13 @@ Owns when and what; the bytes are written by ``moving`` and ``rewriting`` on a t
 ``ground.moving`` is held, one thing at a time.
 
 I1 Order of durability: log synced up to the checkpoint's index, segments and their directory synced, one commit {moved_to, checkpoint, references},
-then the log file goes. So at every moment each live entry stands in a place that the small state or the log itself names. I2 Only durable entries
-move (durable = committed with one copy), so what was moved is never truncated. I3 Nothing is erased before what made it dead is durable. I4 The
-loop is held for at most one checkpoint, or 0.5 ms."""
+then the log file goes. So at every moment each live entry stands in a place that the small state or the log itself names. I2 Only committed entries
+move (with one copy: durable ones), so what was moved is never truncated; a file that holds others stays. I3 Nothing is erased before what made it
+dead is durable. I4 The loop is held for at most one checkpoint, or 0.5 ms."""
 
 import asyncio
 from bisect import bisect_left
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from headrace.model.errors import DiskFull
 from headrace.storage import keys, rewriting
 from headrace.storage.api import Checkpoint
 from headrace.storage.ground import Ground
-from headrace.storage.index import Part, live_bytes
+from headrace.storage.index import POSITION_BITS, Part, live_bytes
 from headrace.storage.keys import FileMeta, Moved, SegmentRef, number_key
 from headrace.storage.moving import Job, Moves, Writing
 from headrace.storage.rewriting import Rewrite
@@ -108,6 +108,7 @@ class Mover:
         for file in closed:
             if file.file_id <= upto:
                 pids |= ground.file_pids.get(file.file_id, set())
+        upto = self._unpinned(pids, upto)
         slices = _Slices(self._ground.now_ns)
         wanted: list[tuple[Part, int]] = []
         for pid in sorted(pids):
@@ -128,6 +129,19 @@ class Mover:
         self.passes += 1
         return gone
 
+    def _unpinned(self, pids: Iterable[int], upto: int) -> int:
+        """The newest file up to ``upto`` before which nothing lies that is not committed yet."""
+        replication = self._ground.replication
+        if replication is None:
+            return upto
+        for pid in sorted(pids):
+            part, last = self._ground.parts.get(pid), replication.committed_index(pid)
+            if part is not None and last is not None:
+                rows = max(0, last + 1 - part.first_index)
+                if rows < len(part.places):
+                    upto = min(upto, (part.places[rows] >> POSITION_BITS) - 1)
+        return upto
+
     async def _forget_deleted(self) -> None:
         """Gives up the marks of deleted partitions of which no log file that a recovery may read holds anything. That a file was retired is not
         enough: it counts until a durable flush says so. What was appended before the deletion may have been flushed after it, to a newer file."""
@@ -147,6 +161,9 @@ class Mover:
     async def evacuate(self, part: Part, *, last_index: int | None = None) -> None:
         """Moves everything durable of one partition out of the log (at most up to ``last_index``)."""
         rows = len(part.sizes)
+        committed = self._ground.replication.committed_index(part.pid) if self._ground.replication is not None else None
+        if committed is not None:
+            last_index = committed if last_index is None else min(last_index, committed)
         if last_index is not None:
             rows = max(0, min(rows, last_index + 1 - part.first_index))
         await self._move([(part, rows)], least_index=last_index or 0)
@@ -216,7 +233,12 @@ class Mover:
             after, floor = part.checkpoint_index, part.checkpoint_floor
             raw = self._ground.state.get(number_key(keys.CHECKPOINT, part.pid)) if after and part.pid != SYSTEM_PID else None
             packed = raw or b""
-        return Job(part.pid, columns, after=after, floor=floor, last_index=last_index, end_offset=end_offset, checkpoint=packed)
+        job = Job(part.pid, columns, after=after, floor=floor, last_index=last_index, end_offset=end_offset, checkpoint=packed)
+        if last_index == part.moved.moved_to:
+            job.base_epoch = part.moved.base_epoch
+        elif self._ground.replication is not None:
+            job.base_epoch = self._ground.replication.epoch_at(part.pid, last_index)
+        return job
 
     async def _commit(self, jobs: Sequence[Job], fresh: dict[int, Checkpoint], moves: Moves) -> None:
         """One transaction for some of a pass's partitions; each is whole in one, and files count as live what was committed of them."""
@@ -238,6 +260,8 @@ class Mover:
             if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
                 self._now_current(part, checkpoint)
             part.moved = now
+            if ground.replication is not None:
+                ground.replication.moved(part.pid, now.moved_to)
             part.drop_rows(job.rows)
             if not part.sizes:
                 part.first_index = max(part.first_index, job.last_index + 1)
@@ -271,7 +295,7 @@ class Mover:
             refs = (*(_covered(ref) if ref.tail_index <= covered else ref for ref in old.refs), *new)
             if not file:
                 file, nbytes = old.checkpoint_file, old.checkpoint_bytes
-            now = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered)
+            now = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered, job.base_epoch, *part.obeyed)
             moved.append(now)
             puts[number_key(keys.MOVED, job.pid)] = keys.pack(now)
             checkpoint = fresh.get(job.pid)
@@ -514,7 +538,7 @@ class Mover:
             kept = [ref for ref in old.refs if ref not in gone] + done.made.get(part.pid, [])
             kept.sort(key=_first_index)
             index = rewrite.checkpoint_index if part.pid in done.copies else old.copy_index
-            now = Moved(old.moved_to, old.epoch, old.promised, tuple(kept), file, nbytes, index)
+            now = msgspec.structs.replace(old, refs=tuple(kept), checkpoint_file=file, checkpoint_bytes=nbytes, copy_index=index)
             moved.append((part, now))
             puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
         if not puts:

@@ -21,7 +21,7 @@ _ROWS: Final = 4096
 class Job:
     """One partition of a pass. Records entries up to ``after`` live above ``floor``; above ``after`` everything lives."""
 
-    __slots__ = ("after", "checkpoint", "columns", "end_offset", "floor", "last_index", "pid", "rows")
+    __slots__ = ("after", "base_epoch", "checkpoint", "columns", "end_offset", "floor", "last_index", "pid", "rows")
 
     def __init__(self, pid: int, columns: Columns, *, after: int, floor: int, last_index: int, end_offset: int, checkpoint: bytes) -> None:
         self.pid = pid
@@ -33,6 +33,8 @@ class Job:
         self.end_offset = end_offset
         self.checkpoint = checkpoint
         """Packed; a copy is kept beside the entries."""
+        self.base_epoch = 0
+        """Of the entry at ``last_index``, 0 = not known."""
 
 
 class Moves:

@@ -21,7 +21,7 @@ from headrace.storage.recovery import Recovered, recover
 from headrace.storage.state import LmdbStateStore, StateStore, StateWriter
 from headrace.storage.walfiles import id_of
 from headrace.storage.walformat import ENTRY_BYTES, MARKERS, PROMISE, TRUNCATE, Located
-from headrace.wire.journal import RECORDS_HEAD, Kind
+from headrace.wire.journal import OBEYED, RECORDS_HEAD, Kind
 
 FORMAT: Final = 1
 _FORMAT_HEAD: Final = "headrace data directory\nformat "
@@ -139,6 +139,8 @@ def _take(ground: Ground, located: Located, payloads: Sequence[memoryview]) -> N
                 part.discard(index)
             elif kind == PROMISE:
                 part.promised = max(part.promised, epochs[n])
+                if len(payloads[n]) == OBEYED.size:
+                    part.obeyed = max(part.obeyed, OBEYED.unpack(payloads[n]))
         elif index > moved_to:
             if kind == _RECORDS and lengths[n] >= shortest:
                 base, count, _frames, wall_ms, _runs = unpack(payloads[n])
@@ -157,6 +159,7 @@ def _finish_parts(ground: Ground, found: Recovered) -> None:
         tail = found.partitions.get(pid)
         if tail is not None:
             part.promised = max(part.promised, tail.promised)
+            ground.epochs[pid] = tail.epochs
             if part.sizes:
                 part.last_index = max(part.last_index, part.first_index + len(part.sizes) - 1)
                 part.last_epoch = max(part.last_epoch, tail.last_epoch)

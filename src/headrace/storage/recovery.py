@@ -72,7 +72,7 @@ class PartitionTail:
         self.epochs: list[tuple[int, int]] = []
         """(first index, epoch) of each run of one epoch."""
         self.epoch = 0
-        """The highest so far."""
+        """The highest of what was not discarded: what follows a cut may be of an older epoch than what was cut."""
         self.promised = 0
         """Highest epoch of a PROMISE, 0 = none."""
         self.lost: list[tuple[int, int]] = []
@@ -91,6 +91,7 @@ class PartitionTail:
         self.last_index = index - 1
         while self.epochs and self.epochs[-1][0] >= index:
             self.epochs.pop()
+        self.epoch = self.last_epoch
         while self.lost and self.lost[-1][1] > index:
             first, _end = self.lost.pop()
             if first < index:

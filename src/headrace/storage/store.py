@@ -21,7 +21,7 @@ from typing import Final
 from headrace.model.config import Config
 from headrace.model.errors import Damaged, DiskFull, StorageError, SyncFailed
 from headrace.storage import keys
-from headrace.storage.api import Checkpoint, Damage, Flushed, Owner, PartitionLog, StoredEntry
+from headrace.storage.api import Checkpoint, Damage, Flushed, Owner, PartitionLog, Replication, StoredEntry
 from headrace.storage.files import Files, Handle, OsFiles
 from headrace.storage.flusher import Lane, ThreadLane
 from headrace.storage.ground import Ground, log, shown
@@ -32,6 +32,7 @@ from headrace.storage.mover import Mover
 from headrace.storage.opening import open_ground
 from headrace.storage.quarantine import Repairs
 from headrace.storage.reads import Reader
+from headrace.storage.replicated import OnRows, ReplicatedLog
 from headrace.storage.space import Space
 from headrace.storage.state import LmdbStateStore, StateStore
 from headrace.storage.system import SYSTEM_PID, SystemJournal
@@ -83,6 +84,7 @@ class DiskStore:
         self._waiting: list[tuple[Part, int, asyncio.Future[None]]] = []
         self._marked: list[tuple[int, asyncio.Future[None]]] = []
         self._latencies: deque[int] = deque(maxlen=_LATENCIES)
+        self._on_rows: OnRows | None = None
         self._rounds = 0
         self._pressure = False
         self._opened = self._closed = False
@@ -219,6 +221,11 @@ class DiskStore:
         """What takes entries, for a caller that has one for each of many partitions."""
         return self._intake
 
+    def replicated(self, replication: Replication, on_rows: OnRows) -> ReplicatedLog:
+        """The log as replicas use it. ``on_rows`` is told what each flush has made durable, marks included, in the order of the log."""
+        self._ground.replication, self._on_rows = replication, on_rows
+        return ReplicatedLog(self._ground, self._intake)
+
     def flush(self) -> None:
         self._ground.wal.flush()
 
@@ -237,6 +244,8 @@ class DiskStore:
             pids = ground.file_pids[file_id] = set()
         done = self._intake.landed(result.slots, file_id, pids)
         self._latencies.append(result.took_ns)
+        if self._on_rows is not None:
+            self._on_rows(result.rows)
         done.pop(SYSTEM_PID, None)
         ground.file_entries[file_id] = ground.file_entries.get(file_id, 0) + result.entry_count
         if self._waiting or self._marked:
@@ -432,6 +441,7 @@ class DiskStore:
         self._rounds += 1
         if self._rounds == RECOVERED_ROUNDS:
             self._ground.recovered.clear()
+            self._ground.epochs.clear()
         await self._space.look()
         async with self._ground.moving:
             await self._mover.round()

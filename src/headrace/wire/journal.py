@@ -74,6 +74,9 @@ SETTLEMENT: Final = Struct(">BBHIQq")
 TRUNCATE: Final = Struct(">QI")
 """from_index u64, epoch u32."""
 
+OBEYED: Final = Struct(">QQ")
+"""Payload of a PROMISE: generation u64 and version u64 of the newest document of the partition that was obeyed."""
+
 Lease = tuple[int, int, int, int, int]
 Settlement = tuple[int, int, int, int, int, int]
 

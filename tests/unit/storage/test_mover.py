@@ -259,7 +259,8 @@ async def test_a_damaged_value_of_the_state_isolates_its_partition_and_a_repair_
     rig = await filled()
     await rig.store._mover.pass_once(everything=True)
     key = next(k for k in rig.state.raw() if k.endswith(b"m/" + (1).to_bytes(8, "big")))
-    rig.state.raw()[key] = rig.state.raw()[key][:-1] + b"\0"
+    raw = rig.state.raw()[key]
+    rig.state.raw()[key] = raw[:-1] + bytes([raw[-1] ^ 1])
     await rig.crash()
     with pytest.raises(HeadraceError):
         rig.store.replay(1)

@@ -1,0 +1,137 @@
+"""The log as the replicas of partitions use it: entries with the epoch and index they were given, marks, what is read again, what a start finds.
+
+Owns no state but the bound on reads. Does not know who may append what: that is ``core.replica``'s. What is appended here is durable with the next
+flush and told by ``OnRows``, in the order of the log, marks included.
+
+I1 What is appended as received lies in this log byte for byte as it came. I2 What is read is verified. I3 A start finds exactly the epochs of what
+the log holds, so that two journals with an entry of the same epoch at the same index are the same up to there.
+"""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, NamedTuple
+
+from headrace.model import limits
+from headrace.model.errors import Damaged, NotFound
+from headrace.storage.ground import Ground
+from headrace.storage.index import Part
+from headrace.storage.intake import Intake
+from headrace.storage.reads import DamagedEntry, Row, raw_entries
+from headrace.storage.walformat import Row as FlushRow
+from headrace.wire.journal import OBEYED, TRUNCATE, Kind
+from headrace.wire.replication import Entry
+
+OnRows = Callable[[Sequence[FlushRow]], None]
+"""(partition, first index, last index, bytes, marker) of each row of a flush that is durable."""
+READS_MAX: Final = 2
+"""At one time, of all partitions: who catches up must not keep consumers from the disk."""
+_PROMISE: Final = int(Kind.PROMISE)
+_TRUNCATE: Final = int(Kind.TRUNCATE)
+
+
+class Found(NamedTuple):
+    """What a start finds of a partition's log. ``end`` is exclusive; entries below ``start`` are in segments and checkpoints, as far as they live."""
+
+    start: int
+    end: int
+    promised: int
+    generation: int
+    version: int
+    base_epoch: int
+    """Of the entry before ``start``, 0 = there is none."""
+    runs: tuple[tuple[int, int], ...]
+    """(epoch, first index) of each run from ``start`` on."""
+
+
+class ReplicatedLog:
+    """See the module's head. Made by ``DiskStore.replicated`` once that is open."""
+
+    def __init__(self, ground: Ground, intake: Intake) -> None:
+        self._ground = ground
+        self._intake = intake
+        self._reads = asyncio.Semaphore(READS_MAX)
+
+    # ------------------------------------------------------------ at start
+
+    def damage(self, pid: int) -> str:
+        """Why the partition is quarantined here, "" = it is not."""
+        found = self._ground.damaged.get(pid)
+        return found.why if found is not None else ""
+
+    def found(self, pid: int) -> Found:
+        """To be asked before anything is appended."""
+        part = self._ground.part(pid)
+        moved, end = part.moved, part.last_index + 1
+        start, base_epoch = moved.moved_to + 1, moved.base_epoch
+        if moved.moved_to and not base_epoch:  # it was not replicated then: only its checkpoint says an epoch
+            start, base_epoch = part.checkpoint_index + 1, part.checkpoint_epoch
+        runs: list[tuple[int, int]] = []
+        for first, epoch in self._ground.epochs.get(pid, ()):
+            if first >= end:
+                break
+            if first <= start:
+                runs.clear()
+            runs.append((epoch, max(first, start)))
+        if start >= end:
+            runs.clear()
+        return Found(start, end, part.promised, *part.obeyed, base_epoch, tuple(runs))
+
+    # ------------------------------------------------------------ appending
+
+    def append(self, pid: int, epoch: int, index: int, kind: int, payload: bytes, base_offset: int = -1, record_count: int = 0) -> bytes:
+        """Takes an entry; gives its header as it will lie in the log."""
+        return self._intake.append(pid, epoch, index, kind, (payload,), len(payload), base_offset, record_count).head
+
+    def received(self, pid: int, entry: Entry) -> bytes:
+        """As ``append``, of an entry that another broker has in its log."""
+        return self.append(pid, entry.epoch, entry.index, entry.kind, entry.payload, entry.base_offset, entry.record_count)
+
+    def truncate(self, pid: int, at: int, epoch: int) -> None:
+        """Gives up everything from index ``at`` on."""
+        self.append(pid, epoch, at, _TRUNCATE, TRUNCATE.pack(at, epoch))
+
+    def promise(self, pid: int, epoch: int, generation: int, version: int) -> None:
+        """Nothing older than ``epoch`` is obeyed from now on, in any life."""
+        part = self._ground.part(pid)
+        part.obeyed = max(part.obeyed, (generation, version))
+        self.append(pid, epoch, 0, _PROMISE, OBEYED.pack(generation, version))
+
+    def flush(self) -> None:
+        self._ground.wal.flush()
+
+    # ------------------------------------------------------------ reading again
+
+    async def read(self, pid: int, first: int, end: int, bytes_max: int = limits.READ_CHUNK_BYTES) -> list[bytes]:
+        """Durable entries from index ``first`` on, below ``end``, whole and verified, about ``bytes_max`` together but at least one. [] = the first
+        of them is not in the log (any more, or yet). ``Damaged`` isolates the partition."""
+        ground = self._ground
+        async with self._reads:
+            part = ground.part(pid)
+            rows = _rows(part, first, end, bytes_max)
+            if not rows:
+                return []
+            try:
+                return await ground.on(ground.reader, partial(self._read, pid, rows))
+            except NotFound:
+                return []  # moved meanwhile
+            except Damaged as e:
+                index = e.index if isinstance(e, DamagedEntry) else first
+                ground.isolate(pid, str(e), index - 1, part.end_in_log_below(index), 1)
+                raise
+
+    def _read(self, pid: int, rows: Sequence[Row]) -> list[bytes]:
+        return [bytes(raw) for _, raw in raw_entries(self._ground.wal, pid, rows)]
+
+
+def _rows(part: Part, first: int, end: int, bytes_max: int) -> list[Row]:
+    rows: list[Row] = []
+    if first < part.first_index:
+        return rows
+    for k in range(first - part.first_index, min(end - part.first_index, len(part.sizes))):
+        size = part.sizes[k]
+        bytes_max -= size
+        if not size or (rows and bytes_max < 0):
+            break
+        rows.append((part.places[k], size, part.first_index + k))
+    return rows

@@ -224,7 +224,7 @@ class Workload:
                 if isinstance(spec, QueueSpec):
                     longest = max(longest, spec.lease_ms + max(spec.backoff_ms, default=0))
         lease_ms = max((c.lease_ms for c in self.plan.clients), default=0)
-        clock_ms = sum(broker.wall_jumps_ns for broker in self.brokers) // 1_000_000
+        clock_ms = int(sum(abs(jump) for broker in self.brokers for jump in broker.jumps) * 1000)
         grace_ms = max(broker.config.connection.reconnect_grace_ms for broker in self.brokers)
         return 2 * (longest + lease_ms + clock_ms + grace_ms) / 1000
 

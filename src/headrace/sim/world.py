@@ -62,8 +62,6 @@ class SimBroker:
         self.failure: BaseException | None = None
         """Why the last start did not succeed."""
         self.wall_offset_ns = 0
-        self.wall_jumps_ns = 0
-        """How far its clock has jumped in all, forth and back."""
         self.jumps: list[float] = []
         """By how many seconds its wall clock was set, each time."""
         self.last_log = "", 0
@@ -198,7 +196,6 @@ class SimBroker:
     def jump(self, seconds: float) -> None:
         """Its wall clock is set."""
         self.wall_offset_ns += int(seconds * 1e9)
-        self.wall_jumps_ns += abs(int(seconds * 1e9))
         self.jumps.append(seconds)
         if self.machine is not None:
             self.machine.wall_offset_ns = self.wall_offset_ns

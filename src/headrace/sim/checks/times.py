@@ -130,7 +130,7 @@ def paused(seen: Seen) -> Iterator[Violation]:
             # what comes on a connection was granted on it: who lost the one before is as good as new
             since = max(who.at, seen.last_break(who.client, a.at), publish.at if publish is not None else 0.0)
             for name, begun, ended in pauses:
-                if name == place[0] and begun < since and a.at < ended:
+                if name == place[0] and begun <= since and a.at < ended:
                     yield Violation("pause", f"{place_text(place)} came to consumer {a.consumer} {a.at:.4f} s, paused {begun:.4f} s to {ended:.4f} s")
 
 

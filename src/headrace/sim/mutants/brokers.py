@@ -174,7 +174,7 @@ BROKERS: Final = (
         name="alteration-answered-before-it-holds",
         wrong="a request that repeats an alteration under way is answered while the first one is not in force yet",
         notices=("pause", "error"),
-        wants=("administration", "pausing operators", "impatient operators", "abandoned connections", "slow flushes"),
+        wants=("administration", "pausing operators", "impatient operators", "late consumers", "slow flushes"),
         stir=("slow", "slow", "reset"),
         edits=(Edit("broker.catalogue:Catalogue._update", 'self._changed(old, "altered")', "pass"),),
     ),

@@ -158,8 +158,8 @@ SEGMENTS: Final = (
         edits=(
             Edit(
                 "storage.intake:Intake.append",
-                "self._gathering.append(pid, epoch, index, kind, whole)",
-                "if kind != _PROMISE:\n    self._gathering.append(pid, epoch, index, kind, whole)",
+                "self._gathering.add(entry)",
+                "if kind != _PROMISE:\n    self._gathering.add(entry)",
             ),
         ),
     ),
@@ -171,8 +171,8 @@ SEGMENTS: Final = (
         edits=(
             Edit(
                 "storage.mover:Mover._plan",
-                "now = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered)",
-                "now = Moved(job.last_index, part.last_epoch, old.promised, refs, file, nbytes, covered)",
+                "now = Moved(job.last_index, part.last_epoch, part.promised, refs,",
+                "now = Moved(job.last_index, part.last_epoch, old.promised, refs,",
             ),
         ),
     ),

@@ -70,7 +70,7 @@ def faults(chance: Chance, seconds: float) -> tuple[Fault, ...]:
 def settings(chance: Chance) -> Settings:
     """Small limits, so that a short run meets them."""
     small = chance.happens(0.7)
-    file_bytes = chance.choice((64, 128, 256)) * KIB if small else 1 << 20
+    file_bytes = chance.choice((128, 192, 256)) * KIB if small else 1 << 20  # holds what one read brings, as any legal one does
     return Settings(
         wal_file_bytes=file_bytes,
         wal_bytes_max=file_bytes * chance.choice((3, 6, 64)),

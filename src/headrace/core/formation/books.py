@@ -66,6 +66,9 @@ class Books:
         self.read_charter: Charter | None = None
         """The newest that was read from its own cluster's coordinator in this life."""
         self.foreign: dict[str, Charter] = {}
+        self._newest: Charter | None = None
+        self._newest_of: tuple[Records | None, Charter | None, Charter | None] = (None, None, None)
+        """What the newest charter was found from: it is looked for again when one of them is another."""
         self.data_bytes = 0
         self.now_ms = now_ms
         self._number = 0
@@ -132,11 +135,15 @@ class Books:
     @property
     def charter(self) -> Charter | None:
         """The newest of its own cluster."""
+        key = (self.records, self.heard_charter, self.read_charter)
+        if all(a is b for a, b in zip(key, self._newest_of, strict=True)):
+            return self._newest
         applied = self.records.applied.charter if self.records.applied is not None else None
         newest: Charter | None = None
         for charter in (applied, self.heard_charter, self.read_charter):
             if charter is not None and charter.cluster_id == self.cluster_id and (newest is None or charter.revision > newest.revision):
                 newest = charter
+        self._newest_of, self._newest = key, newest
         return newest
 
     @property

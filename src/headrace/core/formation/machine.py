@@ -225,8 +225,9 @@ class Formation:
             self._leave(standing)
             self._watch_versions()
             books.settle_alarms()
-        self._membership.own_hello = self._telling.hello(self.standing)
-        self._telling.greet(self.standing)
+        own = self._telling.hello(self.standing)
+        self._membership.own_hello = own
+        self._telling.greet(own)
 
     def _decide(self) -> Standing:
         books = self._books

@@ -148,9 +148,9 @@ class _Plan:
             if hello is None or (self.config.member(enrolled.name) is None and self.config.undeclared == "closed"):
                 continue
             if hello.incarnation == enrolled.incarnation:
-                started = any(m.started for m in self.picture.consensus.members if m.name == enrolled.name)
-                if hello.condition == "fresh" and enrolled.seat == 1 and not started and self._cannot_accept(hello):
-                    self.add("reseat", enrolled.name, charter=self.write(replace(enrolled, seat=0)))
+                if hello.condition == "fresh" and enrolled.seat == 1 and self._cannot_accept(hello):  # so its member has never run
+                    blocked, on = self.unsafe(enrolled.name, enrolled.seat)
+                    self.add("reseat", enrolled.name, blocked=blocked, on=on, charter=self.write(replace(enrolled, seat=0)))
             elif self._may_come(hello):
                 gone = Gone(
                     name=enrolled.name, incarnation=enrolled.incarnation, version=self.config.version, replaced=True, address=enrolled.address
@@ -160,7 +160,7 @@ class _Plan:
                 )  # fmt: skip
 
     def _cannot_accept(self, hello: Hello) -> bool:
-        return not self.picture.offers or hello.promised != self.charter.born or hello.version != self.charter.born[0]
+        return not self.picture.offers or hello.version > self.charter.born[0]
 
     def _may_come(self, hello: Hello) -> bool:
         return not self._kept_out(hello)

@@ -7,6 +7,8 @@ T1 a broker that belongs to a cluster tells fresh ones only what its cluster has
 keeps it through gossip. T3 who is removed is told until it says that it knows.
 """
 
+from msgspec.structs import replace
+
 from headrace.core.formation.books import Books
 from headrace.core.formation.effects import Standing, State
 from headrace.core.formation.judging import HOLDING
@@ -47,16 +49,13 @@ class Telling:
         hello = self._books.peers.known(name)
         return hello is not None and hello.condition != "formed"
 
-    def hello(self, standing: Standing, *, sequence: int = 0, echo_boot: str = "", echo: int = 0, asks: bool = False) -> Hello:
-        """This broker's standing."""
+    def hello(self, standing: Standing) -> Hello:
+        """This broker's standing, to nobody yet."""
         books = self._books
         held, charter, promise, identity = books.records.held, books.charter, books.records.promise, books.identity
         return Hello(
             boot=books.peers.boot,
-            sequence=sequence,
-            echo_boot=echo_boot,
-            echo=echo,
-            asks=asks,
+            sequence=0,
             incarnation=books.incarnation,
             condition=books.condition,
             cluster_id=books.cluster_id,
@@ -78,18 +77,17 @@ class Telling:
             address=books.address,
         )
 
-    def greet(self, standing: Standing) -> None:
-        """Greets everyone who is due; everyone soon, when something changed that matters to them."""
+    def greet(self, own: Hello) -> None:
+        """Greets everyone who is due with ``own``; everyone soon, when something changed that matters to them."""
         books = self._books
         books.peers.listed(self.audience(), books.now_ms)
-        own = self.hello(standing)
         told = (own.condition, own.cluster_id, own.version, own.hash, own.of, own.revision, own.serving, own.seat, own.caught_up, own.incarnation)
         for name in books.peers.names():
             if self._told.get(name, told) != told:
                 books.peers.soon(name, books.now_ms)
         for name in books.peers.due(books.now_ms):
             sequence, boot, echo, asks = books.peers.greeting(name, books.now_ms)
-            books.send(name, self.hello(standing, sequence=sequence, echo_boot=boot, echo=echo, asks=asks))
+            books.send(name, replace(own, sequence=sequence, echo_boot=boot, echo=echo, asks=asks))
             self._told[name] = told
 
     # ------------------------------------------------------------ answers

@@ -1,4 +1,4 @@
-"""``python -m headrace.sim.formation`` with ``--programs A-B``, ``--scenarios N``, ``--restarts``, ``--program SEED`` (its trace) or ``--mutants``."""
+"""``python -m headrace.sim.formation``: ``--programs A-B``, ``--scenarios N``, ``--restarts``, ``--program SEED`` (traced) or ``--mutants``."""
 
 import argparse
 import multiprocessing

@@ -54,13 +54,11 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
     _mutant(
         "acceptance-skipped",
         "starts the consensus on the promise alone",
-        ("forming:Forming.offered", "books.store(Acceptance(bootstrap=record))", "books.records = books.records.stored(Acceptance(bootstrap=record))"),
-    ),
-    _mutant(
-        "promise-to-anyone",
-        "promises the same version again to another seed's directory or with a lower ballot",
-        ("forming:Forming.asked", "if ask.ballot <= promise.ballot:", "if False:"),
-        ("forming:Forming._unwilling", "if promise is not None and promise.version > ask.version:", "if False:"),
+        (
+            "forming:Forming.offered",
+            "books.store(Acceptance(bootstrap=record))",
+            "books.records = books.records.stored(Acceptance(bootstrap=record))",
+        ),
     ),
     _mutant(
         "record-not-promised-accepted",

@@ -9,6 +9,7 @@ from itertools import permutations
 from typing import Any, Final
 
 from headrace.core.formation.effects import Answer, State, Verdict
+from headrace.core.formation.messages import Offer
 from headrace.core.formation.parsing import parse
 from headrace.model.formation import Declared, mark
 from headrace.sim.formation.violation import Violation
@@ -66,8 +67,8 @@ class Play:
             self.world.run(200)
         raise Violation("progress", f"{name} could not be fed")
 
-    def expect(self, what: str, condition: Callable[[], bool], *, patience_ms: int = PATIENCE_MS) -> None:
-        if not self.world.until(condition, patience_ms):
+    def expect(self, what: str, condition: Callable[[], bool], *, patience_ms: int = PATIENCE_MS, step_ms: int = 500) -> None:
+        if not self.world.until(condition, patience_ms, step_ms):
             shown = {n: str(b.formation.standing) if b.formation else "down" for n, b in self.world.brokers.items()}
             raise Violation("progress", f"never: {what}; {shown}")
 
@@ -440,6 +441,60 @@ def promise_ended_by_younger(play: Play) -> None:
     play.expect("one cluster", lambda: play.one_cluster("ade"))
 
 
+def earlier_promise_alive(play: Play) -> None:
+    """A voter of a cluster that was formed behind its back is fed a younger config with others: it must not form a second one."""
+    play.start("abcde")
+    play.feed("b", declared(1, ["a", "b", "c"], gospel="b"))
+    play.expect("the record is written", lambda: play.broker("b").records.bootstrap is not None, step_ms=1)
+    play.world.cut("ade", "bc")
+    play.world.run(3_000)
+    if play.broker("a").records.acceptance is None:
+        play.feed("a", declared(2, ["a", "d", "e"]))
+        play.world.run(20_000)
+    play.world.heal()
+    if play.committed("b")[0] in (0, 1) and play.broker("a").records.held == play.broker("b").records.held:
+        play.feed("a", declared(2, ["a", "d", "e"]))
+    play.expect("one cluster", lambda: play.one_cluster("ade"))
+
+
+def late_record(play: Play) -> None:
+    """The record of a seed that was wiped before anybody had it comes late: it is not accepted."""
+    play.start("abc")
+    play.feed("b", declared(1, ["a", "b", "c"]))
+    play.expect("the record is written", lambda: play.broker("a").records.bootstrap is not None, step_ms=1)
+    play.world.cut("a", "bc")
+    play.expect("the seed has accepted", lambda: play.broker("a").records.acceptance is not None)
+    record = play.broker("a").records.bootstrap
+    assert record is not None
+    if any(play.broker(n).records.acceptance for n in "bc"):
+        play.world.heal()
+        play.expect("one cluster", lambda: play.one_cluster("abc"))
+        return
+    play.wipe("a")
+    play.start("a")
+    play.world.heal()
+    play.expect("another is promised", lambda: (p := play.broker("b").records.promise) is not None and p.ballot > record.ballot, step_ms=1)
+    formation = play.broker("b").formation
+    if formation is not None:
+        formation.heard("a", Offer(bootstrap=record), play.world.now_ms)
+        play.world.pump(play.broker("b"))
+    play.expect("one cluster", lambda: play.one_cluster("abc"))
+    _same(play, "abc", play.world.cluster("a"))
+
+
+def removal_keeps_the_quorum(play: Play) -> None:
+    """Two of five are away, two others shall go: nobody goes before the rest are a majority."""
+    play.formed("abcde", declared(1, list("abcde")))
+    play.stop("de")
+    play.world.run(6_000)
+    play.feed("a", declared(2, ["a", "d", "e"]))
+    play.expect("it is committed", lambda: play.committed("a")[0] == 2)
+    play.world.run(20_000)
+    play.expect("there is a quorum", lambda: play.world.store.led(play.world.cluster("a"), "a") is not None, patience_ms=10_000)
+    play.start("de")
+    play.expect("three are left", lambda: play.one_cluster("ade") and play.voters("a") == set("ade"))
+
+
 def standalone_reset(play: Play) -> None:
     """A standalone broker gives its data up for a new cluster: only if that is confirmed."""
     cluster = _standalone(play, "a")
@@ -479,6 +534,9 @@ SCENARIOS: Final[dict[str, tuple[str, Callable[[Play], None]]]] = {
         ("abcd", form_without_observers),
         ("abcdef", replace_all_voters),
         ("abcde", promise_ended_by_younger),
+        ("abcde", earlier_promise_alive),
+        ("abc", late_record),
+        ("abcde", removal_keeps_the_quorum),
         ("abc", standalone_reset),
     )
 }

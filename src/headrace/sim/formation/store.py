@@ -86,9 +86,10 @@ class Store:
             self._append(token, led, tuple(ConsensusMember(m.name, m.seat, m.learner, m.started or m in fresh) for m in leader.membership))
 
     def _append(self, token: str, led: Led, entry: Entry) -> None:
+        places = {(m.name, m.seat) for m in led.leader.membership}  # also of one that it takes out: it was part of the majority
         led.leader.log.append(entry)
         self.ledgers[token].append(entry)
-        places = {(m.name, m.seat) for m in led.leader.membership}
+        places |= {(m.name, m.seat) for m in led.leader.membership}
         for member in led.reached:
             if member is not led.leader and (member.name, member.seat) in places:
                 member.log = list(led.leader.log)

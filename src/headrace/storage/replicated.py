@@ -8,7 +8,7 @@ the log holds, so that two journals with an entry of the same epoch at the same 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, NamedTuple
 
@@ -47,8 +47,9 @@ class Found(NamedTuple):
 class ReplicatedLog:
     """See the module's head. Made by ``DiskStore.replicated`` once that is open."""
 
-    def __init__(self, ground: Ground, intake: Intake) -> None:
+    def __init__(self, ground: Ground, intake: Intake, durable: Callable[[Part, int], Awaitable[None]]) -> None:
         self._ground = ground
+        self._durable = durable
         self._intake = intake
         self._reads = asyncio.Semaphore(READS_MAX)
 
@@ -99,6 +100,11 @@ class ReplicatedLog:
 
     def flush(self) -> None:
         self._ground.wal.flush()
+
+    async def durable(self, pid: int) -> None:
+        """Returns once everything appended to it is durable; ``SyncFailed``."""
+        part = self._ground.part(pid)
+        await self._durable(part, part.last_index)
 
     # ------------------------------------------------------------ reading again
 

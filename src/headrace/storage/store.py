@@ -224,7 +224,7 @@ class DiskStore:
     def replicated(self, replication: Replication, on_rows: OnRows) -> ReplicatedLog:
         """The log as replicas use it. ``on_rows`` is told what each flush has made durable, marks included, in the order of the log."""
         self._ground.replication, self._on_rows = replication, on_rows
-        return ReplicatedLog(self._ground, self._intake)
+        return ReplicatedLog(self._ground, self._intake, self.durable)
 
     def flush(self) -> None:
         self._ground.wal.flush()

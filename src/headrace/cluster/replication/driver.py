@@ -1,0 +1,387 @@
+"""All replicas of a broker: their turns, their timer, frames in and out, what flushes have made durable, who is connected.
+
+Owns when a machine is asked. Each turn it asks those for which something came in or whose time has come, sends one frame a peer, then starts one
+flush for all. Does not know what is appended, nor who shall own what.
+
+D1 A machine is asked once a turn, after everything that came in. D2 Completions are told in the order of the log. D3 Nothing is answered in a life
+before the small state says that it is not cleanly stopped. D4 A machine that raises stops alone.
+"""
+
+import asyncio
+import heapq
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from headrace.ambient import ambient
+from headrace.cluster.replication import marks
+from headrace.cluster.replication.heads import unpack
+from headrace.cluster.replication.interface import FlushRow, Log, Peers, Store, Swaps, Told
+from headrace.cluster.replication.outbox import Outbox
+from headrace.cluster.replication.partition import Replicated
+from headrace.cluster.replication.recent import Memory
+from headrace.cluster.transport.link import Lost
+from headrace.core.replica import effects
+from headrace.core.replica.effects import Outcome
+from headrace.core.replica.epochs import EpochHistory
+from headrace.core.replica.journal import Recovered
+from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched
+from headrace.core.replica.peer import Pace
+from headrace.core.replica.replica import Replica
+from headrace.log import get_logger
+from headrace.model.cluster import Assignment, BrokerId, Incarnation
+from headrace.model.errors import Malformed
+from headrace.wire import replication as wire
+from headrace.wire.journal import Kind
+from headrace.wire.peer import Introduction
+
+_log = get_logger("replicas")
+_NEVER: Final = 0
+_TRUNCATE: Final = int(Kind.TRUNCATE)
+_PROMISE: Final = int(Kind.PROMISE)
+
+
+class Heard(Mapping[BrokerId, int]):
+    """When the last frame of each broker came, of whatever partition."""
+
+    def __init__(self, peers: Peers, links: Mapping[BrokerId, str]) -> None:
+        self._peers = peers
+        self._links = links
+
+    def __getitem__(self, broker: BrokerId) -> int:
+        heard_ms = self._peers.heard_ms(broker)
+        if heard_ms == _NEVER:
+            raise KeyError(broker)
+        return heard_ms
+
+    def __iter__(self) -> Iterator[BrokerId]:
+        return iter(self._links)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+
+class Driver:
+    """See the module's head. Made on the loop; ``start`` before anything else. It is a ``transport.Watcher`` and ``storage.api.Replication``."""
+
+    def __init__(
+        self, me: BrokerId, incarnation: Incarnation, peers: Peers, swaps: Swaps, *, pace: Pace = Pace(), memory: Memory | None = None
+    ) -> None:
+        self.me = me
+        self.incarnation = incarnation
+        self.partitions: dict[int, Replicated] = {}
+        self.links: dict[BrokerId, Incarnation] = {}
+        self._loop = asyncio.get_running_loop()
+        self._ambient = ambient()
+        self._peers = peers
+        self._swaps = swaps
+        self._pace = pace
+        self._memory = memory or Memory()
+        self._heard = Heard(peers, self.links)
+        self._outboxes: dict[BrokerId, Outbox] = {}
+        self._crowded: dict[BrokerId, dict[int, Replicated]] = {}
+        self._dirty: dict[int, Replicated] = {}
+        self._scheduled = self._ended = False
+        self._due: list[tuple[int, int]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_ms = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._marks = marks.Marks()
+        self._store: Store
+        self._log: Log
+
+    def now_ms(self) -> int:
+        return int(self._ambient.monotonic() * 1000)
+
+    # ------------------------------------------------------------ life
+
+    async def start(self, store: Store) -> None:
+        """``store`` is open. Returns once it is durable that this life has begun."""
+        self._store = store
+        self._log = store.replicated(self, self.flushed)
+        self._marks = marks.unpack(store.state.get(marks.KEY))
+        await store.commit_state({marks.KEY: marks.pack(clean=False, suspect=self._marks.suspect)})
+
+    def open(self, pid: int, told: Told) -> Replicated:
+        """What this broker has of a partition, if anything; to be called soon after ``start``, or when it is given a copy."""
+        assert pid not in self.partitions
+        found, last = self._log.found(pid), self._marks
+        empty = found.end == 1 and not found.promised
+        recovered = Recovered(
+            start=found.start,
+            end=found.end,
+            high_watermark=found.start,
+            promised=found.promised,
+            generation=found.generation,
+            version=found.version,
+            base_epoch=found.base_epoch,
+            runs=found.runs,
+            unclean=not empty and (not last.clean or pid in last.unclean),
+            suspect=pid in last.suspect,
+        )
+        damage = self._log.damage(pid)
+        if damage:
+            recovered = Recovered(promised=found.promised, generation=found.generation, version=found.version, suspect=True)
+        replica = Replica(self.me, self.incarnation, recovered, self._heard, pace=self._pace)
+        partition = self.partitions[pid] = Replicated(self, pid, replica, told, self._log, self._memory)
+        if damage:
+            replica.follower.quarantine(damage)
+        for broker, incarnation in self.links.items():
+            replica.connected(broker, incarnation, self.now_ms())
+        self.stir(partition)
+        return partition
+
+    async def stop(self) -> None:
+        """Cleanly: everything appended is durable, nothing is answered any more, and the next life is told so. Before the store is closed."""
+        self.abandon()
+        for partition in self.partitions.values():
+            await self._log.durable(partition.pid)
+        unclean = [p.pid for p in self.partitions.values() if p.replica.journal.unclean]
+        suspect = [p.pid for p in self.partitions.values() if p.replica.journal.suspect]
+        await self._store.commit_state({marks.KEY: marks.pack(clean=True, unclean=unclean, suspect=suspect)})
+
+    def abandon(self, reason: str = "this broker stops") -> None:
+        """Does nothing more, as after a failed write: what waits has an unknown outcome."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for partition in self.partitions.values():
+            partition.halt(reason)
+
+    # ------------------------------------------------------------ turns
+
+    def stir(self, partition: Replicated) -> None:
+        """Something came in for it: its machine is asked at the end of this turn."""
+        self._dirty[partition.pid] = partition
+        if not self._scheduled and not self._ended:
+            self._scheduled = True
+            self._loop.call_soon(self._turn)
+
+    def again(self, partition: Replicated, seconds: float) -> None:
+        if seconds:
+            self._loop.call_later(seconds, self.stir, partition)
+        else:
+            self._loop.call_soon(self.stir, partition)
+
+    def _turn(self) -> None:
+        self._scheduled = False
+        if self._ended:
+            return
+        dirty, self._dirty = self._dirty, {}
+        now_ms = self.now_ms()
+        for partition in dirty.values():
+            if not partition.halted:
+                self._one(partition, now_ms)
+        for box in self._outboxes.values():
+            box.flush(self._peers)
+        self._log.flush()
+        self._crowd()
+        self._arm(now_ms)
+
+    def _one(self, partition: Replicated, now_ms: int) -> None:
+        try:
+            partition.turn(now_ms)
+        except Exception as e:
+            _log.exception("partition %d is halted: its replica has failed", partition.pid)
+            partition.halt(f"its replica has failed: {e}")
+            return
+        due = partition.replica.next_deadline_ms(now_ms)
+        if due is not None and (partition.wake_ms <= now_ms or due < partition.wake_ms):
+            partition.wake_ms = max(due, now_ms + 1)
+            heapq.heappush(self._due, (partition.wake_ms, partition.pid))
+
+    def _arm(self, now_ms: int) -> None:
+        if not self._due:
+            return
+        due = self._due[0][0]
+        if self._timer is None or due < self._timer_ms:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ms = due
+            self._timer = self._loop.call_later(max(0, due - now_ms) / 1000, self._wake)
+
+    def _wake(self) -> None:
+        self._timer = None
+        now_ms = self.now_ms()
+        while self._due and self._due[0][0] <= now_ms:
+            _, pid = heapq.heappop(self._due)
+            self.stir(self.partitions[pid])
+        self._arm(now_ms)
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """A read for somebody who is behind."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.warning("entries could not be read for another broker: %s", error)
+
+    def introduction(self, epoch: int) -> dict[str, Any]:
+        """What the first entry of an epoch says."""
+        wall_ms = self._ambient.wall_ns() // 1_000_000
+        return {"epoch": epoch, "broker": self.me, "incarnation": self.incarnation, "wall_ms": wall_ms}
+
+    # ------------------------------------------------------------ the coordinator
+
+    def assigned(self, document: Assignment) -> None:
+        """The recorded document of a partition that is open here."""
+        partition = self.partitions.get(document.partition)
+        if partition is not None:
+            partition.replica.assigned(document, self.now_ms())
+            self.stir(partition)
+
+    def swap(self, partition: Replicated, effect: effects.Swap) -> None:
+        def answered(outcome: Outcome, document: Assignment | None) -> None:
+            if not self._ended and not partition.halted:
+                partition.replica.swapped(effect.number, outcome, document, self.now_ms())
+                self.stir(partition)
+
+        self._swaps.swap(effect.document, expected=effect.expected, answered=answered)
+
+    # ------------------------------------------------------------ other brokers
+
+    def outbox(self, peer: BrokerId) -> Outbox:
+        box = self._outboxes.get(peer)
+        if box is None:
+            box = self._outboxes[peer] = Outbox(peer)
+        return box
+
+    def crowded(self, partition: Replicated, peer: BrokerId) -> None:
+        """There was no room for its entries: it is asked again once there is."""
+        self._crowded.setdefault(peer, {})[partition.pid] = partition
+
+    def _crowd(self) -> None:
+        for peer in [peer for peer in self._crowded if self.outbox(peer).room]:
+            for partition in self._crowded.pop(peer).values():
+                self.again(partition, 0.0)
+
+    def connected(self, peer: BrokerId, who: Introduction) -> None:
+        self._broken(peer)
+        self.links[peer] = Incarnation(who.incarnation)
+        for partition in self.partitions.values():
+            partition.replica.connected(peer, self.links[peer], self.now_ms())
+            self.stir(partition)
+
+    def lost(self, peer: BrokerId, why: Lost) -> None:
+        self._broken(peer)
+        for partition in self.partitions.values():
+            partition.replica.disconnected(peer, self.now_ms())
+            self.stir(partition)
+
+    def _broken(self, peer: BrokerId) -> None:
+        self.links.pop(peer, None)
+        self.outbox(peer).clear()
+
+    def full(self, peer: BrokerId) -> None:
+        self.outbox(peer).full = True
+
+    def drained(self, peer: BrokerId) -> None:
+        box = self.outbox(peer)
+        box.full = False
+        box.flush(self._peers)
+        self._crowd()
+
+    def dead(self, peer: BrokerId) -> None:
+        """That broker is proven dead."""
+        for partition in self.partitions.values():
+            partition.replica.dead(peer)
+            self.stir(partition)
+
+    def draining(self, peer: BrokerId, draining: bool) -> None:
+        for partition in self.partitions.values():
+            partition.replica.draining(peer, draining)
+            self.stir(partition)
+
+    def take(self, peer: BrokerId, body: bytes) -> None:
+        """A frame of another broker; ``Malformed`` ends its connection."""
+        if self._ended or peer not in self.links:
+            return
+        rows, items = wire.decode(body)
+        now_ms = self.now_ms()
+        for pid, epoch, session, end in rows:
+            self._received(peer, pid, Ack(epoch=epoch, session=session, end=end), now_ms)
+        for item in items:
+            message = unpack(item.head)
+            if isinstance(message, (Append, Fetched)):
+                message = _filled(message, wire.entries(b"".join(item.entries), item.pid))
+            elif item.entries:
+                raise Malformed(f"a message without entries comes with {len(item.entries[0])} bytes of them")
+            self._received(peer, item.pid, message, now_ms)
+
+    def _received(self, peer: BrokerId, pid: int, message: AnyMessage, now_ms: int) -> None:
+        partition = self.partitions.get(pid)
+        if partition is not None and not partition.halted:
+            partition.replica.received(peer, message, now_ms)
+            self.stir(partition)
+
+    # ------------------------------------------------------------ the log
+
+    def flushed(self, rows: Sequence[FlushRow]) -> None:
+        """What a flush has made durable, in the order of the log."""
+        if self._ended:
+            return
+        ends: dict[int, int] = {}
+        now_ms = self.now_ms()
+        for pid, first, last, _, marker in rows:
+            if pid not in self.partitions:
+                continue
+            if marker:
+                self._durable(pid, ends.pop(pid, 0), now_ms)
+                replica = self.partitions[pid].replica
+                if marker == _TRUNCATE:
+                    replica.cut(first, now_ms)
+                elif marker == _PROMISE:
+                    replica.promised(first, now_ms)
+                self.stir(self.partitions[pid])
+            else:
+                ends[pid] = last + 1
+        for pid, end in ends.items():
+            self._durable(pid, end, now_ms)
+        self._memory.evict()
+
+    def _durable(self, pid: int, end: int, now_ms: int) -> None:
+        partition = self.partitions[pid]
+        if end and not partition.halted:
+            partition.replica.durable(end, now_ms)
+            partition.recent.durable_end = partition.replica.journal.durable_end
+            self.stir(partition)
+
+    def failed(self, error: BaseException) -> None:
+        """The log has failed: what waits is unknown, and nothing is promised any more in this life."""
+        self.abandon(f"the log has failed: {error}")
+
+    # ------------------------------------------------------------ what storage asks
+
+    def committed_index(self, pid: int) -> int | None:
+        partition = self.partitions.get(pid)
+        return None if partition is None else partition.high_watermark - 1
+
+    def epoch_at(self, pid: int, index: int) -> int:
+        partition = self.partitions.get(pid)
+        return 0 if partition is None else max(0, partition.replica.journal.history.epoch_at(index))
+
+    def moved(self, pid: int, moved_to: int) -> None:
+        partition = self.partitions.get(pid)
+        if partition is not None and not partition.halted:
+            partition.replica.trimmed(moved_to + 1)
+            self.stir(partition)
+
+
+def _filled(message: Append | Fetched, entries: Sequence[wire.Entry]) -> AnyMessage:
+    """The message with its entries, which are those that it names."""
+    if len(entries) != message.count:
+        raise Malformed(f"a message of {message.count} entries comes with {len(entries)}")
+    history = EpochHistory(max(1, message.first), 0)
+    history.runs = list(message.runs)
+    for number, entry in enumerate(entries):
+        if entry.index != message.first + number or entry.epoch != history.epoch_at(entry.index):
+            raise Malformed(f"an entry at index {entry.index} of epoch {entry.epoch} is not what its message names")
+    return replace(message, entries=tuple(entries))

@@ -15,10 +15,12 @@ import pytest
 from headrace.cluster.control.control import Control
 from headrace.cluster.control.evidence import NONE, Clues
 from headrace.cluster.control.topology import Reassigned
-from headrace.cluster.coordinator import Change, Coordinator
+from headrace.cluster.coordinator import Change, Coordinator, Document
+from headrace.cluster.membership.pauses import Pauses
 from headrace.cluster.memory import MemoryStore
 from headrace.core.control.rehearsal import as_owner
 from headrace.model.cluster import (
+    CONTROLLER_KEY,
     PARTITIONS_PREFIX,
     PLACEMENT_KEY,
     Assignment,
@@ -96,18 +98,20 @@ class Broker:
         self.control = Control(coordinator, self.eyes, me, ttl_ms=1500)
         self.control.topology.on_reassigned(self.reassigned)
         self.control.start()
+        pauses = Pauses()
+        pauses.tell(self.control.controller.stood_still)
+        pauses.start()
         asyncio.get_running_loop().create_task(self.obey(coordinator))
 
     def reassigned(self, news: tuple[Reassigned, ...]) -> None:
         for one in news:
             before = self.mine.get(one.partition)
-            assert (one.before.assignment if one.before else None) == before, "a step between was not told"
-            if one.now is None:
-                assert one.recorded, "removed without a recorded deletion"
+            self.run.must((one.before.assignment if one.before else None) == before, "a step between was not told")
+            self.run.must(one.now is not None or one.recorded, "removed without a recorded deletion")
             if one.now is None or self.id not in one.now.assignment.copies:
                 del self.mine[one.partition]
             else:
-                assert before is None or one.now.assignment.version > before.version, "an assignment went backwards"
+                self.run.must(before is None or one.now.assignment.version > before.version, "an assignment went backwards")
                 self.mine[one.partition] = one.now.assignment
 
     async def obey(self, coordinator: Coordinator) -> None:
@@ -144,6 +148,12 @@ class Run:
         self.known: dict[str, Assignment] = {}
         self.changes = self.owners_changed = self.two_elected = 0
         self.plans = 0
+        self.broken: list[str] = []
+        """What must never be and was; raised at the end, since drivers outlive what is raised within them."""
+
+    def must(self, holds: object, text: str) -> None:
+        if not holds:
+            self.broken.append(f"{self.loop.time():.3f}: {text}")
 
     async def sleep(self, seconds: float) -> None:
         future = self.loop.create_future()
@@ -159,21 +169,19 @@ class Run:
             self.changes += 1
             before = self.known.pop(change.key, None)
             if change.document is None:
-                assert before is not None
-                assert any(d.startswith("deleted/") for d in self.store._keys), "removed although nothing was deleted"
+                self.must(before is not None and before.item not in self.items, "removed although it was not deleted")
                 continue
             now = decode(Assignment, change.document.value)
             self.known[change.key] = now
             if before is None:
-                assert now.version == 1
+                self.must(now.version == 1, "it does not begin with version 1")
                 continue
-            assert now.version == before.version + 1, "two changes of one version, or one between was lost"
-            assert now.epoch >= before.epoch
-            assert now.generation >= before.generation
+            self.must(now.version == before.version + 1, f"two changes of one version, or one between was lost: {before} {now}")
+            self.must(now.epoch >= before.epoch and now.generation >= before.generation, f"an epoch went back: {before} {now}")
             if now.owner != before.owner:
                 self.owners_changed += 1
-                assert now.epoch == before.epoch + 1
-                assert now.owner in before.electable, f"{now.owner} was not in sync: {before}"
+                self.must(now.epoch == before.epoch + 1, f"another owner in the same epoch: {before} {now}")
+                self.must(now.owner in before.electable, f"{now.owner} was not in sync: {before}")
         elected = [b for b in self.brokers.values() if b.machine.alive and b.control.controller.election.term]
         self.two_elected += len(elected) > 1
 
@@ -320,9 +328,13 @@ class Run:
             await self.fault(chance)
         self.heal()
         healed, well = self.loop.time(), self.loop.time()
+        settled: Document | None = None
         while self.loop.time() - well < QUIET_S:
             await self.sleep(0.05)
             trouble = self.trouble()
+            term = self.store.document(CONTROLLER_KEY)
+            if not trouble and term != settled:
+                settled, trouble = term, "the controller has just changed"
             if trouble:
                 well = self.loop.time()
                 assert well - healed < HEALED_S, trouble
@@ -348,6 +360,7 @@ class Run:
         """No plan goes on for ever."""
         done = [d for b in self.brokers.values() for d in b.control.controller.decisions.history() if d.outcome == "applied"]
         assert len(done) <= self.changes
+        assert not self.broken, self.broken[:3]
 
 
 def play(seed: int) -> Run:
@@ -387,11 +400,13 @@ def test_the_faults_reach_what_they_are_meant_for() -> None:
 
 if __name__ == "__main__":
     logging.getLogger("headrace").setLevel(logging.CRITICAL)
-    first, last = int(sys.argv[1]), int(sys.argv[2])
-    count = 0
-    for number in range(first, last):
+    begin, end = int(sys.argv[1]), int(sys.argv[2])
+    count = failures = 0
+    for number in range(begin, end):
         try:
             count += play(number).owners_changed
         except Exception as e:
+            failures += 1
             print(f"seed {number}: {e!r}"[:1500], flush=True)
-    print(f"{last - first} seeds, {count} changes of owner", flush=True)
+        if number % 100 == 99 or number == end - 1:
+            print(f"{number + 1 - begin} seeds, {failures} failed, {count} changes of owner", flush=True)

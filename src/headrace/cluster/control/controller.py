@@ -39,6 +39,8 @@ RETRY_S: Final = 0.2
 SHOWN_S: Final = 1.0
 LOOK_S: Final = 5.0
 """It is planned at least so often: nothing should need it."""
+REST_S_MAX: Final = 0.1
+"""After a plan the broker has as much time for itself as it took, but no more than this."""
 BESIDE: Final = 100
 """Partitions from which on a plan is made on a thread, so that the broker serves on."""
 AFTER_PAUSE_MS: Final = 500
@@ -213,7 +215,7 @@ class Controller:
             return RETRY_S
         if made.changes:
             return GATHER_S  # one change of a partition at a time: there may be more to do
-        await asyncio.sleep((picturing.now_ms() - began_ms) / 1000)  # half of the time is the broker's
+        await asyncio.sleep(min(REST_S_MAX, (picturing.now_ms() - began_ms) / 1000))
         return self._seconds_to(made.look_again_ms)
 
     def _look_at(self, elected: bool) -> None:

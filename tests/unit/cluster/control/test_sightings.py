@@ -7,14 +7,13 @@ from collections.abc import Awaitable, Callable
 import msgspec
 import pytest
 
-from headrace.cluster.control.control import Control
-from headrace.cluster.control.sightings import Sightings
+from headrace.cluster.control.opening import make_control, registration
 from headrace.cluster.memory import MemoryStore
 from headrace.cluster.secret import Secrets
-from headrace.cluster.transport import Known, Me, Transport
+from headrace.cluster.transport import Me, Transport
 from headrace.core.control.rehearsal import as_owner
-from headrace.model.cluster import Assignment, BrokerId, Incarnation, Registered, decode, encode, partition_key
-from headrace.model.config import Address, Membership
+from headrace.model.cluster import Assignment, BrokerId, Incarnation, decode, encode, partition_key
+from headrace.model.config import Address, Config, Membership
 from headrace.model.errors import HeadraceError
 from headrace.model.ids import PartitionId
 from headrace.model.specs import QueueSpec
@@ -41,17 +40,15 @@ class Broker:
         secrets = Secrets([SECRET])
         self.transport = Transport(Me(broker=self.id, incarnation=self.incarnation, cluster="one"), secrets)
         await self.transport.start(Address(self.name, PEER))
-        self.transport.know({BrokerId(name): Known(Address(name, PEER)) for name in NAMES if name != self.name})
         settings = Membership(seeds=(f"a:{GOSSIP}", f"b:{GOSSIP}"))
         self.membership = SimMembership(
             self.id, "one", secrets, settings, at=Address(self.name, GOSSIP), datagrams=self.world.datagrams, meta={"incarnation": self.incarnation}
         )
         await self.membership.start()
-        self.sightings = Sightings(self.id, self.membership, self.transport)
-        self.sightings.start()
-        me = Registered(id=self.id, name=self.name, incarnation=self.incarnation, addresses={"peer": f"{self.name}:{PEER}"})
+        me = registration(Config(), self.id, self.incarnation, addresses={"peer": f"{self.name}:{PEER}"}, host=self.name, release="1")
         coordinator = self.world.store.client(self.name)
-        self.control = Control(coordinator, self.sightings, me, ttl_ms=5000)
+        self.control, self.sightings = make_control(Config(), coordinator, self.membership, self.transport, me)
+        self.sightings.start()
         self.control.start()
         asyncio.get_running_loop().create_task(self.obey())
 

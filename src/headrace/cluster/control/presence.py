@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from headrace.cluster.coordinator import Coordinator, Registration
 from headrace.log import get_logger
 from headrace.model.cluster import Incarnation, Registered, broker_key, decode, encode
-from headrace.model.errors import Conflict, CoordinatorUnavailable, HeadraceError, UnknownOutcome
+from headrace.model.errors import Conflict, HeadraceError
 
 _log = get_logger("cluster")
 
@@ -89,7 +89,7 @@ class Presence:
         while True:
             try:
                 registration = await self._enter()
-            except (CoordinatorUnavailable, UnknownOutcome) as e:
+            except HeadraceError as e:
                 if not self.trouble:
                     _log.warning("this broker cannot be registered: %s", e)
                 self.trouble = str(e)

@@ -155,7 +155,8 @@ class Broker:
         if self.sinks:
             self.all_gone.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.all_gone.wait(), grace_ms / 1000)
+                async with asyncio.timeout(grace_ms / 1000):
+                    await self.all_gone.wait()
         self.draining = True
         self._update_refusing()
 

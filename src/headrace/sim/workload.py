@@ -277,7 +277,8 @@ class Workload:
                 async with connected.read(stream, start="earliest", on_event=told(self.stage, attached)) as reader:
                     while marks:
                         try:
-                            record = await asyncio.wait_for(reader.__anext__(), MARK_S)
+                            async with asyncio.timeout(MARK_S):
+                                record = await reader.__anext__()
                         except TimeoutError:
                             parts = (await connected.describe(stream)).partitions
                             marks = {n: mark for n, mark in marks.items() if parts[n].start_offset <= mark}  # retention took the others

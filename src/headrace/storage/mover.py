@@ -76,7 +76,8 @@ class Mover:
     async def wait(self, seconds: float) -> None:
         """Until woken, or for that long."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._wanted.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._wanted.wait()
         self._wanted.clear()
 
     def floor_moved(self, part: Part) -> None:

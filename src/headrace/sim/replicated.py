@@ -5,6 +5,7 @@ committed. First faults and load, then all is healed and everything must come to
 
 L1 What is committed at an index is the same for every broker and for ever. L2 What was confirmed at the queue's level is committed, as it was
 published. L3 After all is healed every replica's log is the owner's, and everything that was ever committed is in it.
+L4 When an owner says that an entry is committed, a commit quorum has it on its disks.
 """
 
 import asyncio
@@ -104,6 +105,9 @@ class Copy:
     def committed(self, end: int) -> None:
         assert end > self.end, f"the high watermark goes from {self.end} to {end}"
         self.end = end
+        owner = self.partition.replica.owner
+        if owner is not None and owner.begun_at and end > owner.begun_at:
+            self.life.run.quorum(owner.document, end - 1)
         if not self.looking:
             self.looking = True
             self.life.spawn(self.look())
@@ -116,6 +120,8 @@ class Copy:
             start = self.partition.replica.journal.start
             if not found and self.looked < start:
                 self.looked = start  # moved out of the log
+            elif not found and self.partition.halted:
+                return  # the broker stops, its log is closed
             elif not found:
                 raise Broken(f"L1 {name} cannot read {self.looked} of partition {self.ledger.pid}, committed up to {self.end}")
             for entry in found:
@@ -164,11 +170,13 @@ class Life:
 
     async def start(self) -> None:
         me = BrokerId(self.node.name)
-        self.store = store = self.node._store(self.machine, self.node.config, asyncio.get_running_loop())
+        store = self.node._store(self.machine, self.node.config, asyncio.get_running_loop())
         assert isinstance(store, DiskStore)
-        await store.open(self)
+        self.store = store
         self.transport = Transport(Me(broker=me, incarnation=self.incarnation, cluster="one"), Secrets([SECRET]))
         self.driver = driver = Driver(me, self.incarnation, self.transport, self, pace=self.run.pace, memory=Memory(self.run.memory))
+        store.reserve(driver)
+        await store.open(self)
         self.transport.watch(driver)
         self.transport.on_batch(Service.REPLICAS, driver.take)
         await driver.start(store)
@@ -185,6 +193,9 @@ class Life:
         await self.transport.stop()
         await self.store.close()
         self.stopped.set()
+
+    def durable_index(self, pid: int) -> int:
+        return self.store._ground.part(pid).durable_index
 
     async def held(self, pid: int, first: int, end: int) -> list[wire.Entry]:
         """Of its log on the disk."""
@@ -279,10 +290,12 @@ class Run:
         self.fault_s = chance.choice([0.3, 0.8, 2.0])
         delay = chance.between(0.0001, 0.005)
         world.network.shape(delay, delay * chance.random(), chance.pick([(2.0, 0.0), (1.0, 0.3)]))
+        flush = chance.choice([(0.0002, 0.002), (0.002, 0.02), (0.01, 0.06)])
         self.nodes: dict[str, Node] = {}
         for name in NAMES:
             node = self.nodes[name] = Node(world, name, CONFIG)
             node.run = self
+            node.speeds = replace(node.speeds, flush=flush)
             world.brokers[name] = node
         self.documents: dict[int, Assignment] = {}
         self.ledgers: dict[int, Ledger] = {}
@@ -297,6 +310,13 @@ class Run:
                 partition=PartitionId(pid), item="orders", epoch=Epoch(1), owner=owner, level=level, floor=chance.choice([1, 2]),
                 replicas=replicas, isr=isr,
             )  # fmt: skip
+
+    def quorum(self, document: Assignment, index: int) -> None:
+        """L4; who is down may have it."""
+        lives = [self.nodes[broker].life for broker in document.members]
+        have = sum(life is None or life.durable_index(document.partition) >= index for life in lives)
+        if have < document.k:
+            self.broken.append(f"L4 only {have} of {document.members} have {index} of partition {document.partition} on their disks")
 
     # ------------------------------------------------------------ the coordinator
 
@@ -502,6 +522,8 @@ def campaign(first: int, last: int) -> Totals:
             totals.add(Run(seed).go())
         except Exception as e:
             print(f"seed {seed}: {type(e).__name__}: {e}", flush=True)
+        if seed % 20 == 19:
+            print(totals, flush=True)
     return totals
 
 

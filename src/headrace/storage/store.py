@@ -221,6 +221,10 @@ class DiskStore:
         """What takes entries, for a caller that has one for each of many partitions."""
         return self._intake
 
+    def reserve(self, replication: Replication) -> None:
+        """Before ``open``: from its first moment nothing leaves the log that ``replication`` does not know as committed."""
+        self._ground.replication = replication
+
     def replicated(self, replication: Replication, on_rows: OnRows) -> ReplicatedLog:
         """The log as replicas use it. ``on_rows`` is told what each flush has made durable, marks included, in the order of the log."""
         self._ground.replication, self._on_rows = replication, on_rows

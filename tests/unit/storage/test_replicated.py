@@ -38,7 +38,7 @@ class Replicas:
 
 async def begun(**settings: Any) -> tuple[Rig, Replicas, ReplicatedLog]:
     rig = await Rig(**settings).start()
-    rig.flushed = lambda result: None  # type: ignore[method-assign, assignment]
+    rig.flushed = lambda result: None  # type: ignore[method-assign]
     replicas = Replicas()
     return rig, replicas, rig.store.replicated(replicas, replicas.on_rows)
 
@@ -114,7 +114,7 @@ async def test_entries_are_read_as_they_were_appended() -> None:
     assert await log.read(7, 40, 50) == []
     other = await Rig().start()
     copy = other.store.replicated(Replicas(), lambda rows: None)
-    other.flushed = lambda result: None  # type: ignore[method-assign, assignment]
+    other.flushed = lambda result: None  # type: ignore[method-assign]
     for raw in whole:
         for entry in wire.entries(raw, 7):
             assert copy.received(7, entry) == raw[:32]

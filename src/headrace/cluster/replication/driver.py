@@ -38,6 +38,8 @@ from headrace.wire.peer import Introduction
 
 _log = get_logger("replicas")
 _NEVER: Final = 0
+OWN_PID: Final = 0
+"""The partition of the store's own journal, which has one copy."""
 _TRUNCATE: Final = int(Kind.TRUNCATE)
 _PROMISE: Final = int(Kind.PROMISE)
 
@@ -97,7 +99,7 @@ class Driver:
     # ------------------------------------------------------------ life
 
     async def start(self, store: Store) -> None:
-        """``store`` is open. Returns once it is durable that this life has begun."""
+        """``store`` was reserved for this driver before it was opened. Returns once it is durable that this life has begun."""
         self._store = store
         self._log = store.replicated(self, self.flushed)
         self._marks = marks.unpack(store.state.get(marks.KEY))
@@ -361,8 +363,10 @@ class Driver:
     # ------------------------------------------------------------ what storage asks
 
     def committed_index(self, pid: int) -> int | None:
+        if pid == OWN_PID:
+            return None
         partition = self.partitions.get(pid)
-        return None if partition is None else partition.high_watermark - 1
+        return 0 if partition is None else partition.high_watermark - 1  # nothing is known to be committed of what is not open yet
 
     def epoch_at(self, pid: int, index: int) -> int:
         partition = self.partitions.get(pid)

@@ -7,8 +7,8 @@ import pytest
 
 from headrace.sim.replicated import Run, Totals
 
-SEEDS = 96
-GROUPS = 16
+SEEDS = 24
+GROUPS = 4
 
 
 @pytest.mark.parametrize("group", range(GROUPS))

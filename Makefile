@@ -33,7 +33,7 @@ run: ## install and start a broker with its admin page in ./headrace-data
 
 .PHONY: test
 test: dev ## all tests (ARGS="-k wal" picks some)
-	@HEADRACE_TEST_ETCD="$${HEADRACE_TEST_ETCD-$$(scripts/etcd)}" $(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 .PHONY: quick
 quick: dev ## unit, golden and property tests only

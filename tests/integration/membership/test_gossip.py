@@ -1,6 +1,7 @@
 """Gossip on real sockets: several members in one process that join, die, come back, say goodbye; strangers; secrets that are exchanged."""
 
 import asyncio
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -137,6 +138,21 @@ async def test_an_address_that_cannot_be_used(start: Start) -> None:
     nowhere = Gossip(BrokerId("b"), "one", Secrets([OLD]), Membership(), at=Address("no-such-host.invalid", 0), meta={})
     with pytest.raises(Unavailable, match="has no address"):
         await nowhere.start()
+
+
+async def test_an_advertised_address() -> None:
+    with socket.socket() as stream, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
+        stream.bind(("0.0.0.0", 0))
+        port = stream.getsockname()[1]
+        free.bind(("0.0.0.0", port))
+    for advertise, seen in ((Address("localhost", 0), Address("127.0.0.1", port)), (Address("127.0.0.1", 4711), Address("127.0.0.1", 4711))):
+        one = Gossip(BrokerId("a"), "one", Secrets([OLD]), Membership(), at=Address("0.0.0.0", port), advertise=advertise, meta={})
+        await one.start()
+        assert one.address == seen
+        await one.close()
+    neither = Gossip(BrokerId("a"), "one", Secrets([OLD]), Membership(), at=Address("0.0.0.0", 0), advertise=Address("localhost", 0), meta={})
+    with pytest.raises(Invalid, match="a port that the system picks"):
+        await neither.start()
 
 
 @pytest.mark.parametrize("earlier_first", [True, False])

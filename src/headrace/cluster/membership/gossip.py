@@ -34,6 +34,9 @@ PURPOSE: Final = "gossip 1"
 LEAVE_S: Final = 2.0
 RECONNECT_S: Final = 2.0
 """How often the dead are asked whether they are back, and seeds that were never seen are tried again."""
+SETTLE_S: Final = 0.1
+"""After the package has closed, its thread lets go of the last objects of the interpreter's; one that ends within that moment crashed in 1 of 40
+runs."""
 CLAIM_S: Final = 10.0
 """Two lives of one broker that overlap for so long are two processes."""
 ID: Final = "id"
@@ -73,6 +76,10 @@ class Gossip:
         check_meta(self._meta)
         at = await resolved(self._at)
         advertise = None if self._advertise is None else await resolved(self._advertise)
+        if advertise is not None and not advertise.port:
+            if not at.port:
+                raise Invalid("gossip is advertised at a port that the system picks", hint="give listen.gossip or listen.gossip_advertise a port")
+            advertise = Address(advertise.host, at.port)
         interval_s = s.probe_interval_ms / 1000
         try:
             settings = kinship.Config.lan(
@@ -128,6 +135,8 @@ class Gossip:
                 await node.close()
         if self._following is not None:
             await self._following
+        if node is not None:
+            await asyncio.sleep(SETTLE_S)
 
     @property
     def _running(self) -> kinship.Cluster:

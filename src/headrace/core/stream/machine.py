@@ -276,6 +276,8 @@ class StreamMachine(Ledger):
             selected = [(first, end - first)] if messages > 0 else []
         reader.position = end
         reader.nbytes -= nbytes
+        cursor = reader.cursor
+        behind = cursor is not None and cursor.next_offset <= end
         held, at = reader.held.count, first
         for start, count in selected:
             start, stop = max(start, at), min(start + count, end)
@@ -284,6 +286,8 @@ class StreamMachine(Ledger):
                 reader.hold(start, stop)
                 at = stop
         self._skipped(reader, at, end)
+        if behind and cursor is not None and cursor.next_offset > end:
+            reader.position = cursor.next_offset  # the filter closed the gap before what an earlier reader had acked
         if reader.held:
             reader.held_bytes += nbytes
         self.sent_count += reader.held.count - held
@@ -375,8 +379,6 @@ class StreamMachine(Ledger):
     def _place(self, reader: Reader) -> None:
         """Puts the reader where it belongs: due, waiting at the tail, or (without credit) nowhere."""
         cursor = reader.cursor
-        if cursor is not None and cursor.next_offset > reader.position:
-            reader.position = cursor.next_offset
         if cursor is not None and cursor.above and cursor.above.end > reader.position:
             while (found := cursor.above.find(reader.position)) is not None and found[1] <= self.visible_end:
                 reader.position = found[1]

@@ -159,8 +159,10 @@ def out_of_order(seen: Seen) -> Iterator[Violation]:
             if name == publish.name and (not moved or (partition, offset) == (publish.partition, publish.offset)):
                 _first(places, (id, partition), offset)
     for r in seen.history.reads:
-        if settled_tier(seen, r.name) and not r.speculative:
-            _first(places, (r.id, r.partition), r.offset)
+        read = seen.publishes.get(r.id)
+        if settled_tier(seen, r.name) and not r.speculative and read is not None:
+            if read.idempotent or (r.partition, r.offset) == (read.partition, read.offset):
+                _first(places, (r.id, r.partition), r.offset)
     for (id, partition), offset in places.items():
         publish = seen.publishes.get(id)
         if publish is not None and seen.sound(publish.name, partition) and (seen.is_queue(publish.name) or settled_tier(seen, publish.name)):

@@ -167,7 +167,8 @@ class Seen:
         if settle.result == "stale":
             # the first answer may have been lost with the connection, the repeated settlement is then too late
             return self.broken_between(self.client_of(settle.consumer), settle.at, settle.told_at)
-        return not self.too_late(settle)
+        # of a connection that broke nobody knows whether the message was on its way to it once more
+        return not self.too_late(settle) or self.broken_between(self.client_of(settle.consumer), settle.at, self.end)
 
     def describe(self, id: int) -> str:
         """All that is known of a message."""

@@ -8,12 +8,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+HERE = Path(__file__).parent
 MINUTES = float(os.environ.get("HEADRACE_SIM_MINUTES", "0"))
 LAST = "test_seeds_that_nobody_has_seen"
+LIMIT_S = 300
+"""For each test here without a limit of its own. What ends a test that takes too long is raised wherever the run is just then, also inside a client's
+task, where it looks like a fault of the product: so the limit is far above what a test takes on a busy machine."""
 _sweep = pytest.StashKey["Sweep"]()
 
 
@@ -53,6 +58,9 @@ class Sweep:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(LIMIT_S))
     last = [item for item in items if item.name == LAST]
     if last and MINUTES:
         items[:] = [item for item in items if item.name != LAST] + last

@@ -216,9 +216,7 @@ class SimLoop(asyncio.AbstractEventLoop):
             raise Stuck(f"{SPINS_MAX} callbacks at {self._now:.6f} s; the last one: {handle!r}")
         try:
             handle.run()
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as e:
+        except (Exception, asyncio.CancelledError) as e:  # anything else is meant for who runs the loop (a limit of time, Ctrl-C)
             self.call_exception_handler({"message": "a callback failed", "exception": e, "handle": handle})
         if machine is not None and machine.fuse:
             machine.fuse -= 1

@@ -41,7 +41,7 @@ class Requests:
         """The last request about the connection itself, while it is not answered."""
         self._since: list[asyncio.Task[None]] = []
         """The others that came after it."""
-        self._waiting: set[asyncio.Task[None]] = set()
+        self._waiting: dict[asyncio.Task[None], None] = {}
         self._turn = asyncio.Lock()
         self._count = 0
         self._nbytes = 0
@@ -73,12 +73,12 @@ class Requests:
         task = connection.broker.spawn(self._serve(correlation, request, before))
         self._count += 1
         self._nbytes += size
-        self._waiting.add(task)
+        self._waiting[task] = None
 
         def done(task: asyncio.Task[None]) -> None:
             self._count -= 1
             self._nbytes -= size
-            self._waiting.discard(task)
+            self._waiting.pop(task, None)
             if self._tail is task:
                 self._tail = None
 
@@ -113,7 +113,7 @@ class Requests:
         connection = self._connection
         current = asyncio.current_task()
         assert current is not None
-        self._waiting.discard(current)
+        self._waiting.pop(current, None)
         try:
             connection.reply(correlation, await self._call(request))
         except HeadraceError as e:

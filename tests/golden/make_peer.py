@@ -45,6 +45,7 @@ def vectors() -> dict[str, bytes]:
     return opening() | {
         "hello.least": peer.introduction(PeerOp.HELLO, LEAST),
         "hello.probe": peer.introduction(PeerOp.HELLO, Introduction(broker="x", incarnation="y", nonce=bytes(32), purpose="probe")),
+        "hello.visit": peer.introduction(PeerOp.HELLO, Introduction(broker="x", incarnation="y", nonce=bytes(32), purpose="visit")),
         "proof.shape": peer.proof(PeerOp.PROOF, Proof(bytes(range(8)), bytes(range(32)))),
         "refusal": peer.failure(PeerOp.REFUSAL, NotFound("no", hint="do")),
         "ping": peer.ping(7),

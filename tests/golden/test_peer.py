@@ -44,6 +44,7 @@ def test_introductions_are_understood() -> None:
     assert peer.parse_introduction(GOLDEN["challenge.opening"][12:]) == ANSWERER
     assert peer.parse_introduction(GOLDEN["hello.least"][12:]) == LEAST
     assert peer.parse_introduction(GOLDEN["hello.probe"][12:]).purpose == "probe"
+    assert peer.parse_introduction(GOLDEN["hello.visit"][12:]).purpose == "visit"
 
 
 def test_an_old_opening_is_still_proven() -> None:

@@ -20,7 +20,7 @@ Introductions are msgpack maps: unknown fields are ignored, missing ones have th
 from collections.abc import Sequence
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeAlias
 
 import cramjam
 import msgspec
@@ -80,6 +80,7 @@ class Service(IntEnum):
 
 
 _Id = Annotated[str, Meta(max_length=64)]
+Purpose: TypeAlias = Literal["peer", "probe", "visit"]
 
 
 class Introduction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -99,8 +100,8 @@ class Introduction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """Version of the software."""
     expects: _Id = ""
     """Broker id that the dialer means; "" = whoever listens there."""
-    purpose: Literal["peer", "probe"] = "peer"
-    """A probe ends with WELCOME: it only asks who is there."""
+    purpose: Purpose = "peer"
+    """A probe ends with WELCOME: it only asks who is there. A visit carries batches of FORMATION, between brokers of whatever cluster."""
 
 
 class Proof(msgspec.Struct, frozen=True):

@@ -23,7 +23,7 @@ nonces = st.binary(min_size=32, max_size=32)
 introductions = st.builds(
     Introduction,
     broker=ids, incarnation=ids, nonce=nonces, cluster=ids | st.just(""), versions=st.tuples(st.integers(1, 9), st.integers(9, 65_535)),
-    features=st.lists(ids, max_size=4).map(tuple), release=ids, expects=ids, purpose=st.sampled_from(["peer", "probe"]),
+    features=st.lists(ids, max_size=4).map(tuple), release=ids, expects=ids, purpose=st.sampled_from(["peer", "probe", "visit"]),
 )  # fmt: skip
 u32 = st.integers(0, (1 << 32) - 1)
 SECRET = b"a secret that is long enough"

@@ -6,5 +6,6 @@ from headrace.cluster.transport.link import Lost
 from headrace.cluster.transport.settings import Settings
 from headrace.cluster.transport.transport import Transport
 from headrace.cluster.transport.values import Known, Me, Probed, View, Watcher
+from headrace.cluster.transport.visits import Host, Visit
 
-__all__ = ["Transport", "Me", "Known", "Watcher", "Lost", "Probed", "View", "Settings", "Carrier", "Tcp"]
+__all__ = ["Transport", "Me", "Known", "Watcher", "Lost", "Probed", "View", "Host", "Visit", "Settings", "Carrier", "Tcp"]

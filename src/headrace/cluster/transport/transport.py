@@ -31,6 +31,7 @@ from headrace.cluster.transport.remote import Remote
 from headrace.cluster.transport.requests import Serve
 from headrace.cluster.transport.settings import Settings
 from headrace.cluster.transport.values import Known, Me, Probed, View, Watcher, view
+from headrace.cluster.transport.visits import Host, Visit, Visits
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.cluster import BrokerId
@@ -46,7 +47,7 @@ from headrace.model.errors import (
     UnknownOutcome,
 )
 from headrace.wire import peer as wire
-from headrace.wire.peer import LZ4, NONCE_BYTES, Introduction, PeerOp, Service
+from headrace.wire.peer import LZ4, NONCE_BYTES, Introduction, PeerOp, Purpose, Service
 
 _log = get_logger("peers")
 
@@ -74,13 +75,14 @@ class Transport:
         self._present: dict[Link, asyncio.BaseTransport] = {}
         """Those of them, and of the lost ones, whose transport is not yet closed."""
         self._all_gone = asyncio.Event()
-        self._meant: dict[Link, tuple[BrokerId, bool]] = {}
-        """Dialed links that open: whom is meant, and whether only to probe."""
+        self._meant: dict[Link, tuple[BrokerId, Purpose]] = {}
+        """Dialed links that open: whom is meant, and what for."""
         self._openings: dict[Link, asyncio.Future[None]] = {}
         """Dialed links that open: what awaits it."""
         self._dirty: dict[Link, None] = {}
         self._takes: dict[int, Take] = {}
         self._serves: dict[Service, Serve] = {}
+        self._visits = Visits()
         self._watchers: list[Watcher] = []
         self._told = Refusals()
         self._listening: Listening | None = None
@@ -97,6 +99,9 @@ class Transport:
 
     def on_request(self, service: Service, serve: Serve) -> None:
         self._serves[service] = serve
+
+    def on_visit(self, host: Host) -> None:
+        self._visits.host = host
 
     async def start(self, at: Address) -> None:
         """Listens (port 0: ``port`` says which) and begins to beat."""
@@ -128,6 +133,12 @@ class Transport:
             link = remote.link
             if link is not None and remote.who is not None and remote.who.cluster != cluster:
                 link.close(Draining("reopened, as a member of the cluster"), Lost("closed", "it was opened before this broker joined the cluster"))
+
+    def become(self, broker: BrokerId) -> None:
+        """Its data directory is another one, so it goes by another id and is of no cluster. Peers are forgotten, visits stay."""
+        for remote in list(self._remotes.values()):
+            self._forget(remote, Draining(f"broker {self.me.broker} is {broker} from now on"))
+        self.me = msgspec.structs.replace(self.me, broker=broker, cluster="")
 
     def remove_secret(self, id: bytes) -> None:
         """Accepts it no more; connections that either side had proven by it end and are opened anew."""
@@ -193,7 +204,7 @@ class Transport:
         link: Link | None = None
         try:
             async with asyncio.timeout(timeout_ms / 1000):
-                link = await self._open(at, expects, probe=True)
+                link = await self._open(at, expects, "probe")
             assert link.opened is not None
             return Probed(outcome="answered", who=link.opened.who, keys=link.opened.keys)
         except TimeoutError:
@@ -207,6 +218,11 @@ class Transport:
         finally:
             if link is not None:
                 link.end(Lost("closed", "it was a probe"))
+
+    async def visit(self, at: Address) -> Visit:
+        """Opens one. OSError (TimeoutError among them) and ``HeadraceError`` say why it cannot be."""
+        self._visits.admit()
+        return self._visits.of(await self._open(at, BrokerId(""), "visit"))
 
     def flush(self) -> None:
         """Writes what was sent in this turn, without waiting for its end."""
@@ -273,12 +289,12 @@ class Transport:
 
     async def _dial(self, remote: Remote) -> Link:
         assert remote.address is not None
-        return await self._open(remote.address, remote.id, probe=False)
+        return await self._open(remote.address, remote.id, "peer")
 
-    async def _open(self, at: Address, expects: BrokerId, *, probe: bool) -> Link:
+    async def _open(self, at: Address, expects: BrokerId, purpose: Purpose) -> Link:
         link = Link(self, dialing=True)
         future: asyncio.Future[None] = self._loop.create_future()
-        self._meant[link], self._openings[link] = (expects, probe), future
+        self._meant[link], self._openings[link] = (expects, purpose), future
         try:
             async with asyncio.timeout(self.settings.opening_ms / 1000):
                 await self._carrier.dial(lambda: link, at)
@@ -303,7 +319,7 @@ class Transport:
     def begin_opening(self, link: Link, transport: asyncio.BaseTransport) -> Opening:
         if self._stopped:
             raise Draining("this broker stops")
-        expects, probe = self._meant.get(link, (BrokerId(""), False))
+        expects, purpose = self._meant.get(link, (BrokerId(""), "peer"))
         if not link.dialing:
             self.anonymous.accepted += 1
             opening = [other for other in self._links if not other.attached and not other.dialing]
@@ -315,18 +331,21 @@ class Transport:
         me = Introduction(
             broker=self.me.broker,
             incarnation=self.me.incarnation,
-            cluster=self.me.cluster,
+            cluster="" if purpose == "visit" else self.me.cluster,
             release=self.me.release,
             nonce=bytes.fromhex(self._ambient.token(NONCE_BYTES)),
             features=(LZ4,) if self.settings.compression == "lz4" else (),
             expects=expects,
-            purpose="probe" if probe else "peer",
+            purpose=purpose,
         )
         binding = self._carrier.binding(transport)
         return Dialing(me, self.secrets, binding=binding) if link.dialing else Answering(me, self.secrets, self._admit, binding=binding)
 
     def _admit(self, who: Introduction) -> None:
         if who.purpose == "probe":
+            return
+        if who.purpose == "visit":
+            self._visits.admit()
             return
         if who.broker > self.me.broker:
             raise Malformed(f"broker {who.broker} dials {self.me.broker}; the smaller id dials")
@@ -338,8 +357,10 @@ class Transport:
 
     def is_open(self, link: Link, opened: Opened) -> None:
         who = opened.who
-        _, probe = self._meant.get(link, (BrokerId(""), who.purpose == "probe"))
-        if not probe:
+        _, purpose = self._meant.get(link, (BrokerId(""), who.purpose))
+        if purpose == "visit":
+            self._visits.opened(link)
+        elif purpose == "peer":
             remote = self._remote(BrokerId(who.broker))
             before = remote.link
             if before is not None:
@@ -365,6 +386,8 @@ class Transport:
         future = self._openings.get(link)
         if future is not None and not future.done():
             future.set_exception(link.error or (TimeoutError(why.text) if why.kind == "silent" else ConnectionResetError(why.text)))
+        if self._visits.lost(link, why):
+            return
         if link.attached and link.opened is not None:
             remote = self._remotes[BrokerId(link.opened.who.broker)]
             if remote.detach(link, why):
@@ -386,6 +409,9 @@ class Transport:
 
     def take(self, link: Link, op: PeerOp, service: int, correlation: int, body: bytes) -> None:
         assert link.opened is not None
+        if link in self._visits:
+            self._visits.take(link, op, service, body)
+            return
         remote = self._remotes[BrokerId(link.opened.who.broker)]
         if op == PeerOp.BATCH:
             take = self._takes.get(service)
@@ -404,11 +430,13 @@ class Transport:
         assert link.opened is not None
         self._tell_full(link)
         link.full = link.told_full = False
+        if link in self._visits:
+            return
         for watcher in self._watchers:
             watcher.drained(BrokerId(link.opened.who.broker))
 
     def _tell_full(self, link: Link) -> None:
-        if link.full and link.lost is None and link.opened is not None and not link.told_full:
+        if link.full and link.lost is None and link.opened is not None and not link.told_full and link not in self._visits:
             link.told_full = True
             for watcher in self._watchers:
                 watcher.full(BrokerId(link.opened.who.broker))

@@ -11,6 +11,7 @@ from pathlib import Path
 from crc32c import crc32c
 
 from headrace.cluster.replication.heads import pack
+from headrace.cluster.replication.messages import AnyInstall, Offer, Part, Want
 from headrace.core.replica.messages import (
     Ack,
     Align,
@@ -29,7 +30,7 @@ from headrace.wire import replication as wire
 from headrace.wire.journal import Kind
 
 FILE = Path(__file__).parent / "wire" / "replication.json"
-MESSAGES: dict[str, AnyMessage] = {
+MESSAGES: dict[str, AnyMessage | AnyInstall] = {
     "new_epoch": NewEpoch(epoch=7, session=2),
     "state": State(
         epoch=7, session=2, incarnation="b1", start=3, end=90, high_watermark=80, history_start=3, base_epoch=1, runs=((2, 3), (5, 60)), unclean=True
@@ -43,6 +44,11 @@ MESSAGES: dict[str, AnyMessage] = {
     "fetched": Fetched(epoch=7, session=2, first=88, count=1, runs=((6, 88),)),
     "install": Install(epoch=7, session=2, end=88, history_start=3, base_epoch=1, runs=((2, 3),)),
     "quarantined": Quarantined(epoch=7, session=2, reason="damage"),
+    "offer": Offer(
+        epoch=7, session=2, number=3, end=88, base_epoch=5, first_offset=40, end_offset=160, checkpoint_bytes=700, checkpoint_crc=0x1234
+    ),
+    "want": Want(epoch=7, session=2, number=3, end=88, offset=60, at=0),
+    "part": Part(epoch=7, session=2, number=3, end=88, offset=60, at=0, next_offset=90),
 }
 
 

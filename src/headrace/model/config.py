@@ -196,6 +196,9 @@ class Peers(Section, frozen=True):
     """`lz4` compresses frames of 32 KiB or more where both sides are set to it: for links slower than 1 Gbit/s."""
     queue_bytes_max: Annotated[int, Meta(ge=limits.PEER_FRAME_BYTES_MAX, le=4 * GIB)] = limits.PEER_QUEUE_BYTES_MAX
     """Unsent bytes to one broker at which it is given no more."""
+    catch_up_bytes_per_second: Annotated[int, Meta(ge=0, le=TIB)] = 64 * MIB
+    """How fast this broker sends what other brokers' copies lack and only its disk has; what it takes in meanwhile counts twice on top, so that a
+    copy that lacks something always catches up. 0 = no bound."""
 
 
 class Membership(Section, frozen=True):

@@ -1,256 +1,47 @@
-"""Replicated logs of three brokers on simulated disks and a simulated network: driver, transport and store as they are, under drawn faults.
+"""Replicated logs of some brokers on simulated disks and a simulated network: driver, transport and store as they are, under drawn faults.
 
-Owns the brokers' lives, a coordinator with compare-and-swap whose answers get lost, a controller, publishers, faults, and the ledger of what was
-committed. First faults and load, then all is healed and everything must come together again. Everything comes from the seed.
+Owns a coordinator with compare-and-swap whose answers get lost, a controller that elects and moves copies, publishers, faults. What runs on the
+brokers is ``sim.replicating``'s. First faults and load, then all is healed and everything must come together again. Everything comes from the seed.
 
 L1 What is committed at an index is the same for every broker and for ever. L2 What was confirmed at the queue's level is committed, as it was
-published. L3 After all is healed every replica's log is the owner's, and everything that was ever committed is in it.
-L4 When an owner says that an entry is committed, a commit quorum has it on its disks.
+published. L3 After all is healed every replica's log is the owner's, and everything that was ever committed is in it, or in its checkpoint.
+L4 When an owner says that an entry is committed, a commit quorum has it on its disks. L5 Offsets of committed records are without gap or overlap.
+L6 What a life loads, and what a copy that was given as a whole begins with, is the state that the committed entries up to there come to; the records
+above its floor are those that were committed.
 """
 
 import asyncio
 import sys
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from msgspec.structs import replace
 
-from headrace.cluster.replication.driver import Driver
 from headrace.cluster.replication.interface import Answered
-from headrace.cluster.replication.partition import Replicated
-from headrace.cluster.replication.recent import Memory
-from headrace.cluster.secret import Secrets
-from headrace.cluster.transport import Known, Me, Transport
 from headrace.core.replica.effects import Outcome
 from headrace.core.replica.peer import Pace
 from headrace.model.cluster import Assignment, BrokerId, Incarnation, contradictions, with_isr
-from headrace.model.config import KIB, MIB, Address, Config, Storage
-from headrace.model.errors import Fenced, StorageError
+from headrace.model.config import KIB, MIB, Config, Storage
 from headrace.model.ids import Epoch, PartitionId
 from headrace.model.specs import Durability
 from headrace.sim.chance import Chance
-from headrace.sim.loop import Machine
-from headrace.sim.world import SimBroker, World
-from headrace.storage.api import Checkpoint, Flushed
-from headrace.storage.store import DiskStore
-from headrace.wire import replication as wire
-from headrace.wire.frames import Level
-from headrace.wire.journal import Kind
-from headrace.wire.peer import Service
+from headrace.sim.replicating import Broken, Ledger, Life, Node
+from headrace.sim.world import DATA, World
+from headrace.storage.index import POSITION_BITS, POSITION_MASK
+from headrace.storage.walfiles import name_of
+from headrace.storage.walformat import ENTRY_BYTES
 
-NAMES: Final = ("a", "b", "c")
-PORT: Final = 7582
-SECRET: Final = b"a secret of the simulated cluster"
-HEALED_S: Final = 40.0
-CONFIG: Final = Config(storage=Storage(wal_file_bytes=1 * MIB, flush_bytes_max=512 * KIB, disk_free_bytes_min=0, ballast_bytes=0))
-LEVELS: Final = {"majority_durable": Level.MAJORITY, "replica_durable": Level.REPLICA}
+NAMES: Final = ("a", "b", "c", "d")
+HEALED_S: Final = 60.0
+KINDS: Final = ("kill", "power", "stop", "cut", "one-way", "reset", "slow", "all", "off", "pause", "away", "pass", "damage")
 
 
-class Broken(Exception):
-    """A law of the module's head was broken."""
-
-
-class Ledger:
-    """What was committed of one partition, and what was confirmed."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self.entries: list[tuple[int, bytes]] = []
-        self.confirmed: dict[int, tuple[int, bytes]] = {}
-        self.unknown = 0
-
-    def committed(self, who: str, index: int, epoch: int, payload: bytes) -> None:
-        entry = epoch, payload
-        if index <= len(self.entries):
-            if self.entries[index - 1] != entry:
-                raise Broken(f"L1 {who}: {self.entries[index - 1]} and {entry} are both committed at {index} of partition {self.pid}")
-        elif index == len(self.entries) + 1:
-            self.entries.append(entry)
-        else:
-            raise Broken(f"L1 {who} looks at {index} of partition {self.pid} before {len(self.entries) + 1}")
-
-    def check(self) -> None:
-        for index, entry in self.confirmed.items():
-            if index > len(self.entries) or self.entries[index - 1] != entry:
-                raise Broken(f"L2 {entry} was confirmed at {index} of partition {self.pid} and is not committed there")
-
-
-class Copy:
-    """A partition on one broker in one life: publishes while it leads, looks at what is committed."""
-
-    def __init__(self, life: "Life", ledger: Ledger) -> None:
-        self.life = life
-        self.ledger = ledger
-        self.partition: Replicated
-        self.end = 1
-        self.looked = 1
-        self.looking = False
-        self.leading = 0
-        self.tokens: dict[int, tuple[int, tuple[int, bytes]]] = {}
-
-    def leads(self, epoch: int, at: int) -> None:
-        assert not self.leading, "leads twice"
-        self.leading = epoch
-        self.life.run.led += 1
-
-    def follows(self, owner: BrokerId, epoch: int) -> None:
-        assert not self.leading, "follows while it leads"
-
-    def fenced(self, epoch: int, reason: str) -> None:
-        assert self.leading == epoch, "fenced in another epoch"
-        assert not self.tokens, "waits on although it is fenced"
-        self.leading = 0
-
-    def committed(self, end: int) -> None:
-        assert end > self.end, f"the high watermark goes from {self.end} to {end}"
-        self.end = end
-        owner = self.partition.replica.owner
-        if owner is not None and owner.begun_at and end > owner.begun_at:
-            self.life.run.quorum(owner.document, end - 1)
-        if not self.looking:
-            self.looking = True
-            self.life.spawn(self.look())
-
-    async def look(self) -> None:
-        """Whatever is committed is there, and the same as everywhere."""
-        name = self.life.node.name
-        while self.looked < self.end:
-            found = await self.partition.read(self.looked, self.end)
-            start = self.partition.replica.journal.start
-            if not found and self.looked < start:
-                self.looked = start  # moved out of the log
-            elif not found and self.partition.halted:
-                return  # the broker stops, its log is closed
-            elif not found:
-                raise Broken(f"L1 {name} cannot read {self.looked} of partition {self.ledger.pid}, committed up to {self.end}")
-            for entry in found:
-                if entry.index != self.looked:
-                    raise Broken(f"L1 {name} reads {entry.index} instead of {self.looked}")
-                self.ledger.committed(name, entry.index, entry.epoch, entry.payload)
-                self.looked += 1
-        self.looking = False
-
-    def satisfied(self, tokens: Sequence[int]) -> None:
-        for token in tokens:
-            index, entry = self.tokens.pop(token)
-            self.ledger.confirmed[index] = entry
-
-    def unknown(self, tokens: Sequence[int], reason: str) -> None:
-        for token in tokens:
-            del self.tokens[token]
-            self.ledger.unknown += 1
-
-    def publish(self, count: int, size: int) -> None:
-        partition, run = self.partition, self.life.run
-        level = LEVELS[run.documents[self.ledger.pid].level]
-        if not self.leading or partition.refusal(level) is not None:
-            return
-        for _ in range(count):
-            run.values += 1
-            payload = (b"%d " % run.values).ljust(size, b".")
-            try:
-                index = partition.append(int(Kind.SETTLEMENT), payload)
-            except (Fenced, StorageError):
-                return
-            self.tokens[run.values] = index, (self.leading, payload)
-            partition.wait(Level.QUEUE, index, run.values)
-
-
-class Life:
-    """One life of a broker."""
-
-    def __init__(self, run: "Run", node: "Node", machine: Machine) -> None:
-        self.run, self.node, self.machine = run, node, machine
-        self.incarnation = Incarnation(f"{node.name}-{node.incarnation}")
-        self.stopped = asyncio.Event()
-        self.copies: dict[int, Copy] = {}
-        self.broker = self  # what ``SimBroker`` looks at
-        self.state = "stopped"
-
-    async def start(self) -> None:
-        me = BrokerId(self.node.name)
-        store = self.node._store(self.machine, self.node.config, asyncio.get_running_loop())
-        assert isinstance(store, DiskStore)
-        self.store = store
-        self.transport = Transport(Me(broker=me, incarnation=self.incarnation, cluster="one"), Secrets([SECRET]))
-        self.driver = driver = Driver(me, self.incarnation, self.transport, self, pace=self.run.pace, memory=Memory(self.run.memory))
-        store.reserve(driver)
-        await store.open(self)
-        self.transport.watch(driver)
-        self.transport.on_batch(Service.REPLICAS, driver.take)
-        await driver.start(store)
-        for pid, ledger in self.run.ledgers.items():
-            copy = self.copies[pid] = Copy(self, ledger)
-            copy.partition = driver.open(pid, copy)
-        await self.transport.start(Address(self.node.name, PORT))
-        self.transport.know({BrokerId(name): Known(Address(name, PORT)) for name in NAMES if name != self.node.name})
-        for document in self.run.documents.values():
-            self.run.tell(self, document)
-
-    async def stop(self) -> None:
-        await self.driver.stop()
-        await self.transport.stop()
-        await self.store.close()
-        self.stopped.set()
-
-    def durable_index(self, pid: int) -> int:
-        return self.store._ground.part(pid).durable_index
-
-    async def held(self, pid: int, first: int, end: int) -> list[wire.Entry]:
-        """Of its log on the disk."""
-        raws = await self.driver.partitions[pid]._log.read(pid, first, end)
-        return wire.entries(b"".join(raws), pid)
-
-    def spawn(self, work: Any) -> None:
-        self.run.world.loop.spawn(self.machine, self._watched(work), f"look {self.node.name}")
-
-    async def _watched(self, work: Any) -> None:
-        try:
-            await work
-        except (Broken, AssertionError) as e:
-            self.run.broken.append(str(e))
-
-    def assigned(self, document: Assignment) -> None:
-        self.driver.assigned(document)
-        if document.owner == self.node.name:
-            self.copies[document.partition].partition.activate()
-
-    def swap(self, document: Assignment, *, expected: int, answered: Answered) -> None:
-        self.run.swap(self, document, expected, answered)
-
-    # what the store asks
-
-    def checkpoint(self, pid: int) -> Checkpoint | None:
-        return None
-
-    def flushed(self, result: Flushed) -> None:
-        if result.error is not None:
-            self.driver.failed(result.error)
-
-    def pressure(self, on: bool) -> None: ...
-
-    def disk(self, nearly_full: bool) -> None: ...
-
-    def quarantined(self, pid: int, why: str) -> None:
-        self.run.broken.append(f"{self.node.name}: partition {pid} is isolated: {why}")
-
-
-class Node(SimBroker):
-    """A broker that is nothing but replicated logs; the process comes and goes, the disk stays."""
-
-    run: "Run"
-
-    async def _run(self, machine: Machine) -> None:
-        life: Any = Life(self.run, self, machine)
-        await life.start()
-        self.running = life
-        self.world.loop.spawn(machine, self._watch(machine, life), f"watch {self.name}")
-
-    @property
-    def life(self) -> Life | None:
-        found: Any = self.running
-        return found if self.serving else None
+def config(wal_file_bytes: int) -> Config:
+    storage = Storage(
+        wal_file_bytes=wal_file_bytes, flush_bytes_max=wal_file_bytes // 2, segment_own_bytes_min=64 * KIB, segment_file_bytes=128 * KIB,
+        disk_free_bytes_min=0, ballast_bytes=0,
+    )  # fmt: skip
+    return Config(storage=storage)
 
 
 class Totals(msgspec.Struct):
@@ -265,6 +56,13 @@ class Totals(msgspec.Struct):
     kills: int = 0
     power_losses: int = 0
     cuts: int = 0
+    pauses: int = 0
+    passes: int = 0
+    damaged: int = 0
+    renewed: int = 0
+    replaced: int = 0
+    """Copies that were given as a whole."""
+    moves: int = 0
 
     def add(self, other: "Totals") -> None:
         for name in self.__struct_fields__:
@@ -280,29 +78,37 @@ class Run:
         self.faults, self.load, self.meta = chance.fork("faults"), chance.fork("load"), chance.fork("meta")
         self.totals = Totals(seeds=1)
         self.broken: list[str] = []
-        self.values = self.led = 0
+        self.values = 0
+        self.hurt = ""
+        """The broker on whose disk something was damaged, until it has everything again."""
+        self.renewed: dict[tuple[str, int], bool] = {}
         self.healing = False
         self.slow_swaps = chance.choice([0.0, 0.1, 0.3])
         self.suspicion = chance.choice([0.0, 0.02, 0.1])
         self.pace = chance.choice([Pace(), Pace(window=40, append=10), Pace(window=7, append=2)])
         self.memory = chance.choice([1 << 25, 20_000, 2_000])
-        self.kinds = [k for k in ("kill", "power", "stop", "cut", "one-way", "reset", "slow", "all", "off") if chance.happens(0.6)] or ["kill"]
+        self.throttle = chance.choice([0, 1 << 26, 200_000])
+        self.kinds = [k for k in KINDS if chance.happens(0.6)] or ["kill"]
+        self.moving = chance.choice([0.0, 0.02, 0.1])
         self.fault_s = chance.choice([0.3, 0.8, 2.0])
         delay = chance.between(0.0001, 0.005)
         world.network.shape(delay, delay * chance.random(), chance.pick([(2.0, 0.0), (1.0, 0.3)]))
         flush = chance.choice([(0.0002, 0.002), (0.002, 0.02), (0.01, 0.06)])
         self.nodes: dict[str, Node] = {}
+        settings = config(chance.choice([1 * MIB, 64 * KIB]))
         for name in NAMES:
-            node = self.nodes[name] = Node(world, name, CONFIG)
+            node = self.nodes[name] = Node(world, name, settings)
             node.run = self
             node.speeds = replace(node.speeds, flush=flush)
             world.brokers[name] = node
         self.documents: dict[int, Assignment] = {}
         self.ledgers: dict[int, Ledger] = {}
         self.off: dict[str, bool] = {}
-        replicas = tuple(BrokerId(name) for name in NAMES)
+        self.away: dict[str, float] = {}
+        """Brokers that do not come back before that time."""
         for pid in range(1, chance.choice([1, 3, 6]) + 1):
-            level: Durability = chance.choice(["majority_durable", "replica_durable"])
+            level: Durability = chance.pick([(4.0, "majority_durable"), (4.0, "replica_durable"), (1.0, "local_durable")])
+            replicas = tuple(BrokerId(name) for name in chance.sample(NAMES, 3))
             owner = chance.choice(replicas)
             isr = replicas if level == "replica_durable" else ()
             self.ledgers[pid] = Ledger(pid)
@@ -315,6 +121,7 @@ class Run:
         """L4; who is down may have it."""
         lives = [self.nodes[broker].life for broker in document.members]
         have = sum(life is None or life.durable_index(document.partition) >= index for life in lives)
+        have += sum((broker, document.partition) in self.renewed for broker in document.members)  # it had it, before it began anew
         if have < document.k:
             self.broken.append(f"L4 only {have} of {document.members} have {index} of partition {document.partition} on their disks")
 
@@ -360,8 +167,10 @@ class Run:
             loop.post(life.machine, meta.between(0.05, 0.4), answered, Outcome.UNKNOWN, None)
 
     def control(self) -> None:
-        """Gives partitions to others, rightly or not, as a controller may."""
-        for pid, document in self.documents.items():
+        """Gives partitions to others, rightly or not, as a controller may, and moves their copies."""
+        for pid in self.documents:
+            self._move(pid)
+            document = self.documents[pid]
             owner = self.nodes[document.owner]
             if (owner.life is None and self.meta.happens(0.4)) or (not self.healing and self.meta.happens(self.suspicion)):
                 able = [b for b in document.electable if b != document.owner and self.nodes[b].life is not None]
@@ -378,10 +187,28 @@ class Run:
                         left = [b for b in document.isr if self.nodes[b].life is not None and b != document.owner]
                         elected = with_isr(elected, left if chosen in left else [*left, chosen])
                     self.record(elected)
+            life = self.nodes[document.owner].life
+            others = [b for b in document.electable if b != document.owner]
+            if document.owner in document.leaving and not document.learners and life is not None and others and self.meta.happens(0.3):
+                life.copies[pid].partition.hand_over(self.meta.choice(others))
             if self.meta.happens(0.01) and not self.healing:
                 for node in self.nodes.values():
                     if node.life is not None:
                         node.life.copies[pid].partition.hand_over(self.meta.choice(document.copies))
+
+    def _move(self, pid: int) -> None:
+        """A copy is to leave a broker for another."""
+        document = self.documents[pid]
+        if self.healing or document.learners or document.leaving or not self.meta.happens(self.moving):
+            return
+        outside = [BrokerId(name) for name in NAMES if name not in document.replicas]
+        able = [b for b in document.replicas if b != document.owner and b not in document.elr]
+        if outside and able:
+            self.totals.moves += 1
+            moved = replace(
+                document, version=document.version + 1, learners=(self.meta.choice(outside),), leaving=(self.meta.choice(able),), reason="moves"
+            )
+            self.record(moved)
 
     # ------------------------------------------------------------ faults
 
@@ -399,6 +226,20 @@ class Run:
         elif kind == "all":
             for each in self.nodes.values():
                 each.kill(power=True)
+        elif kind == "pause":
+            self.totals.pauses += 1
+            node.pause()
+            world.loop.post(None, lasts, node.resume)
+        elif kind == "away":
+            node.kill()
+            self.away[name] = world.loop.time() + faults.between(0.5, 4.0)
+        elif kind == "pass":
+            for each in self.nodes.values():
+                if each.life is not None:
+                    self.totals.passes += 1
+                    each.life.store._mover.wake(force=True)
+        elif kind == "damage":
+            self.damage(node)
         elif kind == "reset":
             world.network.break_connections(name)
         elif kind == "slow":
@@ -413,6 +254,49 @@ class Run:
             if kind == "cut":
                 world.network.cut(other, name)
                 world.loop.post(None, lasts, world.network.heal, other, name)
+
+    def damage(self, node: Node) -> None:
+        """A byte of a partition goes bad on a disk whose broker dies, if others have everything that was committed."""
+        life = node.life
+        if self.hurt or life is None or not all(self._others_hold(node, pid) for pid in self.documents):
+            return
+        pid = self.faults.choice(list(self.ledgers))
+        part = life.store._ground.part(pid)
+        rows = [(part.places[k], size) for k, size in enumerate(part.sizes) if size > ENTRY_BYTES]
+        refs = [ref for ref in part.moved.refs if ref.nbytes > ENTRY_BYTES]
+        if not rows and not refs:
+            return
+        self.totals.damaged += 1
+        self.hurt = node.name
+        node.kill()
+        if rows and (not refs or self.faults.happens(0.6)):
+            place, size = self.faults.choice(rows)
+            path, at = f"{DATA}/wal/{name_of(place >> POSITION_BITS)}", place & POSITION_MASK
+        else:
+            ref = self.faults.choice(refs)
+            path, at, size = f"{DATA}/segments/segment-{ref.file:016x}.seg", ref.position, ref.nbytes
+        if node.disk.exists(path):
+            node.disk.flip(path, at + self.faults.randint(0, size - 1), 1 << self.faults.randint(0, 7))
+
+    def _others_hold(self, node: Node, pid: int) -> bool:
+        document, end = self.documents[pid], len(self.ledgers[pid].entries)
+        if document.owner == node.name and document.level != "majority_durable":
+            return False
+        others = [self.nodes[b] for b in document.members if b != node.name]
+        return all(other.life is not None and other.life.durable_index(pid) >= end for other in others)
+
+    def _healed(self) -> None:
+        """Whether the broker that was hurt has everything again."""
+        life = self.nodes[self.hurt].life if self.hurt else None
+        if life is None:
+            return
+        for pid, copy in life.copies.items():
+            journal = copy.partition.replica.journal
+            member = self.hurt in self.documents[pid].copies
+            if copy.partition.halted or (member and (journal.suspect or journal.unclean or journal.durable_end <= len(self.ledgers[pid].entries))):
+                return
+        self.hurt = ""
+        self.renewed.clear()
 
     @staticmethod
     def fast(node: Node) -> None:
@@ -437,7 +321,6 @@ class Run:
             self.totals.committed += len(ledger.entries)
             self.totals.confirmed += len(ledger.confirmed)
             self.totals.unknown += ledger.unknown
-        self.totals.led = self.led
         if wrong:
             raise Broken("\n".join(wrong[:20]))
         return self.totals
@@ -452,18 +335,22 @@ class Run:
                 next_fault = loop.time() + self.faults.between(0.05, self.fault_s)
                 self.fault()
             self._publish()
+            self._healed()
             if self.meta.happens(0.1):
                 self.control()
             await asyncio.sleep(self.load.between(0.002, 0.03))
         self.healing = True
         self.off.clear()
+        self.away.clear()
         self.world.network.heal_all()
         for node in self.nodes.values():
             self.fast(node)
+            node.resume()
         end = loop.time() + HEALED_S
         wrong = "nothing was looked at"
         while wrong and loop.time() < end and not self.broken:
             self._start_some(1.0)
+            self._healed()
             self.control()
             for _ in range(5):
                 self._publish()
@@ -474,7 +361,8 @@ class Run:
 
     def _start_some(self, often: float) -> None:
         for node in self.nodes.values():
-            if not node.alive and (node.incarnation == 0 or self.faults.happens(often)):
+            away = self.away.get(node.name, 0.0) > self.world.loop.time()
+            if not node.alive and not away and (node.incarnation == 0 or self.faults.happens(often)):
                 node.start()
 
     def _publish(self) -> None:
@@ -492,27 +380,36 @@ class Run:
             leading = [name for name, life in lives.items() if life is not None and life.copies[pid].leading]
             if down or leading != [document.owner]:
                 return f"{down} are down, {leading} lead partition {pid}, {document.owner} owns it"
-            if document.level == "replica_durable" and set(document.isr) != set(NAMES):
+            if document.learners or document.leaving:
+                return f"partition {pid} still moves: {document}"
+            if document.level == "replica_durable" and set(document.isr) != set(document.replicas):
                 return f"only {document.isr} are in sync, partition {pid}"
-            ledger = self.ledgers[pid]
-            for name, life in lives.items():
+            for name in document.replicas:
+                life = lives[name]
                 assert life is not None
-                copy = life.copies[pid]
-                if copy.looked < len(ledger.entries) - 100 or copy.looking:
-                    return f"{name} knows of commits up to {copy.looked} of partition {pid}, there are {len(ledger.entries)}"
-                journal = copy.partition.replica.journal
-                have, upto = journal.start, min(journal.durable_end, len(ledger.entries) + 1)
-                if journal.durable_end <= len(ledger.entries) - 100:
-                    return f"{name} holds {journal.durable_end} of partition {pid}, {len(ledger.entries)} are committed"
-                while have < upto:
-                    found = await life.held(pid, have, upto)
-                    if not found and have >= journal.start:
-                        return f"{name} cannot read {have} of partition {pid}"
-                    for e in found:
-                        if ledger.entries[e.index - 1] != (e.epoch, e.payload):
-                            return f"{name} holds something else at {e.index} of partition {pid}"
-                    have = max(have + len(found), journal.start)
-        return ""
+                wrong = await self._whole(name, life, pid)
+                if wrong:
+                    return wrong
+        return "" if not self.hurt else f"{self.hurt} has not everything again"
+
+    async def _whole(self, name: str, life: Life, pid: int) -> str:
+        """What a replica lacks."""
+        ledger, copy = self.ledgers[pid], life.copies[pid]
+        if copy.looked < len(ledger.entries) - 100 or copy.looking:
+            return f"{name} knows of commits up to {copy.looked} of partition {pid}, there are {len(ledger.entries)}"
+        journal = copy.partition.replica.journal
+        have, upto = journal.start, min(journal.durable_end, len(ledger.entries) + 1)
+        if journal.durable_end <= len(ledger.entries) - 100:
+            return f"{name} holds {journal.durable_end} of partition {pid}, {len(ledger.entries)} are committed"
+        while have < upto:
+            found = await life.held(pid, have, upto)
+            if not found and have >= journal.start:
+                return f"{name} cannot read {have} of partition {pid}"
+            for e in found:
+                if ledger.entries[e.index - 1] != (e.epoch, e.payload):
+                    return f"{name} holds something else at {e.index} of partition {pid}"
+            have = max(have + len(found), journal.start)
+        return await copy.stored()
 
 
 def campaign(first: int, last: int) -> Totals:

@@ -153,6 +153,7 @@ class Ground:
         self.segment_directory = f"{root}/segments"
         self.state_directory = f"{root}/state"
         self.aside_directory = f"{root}/set-aside"
+        self.staged_directory = f"{root}/staged"
         self.io = io
         self.reader = reader
         self.wall_ms = wall_ms

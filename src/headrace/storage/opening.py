@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from headrace.model.errors import Damaged, StorageError
-from headrace.storage import keys, segments
+from headrace.storage import installing, keys, segments
 from headrace.storage.api import StoredEntry
 from headrace.storage.flusher import Lane
 from headrace.storage.ground import Ground, log
@@ -43,6 +43,7 @@ def _open(ground: Ground, make_state: Callable[[str], StateStore]) -> Recovered:
     for directory in (ground.wal_directory, ground.segment_directory):
         files.make_dir(directory)
     ground.state = make_state(ground.state_directory)
+    installing.settle(ground, ground.state)
     names = files.listdir(ground.segment_directory)
     present = {number for name in names if (number := segments.number_of(name)) is not None}
     ground.next_number = max(present, default=0) + 1

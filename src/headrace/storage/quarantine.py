@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from headrace.model.errors import Damaged, NotFound
-from headrace.storage import keys, segments
+from headrace.storage import aside, keys, segments
 from headrace.storage.api import Damage
 from headrace.storage.ground import Ground, log
-from headrace.storage.index import POSITION_BITS, POSITION_MASK, Part
+from headrace.storage.index import Part
 from headrace.storage.keys import number_key
 from headrace.storage.mover import Mover
 from headrace.storage.reads import Row, raw_entries
@@ -115,32 +115,9 @@ class Repairs:
 
     def _set_aside_rows(self, part: Part, bad: set[int], last_valid: int) -> None:
         """Copies the raw bytes of what is damaged or cut."""
-        wal = self._ground.wal
-        pieces: list[bytes] = []
-        for k, size in enumerate(part.sizes):
-            index = part.first_index + k
-            if size and (index > last_valid or index in bad):
-                try:
-                    pieces.append(wal.pread(part.places[k] >> POSITION_BITS, part.places[k] & POSITION_MASK, size))
-                except (OSError, NotFound) as e:
-                    log.warning("partition %d: entry %d cannot be set aside: %s", part.pid, index, e)
-        self._write_aside(f"partition-{part.pid}-log-from-{last_valid + 1}", pieces)
-
-    def _write_aside(self, name: str, pieces: Sequence[bytes]) -> None:
-        if not pieces:
-            return
-        files, directory = self._ground.files, self._ground.aside_directory
-        files.make_dir(directory)
-        number = 0
-        while files.exists(path := f"{directory}/{name}-{number}.entries"):
-            number += 1
-        handle = files.create(path)
-        try:
-            files.pwrite(handle, b"".join(pieces), 0)
-            files.fsync(handle)
-        finally:
-            files.close(handle)
-        files.fsync_dir(directory)
+        rows = ((part.first_index + k, part.places[k], size) for k, size in enumerate(part.sizes) if size)
+        taken = [row for row in rows if row[0] > last_valid or row[0] in bad]
+        aside.copy(self._ground, part.pid, taken, last_valid + 1)
 
     async def _salvage(self, part: Part, numbers: Sequence[int]) -> None:
         """Writes damaged sections anew without what is damaged."""
@@ -150,7 +127,8 @@ class Repairs:
         gone = [ref for ref in refs if f"segment-{ref.file:016x}.seg" not in there]
         share = Rewrite(part, [ref for ref in refs if ref not in gone], part.settled_floor, salvage=True)
         await self._mover.replace([share], {}, own_pid=part.pid)
-        await ground.on(ground.io, lambda: self._write_aside(f"partition-{part.pid}-segments", [raw for _, raw in share.dropped]))
+        if share.dropped:
+            await ground.on(ground.io, lambda: aside.write(ground, f"partition-{part.pid}-segments", [raw for _, raw in share.dropped]))
         if gone:
             await self._mover.drop_refs(part, gone)
 

@@ -6,7 +6,8 @@ disk but syncing the last file, so that what it accepts is durable. Holds no pay
 I1 Nothing is reported that was not appended: an entry is taken from where a trusted length or directory says that it lies, never searched for.
 I2 A flush of the last file without any successor that cannot be read whole was never confirmed for longer than 20 ms: it is cut. Every other loss is
 damage and names its partitions, or, when both copies of a directory are gone, the flush numbers that are lost. I3 An entry or TRUNCATE at index i
-discards that partition's entries, and losses, at and above i. I4 A gap in a partition's indexes is a loss, an epoch that falls back is damage.
+discards that partition's entries, and losses, at and above i; a TRUNCATE past the end discards all of them: the partition was replaced as a whole.
+I4 A gap in a partition's indexes is a loss, an epoch that falls back is damage.
 """
 
 from collections.abc import Callable, Sequence
@@ -99,6 +100,13 @@ class PartitionTail:
                 break
         if not self.lost:
             self.why = ""
+
+    def restart(self, index: int) -> None:
+        """Nothing before ``index`` counts: what follows goes on from data that stands elsewhere."""
+        self.first_index, self.last_index = index, index - 1
+        self.epochs.clear()
+        self.lost.clear()
+        self.epoch, self.why = 0, ""
 
     def lost_above(self, held_index: int) -> list[tuple[int, int]]:
         """What is lost if everything up to ``held_index`` is held elsewhere (checkpoint, segments; 0 = nothing): half-open ranges of indexes. A log
@@ -463,6 +471,8 @@ class _Recovery:
         if kind == TRUNCATE:
             if index <= tail.last_index or tail.last_index < 0:
                 tail.discard(index)
+            else:
+                tail.restart(index)
             return True
         if epoch < tail.epoch:
             tail.lose(index, index + 1, f"the epoch falls back from {tail.epoch} to {epoch} at index {index}")

@@ -7,7 +7,8 @@ are). Everything synchronous is cheap; disks are touched on lanes, but for the f
 I1 ``flushed`` is told only what the log has made durable. I2 A checkpoint reaches the small state only once its index is durable. I3 Data below a
 floor is erased only once what moved the floor is durable. I4 After a failed write nothing is taken any more.
 
-    data directory: FORMAT, LOCK, wal/ (log), segments/ (what outlives it), state/ (small state), set-aside/ (cut by repairs), ballast
+    data directory: FORMAT, LOCK, wal/ (log), segments/ (what outlives it), state/ (small state), staged/ (coming in from another
+    broker), set-aside/ (kept for people to look at), ballast
 """
 
 import asyncio
@@ -26,6 +27,7 @@ from headrace.storage.files import Files, Handle, OsFiles
 from headrace.storage.flusher import Lane, ThreadLane
 from headrace.storage.ground import Ground, log, shown
 from headrace.storage.index import Part
+from headrace.storage.installing import Installs
 from headrace.storage.intake import Intake
 from headrace.storage.keys import number_key
 from headrace.storage.mover import Mover
@@ -145,7 +147,7 @@ class DiskStore:
             text = "; ".join(f"partition {pid}: {q.why}" for pid, q in sorted(ground.damaged.items())[:20])
             await self._abandon()
             raise Damaged(f"{len(ground.damaged)} partitions are damaged: {text}", hint="repair them, or set recovery.on_mismatch to quarantine")
-        if self._config.recovery.on_mismatch == "truncate":
+        if self._config.recovery.on_mismatch == "truncate" and ground.replication is None:  # else it is begun anew, by its driver
             for pid in sorted(ground.damaged):
                 done = await self.repair(pid, dry_run=False)
                 log.warning("partition %d was cut to its last valid point, index %d: %s", pid, done.last_valid_index, done.why)
@@ -228,7 +230,7 @@ class DiskStore:
     def replicated(self, replication: Replication, on_rows: OnRows) -> ReplicatedLog:
         """The log as replicas use it. ``on_rows`` is told what each flush has made durable, marks included, in the order of the log."""
         self._ground.replication, self._on_rows = replication, on_rows
-        return ReplicatedLog(self._ground, self._intake, self.durable)
+        return ReplicatedLog(self._ground, self._intake, self._reader, self.durable, Installs(self._ground, self.durable, self._truncate))
 
     def flush(self) -> None:
         self._ground.wal.flush()

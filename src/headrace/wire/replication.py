@@ -12,7 +12,7 @@ I1 An entry is the same bytes as in the log and in segments; ``crc`` (CRC-32C) c
 of one broker to that of another. I2 Acknowledgements are cumulative: of one partition and session only the last one counts, so a frame has one.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct, error
 from typing import Final, NamedTuple
 
@@ -51,6 +51,10 @@ class Entry(NamedTuple):
     base_offset: int
     """-1 but for records."""
     record_count: int
+
+
+Piece = tuple[Entry, bytes]
+"""An entry, and all of it as it lies in the log."""
 
 
 def encode(rows: Sequence[Row], items: Iterable[Item]) -> list[bytes]:
@@ -93,7 +97,16 @@ def decode(body: bytes) -> tuple[list[Row], list[Item]]:
 
 def entries(blob: bytes, pid: int) -> list[Entry]:
     """The entries in ``blob``, each proven by its checksum; ``Malformed`` if one is not that partition's, or damaged."""
-    found: list[Entry] = []
+    return [entry for entry, _, _ in _walk(blob, pid)]
+
+
+def pieces(blob: bytes, pid: int) -> list[Piece]:
+    """As ``entries``, each with its bytes."""
+    return [(entry, blob[at:end]) for entry, at, end in _walk(blob, pid)]
+
+
+def _walk(blob: bytes, pid: int) -> Iterator[tuple[Entry, int, int]]:
+    """Each entry, where it begins and where it ends."""
     at, size = 0, len(blob)
     view = memoryview(blob)
     while at < size:
@@ -113,6 +126,5 @@ def entries(blob: bytes, pid: int) -> list[Entry]:
             if length < RECORDS_HEAD.size:
                 raise Malformed(f"a records entry of {length} bytes has no head")
             base, count = RECORDS_HEAD.unpack_from(payload)[:2]
-        found.append(Entry(epoch, index, kind, payload, base, count))
+        yield Entry(epoch, index, kind, payload, base, count), at, end
         at = end
-    return found

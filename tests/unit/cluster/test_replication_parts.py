@@ -11,6 +11,7 @@ from headrace.cluster.replication.catchup import CatchUp
 from headrace.cluster.replication.heads import unpack
 from headrace.cluster.replication.outbox import ENTRY_BYTES_MAX, Outbox
 from headrace.cluster.replication.recent import Memory, Recent
+from headrace.cluster.replication.throttle import Throttle
 from headrace.model.cluster import BrokerId
 from headrace.model.errors import Damaged, Malformed
 from headrace.wire import replication as wire
@@ -58,6 +59,13 @@ def test_what_is_not_durable_stays_in_memory() -> None:
     other.cut(1)
     one.cut(1)
     assert memory.nbytes == 0
+    one.add(b"h", b"x" * 2000)
+    one.restart(500)
+    assert (one.first, one.end, one.durable_end, memory.nbytes) == (500, 500, 500, 0)
+    other.add(b"h", b"y" * 2000)
+    other.durable_end = 2
+    memory.evict()  # what was cut and is remembered as older keeps nothing back
+    assert memory.nbytes == 0
 
 
 def test_one_frame_a_turn_with_the_last_acknowledgements() -> None:
@@ -104,19 +112,23 @@ async def test_one_read_a_follower_and_what_was_read_before_a_cut_is_forgotten()
     reads: list[tuple[int, int]] = []
     tasks: list[asyncio.Task[None]] = []
     asked: list[float] = []
+    spent: list[int] = []
 
     async def read(first: int, end: int) -> list[bytes]:
         reads.append((first, end))
         return [b"%d" % index for index in range(first, min(end, first + 3))]
 
+    async def spend(nbytes: int) -> None:
+        spent.append(nbytes)
+
     def spawn(work: Coroutine[Any, Any, None]) -> None:
         tasks.append(asyncio.get_running_loop().create_task(work))
 
-    behind = CatchUp(read, spawn, asked.append)
+    behind = CatchUp(read, spend, spawn, asked.append)
     assert behind.pieces(B, 4, 9, 100) == ([], 4)
     assert behind.pieces(B, 4, 9, 100) == ([], 4)
     await asyncio.gather(*tasks)
-    assert (reads, asked) == ([(4, 9)], [0.0])
+    assert (reads, asked, spent) == ([(4, 9)], [0.0], [3])
     assert behind.pieces(B, 4, 9, 1) == ([b"4"], 5)
     assert behind.pieces(B, 5, 9, 100) == ([b"5", b"6"], 7)
     assert behind.pieces(B, 7, 9, 100) == ([], 7)
@@ -124,6 +136,28 @@ async def test_one_read_a_follower_and_what_was_read_before_a_cut_is_forgotten()
     await asyncio.gather(*tasks)
     assert behind.pieces(B, 7, 9, 100) == ([], 7)
     assert len(reads) == 2
+
+
+async def test_who_lacks_something_is_sent_more_than_comes_in() -> None:
+    clock = [0.0]
+    throttle = Throttle(1000, lambda: clock[0])
+    await throttle.spend(1000)  # what was saved
+    waiting = asyncio.ensure_future(throttle.spend(500))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    throttle.came_in(1)
+    await asyncio.sleep(0.15)
+    assert waiting.done()  # on credit: who comes next pays for it
+    clock[0] = 0.4
+    waiting = asyncio.ensure_future(throttle.spend(1))
+    await asyncio.sleep(0.15)
+    assert not waiting.done()
+    throttle.came_in(100)
+    await asyncio.wait_for(waiting, 1)
+    assert throttle.sent == 1501
+    free = Throttle(0, lambda: 0.0)
+    for _ in range(100):
+        await asyncio.wait_for(free.spend(1 << 30), 1)
 
 
 def test_marks() -> None:

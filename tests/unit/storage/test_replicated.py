@@ -57,13 +57,13 @@ def put(log: ReplicatedLog, epoch: int, index: int, payload: bytes = b"payload")
 
 async def test_a_start_finds_epochs_and_promises() -> None:
     rig, _, log = await begun()
-    assert log.found(7) == (1, 1, 0, 0, 0, 0, ())
+    assert log.found(7) == (1, 1, 0, 0, 0, 0, (), 1)
     log.promise(7, 3, 1, 4)
     for index, epoch in enumerate((1, 1, 2, 3, 3), 1):
         put(log, epoch, index)
     await rig.flush()
     log = await again(rig)
-    assert log.found(7) == (1, 6, 3, 1, 4, 0, ((1, 1), (2, 3), (3, 4)))
+    assert log.found(7) == (1, 6, 3, 1, 4, 0, ((1, 1), (2, 3), (3, 4)), 1)
 
 
 async def test_what_follows_a_cut_may_be_of_an_older_epoch_than_what_was_cut() -> None:
@@ -151,7 +151,7 @@ async def test_what_is_not_committed_stays_in_the_log() -> None:
     await rig.store._mover.pass_once(everything=True)
     log = await again(rig)
     assert not rig.store.damaged()
-    assert log.found(7) == (moved + 1, 61, 0, 0, 0, 2, ((2, moved + 1),))
+    assert log.found(7) == (moved + 1, 61, 0, 0, 0, 2, ((2, moved + 1),), moved + 1)
 
 
 async def test_a_promise_outlives_its_log_file() -> None:
@@ -164,4 +164,4 @@ async def test_a_promise_outlives_its_log_file() -> None:
     await rig.store._mover.pass_once(everything=True)
     assert rig.store._ground.wal.files()[0].file_id > 1
     log = await again(rig)
-    assert log.found(8) == (1, 1, 9, 2, 5, 0, ())
+    assert log.found(8) == (1, 1, 9, 2, 5, 0, (), 1)

@@ -11,17 +11,22 @@ from headrace.model.errors import StorageError
 
 Read = Callable[[int, int], Awaitable[list[bytes]]]
 """(first index, end): entries from the first on, as far as one read goes."""
+Spend = Callable[[int], Awaitable[None]]
+"""Returns once so many bytes may be sent."""
 PAUSE_S: Final = 0.2
 
 
 class CatchUp:
     """Of one partition."""
 
-    __slots__ = ("_again", "_ahead", "_generation", "_read", "_reading", "_spawn")
+    __slots__ = ("_again", "_ahead", "_generation", "_read", "_reading", "_spawn", "_spend")
 
-    def __init__(self, read: Read, spawn: Callable[[Coroutine[Any, Any, None]], None], again: Callable[[float], None]) -> None:
+    def __init__(
+        self, read: Read, spend: Spend, spawn: Callable[[Coroutine[Any, Any, None]], None], again: Callable[[float], None]
+    ) -> None:
         """``again(seconds)``: the machine is to be asked again, then."""
         self._read = read
+        self._spend = spend
         self._spawn = spawn
         self._again = again
         self._ahead: dict[BrokerId, tuple[int, list[bytes]]] = {}
@@ -49,6 +54,7 @@ class CatchUp:
         raws: list[bytes] = []
         try:
             raws = await self._read(first, end)
+            await self._spend(sum(map(len, raws)))
         except StorageError:
             pass  # the partition is isolated, its owner was told
         finally:

@@ -4,7 +4,8 @@ Owns when a machine is asked. Each turn it asks those for which something came i
 flush for all. Does not know what is appended, nor who shall own what.
 
 D1 A machine is asked once a turn, after everything that came in. D2 Completions are told in the order of the log. D3 Nothing is answered in a life
-before the small state says that it is not cleanly stopped. D4 A machine that raises stops alone.
+before the small state says that it is not cleanly stopped. D4 A machine that raises stops alone. D5 A copy that has lost what it acknowledged is
+known as such in the small state before it begins anew.
 """
 
 import asyncio
@@ -18,26 +19,32 @@ from headrace.ambient import ambient
 from headrace.cluster.replication import marks
 from headrace.cluster.replication.heads import unpack
 from headrace.cluster.replication.interface import FlushRow, Log, Peers, Store, Swaps, Told
+from headrace.cluster.replication.messages import Offer, Want
+from headrace.cluster.replication.messages import Part as CopyPart
 from headrace.cluster.replication.outbox import Outbox
 from headrace.cluster.replication.partition import Replicated
 from headrace.cluster.replication.recent import Memory
+from headrace.cluster.replication.throttle import Throttle
 from headrace.cluster.transport.link import Lost
 from headrace.core.replica import effects
+from headrace.core.replica.configuration import recorded
 from headrace.core.replica.effects import Outcome
 from headrace.core.replica.epochs import EpochHistory
 from headrace.core.replica.journal import Recovered
-from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched
+from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched, Install
 from headrace.core.replica.peer import Pace
 from headrace.core.replica.replica import Replica
 from headrace.log import get_logger
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
-from headrace.model.errors import Malformed
+from headrace.model.config import Config
+from headrace.model.errors import Malformed, Refused
 from headrace.wire import replication as wire
 from headrace.wire.journal import Kind
 from headrace.wire.peer import Introduction
 
 _log = get_logger("replicas")
 _NEVER: Final = 0
+CATCH_UP_BYTES_PER_SECOND: Final = Config().peers.catch_up_bytes_per_second
 OWN_PID: Final = 0
 """The partition of the store's own journal, which has one copy."""
 _TRUNCATE: Final = int(Kind.TRUNCATE)
@@ -68,8 +75,9 @@ class Driver:
     """See the module's head. Made on the loop; ``start`` before anything else. It is a ``transport.Watcher`` and ``storage.api.Replication``."""
 
     def __init__(
-        self, me: BrokerId, incarnation: Incarnation, peers: Peers, swaps: Swaps, *, pace: Pace = Pace(), memory: Memory | None = None
-    ) -> None:
+        self, me: BrokerId, incarnation: Incarnation, peers: Peers, swaps: Swaps, *, pace: Pace = Pace(), memory: Memory | None = None,
+        catch_up_bytes_per_second: int = CATCH_UP_BYTES_PER_SECOND,
+    ) -> None:  # fmt: skip
         self.me = me
         self.incarnation = incarnation
         self.partitions: dict[int, Replicated] = {}
@@ -84,17 +92,24 @@ class Driver:
         self._outboxes: dict[BrokerId, Outbox] = {}
         self._crowded: dict[BrokerId, dict[int, Replicated]] = {}
         self._dirty: dict[int, Replicated] = {}
-        self._scheduled = self._ended = False
+        self._scheduled = self.ended = False
         self._due: list[tuple[int, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ms = 0
         self._tasks: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[None]] = set()
+        self.throttle = Throttle(catch_up_bytes_per_second, self.now_s)
+        self.coming_in: dict[int, bool] = {}
+        """Partitions of which a copy is taken in as a whole."""
         self._marks = marks.Marks()
         self._store: Store
         self._log: Log
 
     def now_ms(self) -> int:
         return int(self._ambient.monotonic() * 1000)
+
+    def now_s(self) -> float:
+        return self._ambient.monotonic()
 
     # ------------------------------------------------------------ life
 
@@ -108,12 +123,21 @@ class Driver:
     def open(self, pid: int, told: Told) -> Replicated:
         """What this broker has of a partition, if anything; to be called soon after ``start``, or when it is given a copy."""
         assert pid not in self.partitions
+        replica = self._replica(pid)
+        partition = self.partitions[pid] = Replicated(self, pid, replica, told, self._log, self._memory)
+        damage = self._log.damage(pid)
+        if damage:
+            replica.follower.quarantine(damage)
+        self.stir(partition)
+        return partition
+
+    def _replica(self, pid: int) -> Replica:
         found, last = self._log.found(pid), self._marks
         empty = found.end == 1 and not found.promised
         recovered = Recovered(
             start=found.start,
             end=found.end,
-            high_watermark=found.start,
+            high_watermark=found.covered,
             promised=found.promised,
             generation=found.generation,
             version=found.version,
@@ -122,21 +146,42 @@ class Driver:
             unclean=not empty and (not last.clean or pid in last.unclean),
             suspect=pid in last.suspect,
         )
-        damage = self._log.damage(pid)
-        if damage:
+        if self._log.damage(pid):
             recovered = Recovered(promised=found.promised, generation=found.generation, version=found.version, suspect=True)
         replica = Replica(self.me, self.incarnation, recovered, self._heard, pace=self._pace)
-        partition = self.partitions[pid] = Replicated(self, pid, replica, told, self._log, self._memory)
-        if damage:
-            replica.follower.quarantine(damage)
         for broker, incarnation in self.links.items():
             replica.connected(broker, incarnation, self.now_ms())
-        self.stir(partition)
-        return partition
+        return replica
+
+    def damaged(self, pid: int, why: str) -> None:
+        """Damage was found while it is open: it takes and gives nothing until ``renew``, or until a later life."""
+        partition = self.partitions.get(pid)
+        if partition is not None:
+            partition.halt(f"it is quarantined: {why}")
+
+    async def renew(self, pid: int, reason: str) -> None:
+        """The copy here of a partition that is damaged or cannot go on is given up (what its log had of it is set aside, if it is damaged) and made
+        anew from another broker's. Until then it counts as one that has lost what it acknowledged. ``Refused``: no other broker may have what was
+        committed, or it is not known yet who has; ``StorageError``. Nothing was given up then."""
+        partition = self.partitions[pid]
+        document = partition.replica.document
+        if document is None:
+            raise Refused(f"it is not known yet who has copies of partition {pid}", hint="try again once this broker hears from the coordinator")
+        if not [broker for broker in recorded(document) if broker != self.me]:
+            raise Refused(f"partition {pid} has no copy elsewhere that counts", hint="repair it: what is sound of it here is kept")
+        _log.warning("partition %d begins anew: %s", pid, reason)
+        partition.halt(f"it begins anew: {reason}")
+        self._marks = replace(self._marks, suspect=tuple({*self._marks.suspect, pid}))
+        await self._store.commit_state({marks.KEY: marks.pack(clean=False, suspect=self._marks.suspect)})
+        await self._log.replace(pid, None, 0)
+        if not self.ended:
+            partition.renewed(self._replica(pid))
 
     async def stop(self) -> None:
         """Cleanly: everything appended is durable, nothing is answered any more, and the next life is told so. Before the store is closed."""
         self.abandon()
+        if self._settling:
+            await asyncio.wait(self._settling)
         for partition in self.partitions.values():
             await self._log.durable(partition.pid)
         unclean = [p.pid for p in self.partitions.values() if p.replica.journal.unclean]
@@ -145,9 +190,9 @@ class Driver:
 
     def abandon(self, reason: str = "this broker stops") -> None:
         """Does nothing more, as after a failed write: what waits has an unknown outcome."""
-        if self._ended:
+        if self.ended:
             return
-        self._ended = True
+        self.ended = True
         if self._timer is not None:
             self._timer.cancel()
         for task in self._tasks:
@@ -160,7 +205,7 @@ class Driver:
     def stir(self, partition: Replicated) -> None:
         """Something came in for it: its machine is asked at the end of this turn."""
         self._dirty[partition.pid] = partition
-        if not self._scheduled and not self._ended:
+        if not self._scheduled and not self.ended:
             self._scheduled = True
             self._loop.call_soon(self._turn)
 
@@ -172,7 +217,7 @@ class Driver:
 
     def _turn(self) -> None:
         self._scheduled = False
-        if self._ended:
+        if self.ended:
             return
         dirty, self._dirty = self._dirty, {}
         now_ms = self.now_ms()
@@ -216,15 +261,23 @@ class Driver:
         self._arm(now_ms)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """A read for somebody who is behind."""
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+        """Something for another broker, which may end at any time."""
+        self._begin(work, self._tasks)
 
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _log.warning("entries could not be read for another broker: %s", error)
+    def settle(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that goes on to its end although this broker stops."""
+        self._begin(work, self._settling)
+
+    def _begin(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        task = self._loop.create_task(work)
+        tasks.add(task)
+
+        def done(task: asyncio.Task[None]) -> None:
+            tasks.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.warning("what goes on between replicas has failed: %s", error, exc_info=error)
+
+        task.add_done_callback(done)
 
     def introduction(self, epoch: int) -> dict[str, Any]:
         """What the first entry of an epoch says."""
@@ -242,7 +295,7 @@ class Driver:
 
     def swap(self, partition: Replicated, effect: effects.Swap) -> None:
         def answered(outcome: Outcome, document: Assignment | None) -> None:
-            if not self._ended and not partition.halted:
+            if not self.ended and not partition.halted:
                 partition.replica.swapped(effect.number, outcome, document, self.now_ms())
                 self.stir(partition)
 
@@ -304,7 +357,7 @@ class Driver:
 
     def take(self, peer: BrokerId, body: bytes) -> None:
         """A frame of another broker; ``Malformed`` ends its connection."""
-        if self._ended or peer not in self.links:
+        if self.ended or peer not in self.links:
             return
         rows, items = wire.decode(body)
         now_ms = self.now_ms()
@@ -312,6 +365,13 @@ class Driver:
             self._received(peer, pid, Ack(epoch=epoch, session=session, end=end), now_ms)
         for item in items:
             message = unpack(item.head)
+            if isinstance(message, (Offer, Want, CopyPart)):
+                partition = self.partitions.get(item.pid)
+                if partition is not None and not partition.halted:
+                    partition.installs.received(peer, message, b"".join(item.entries))
+                continue
+            if isinstance(message, Install):
+                raise Malformed("a checkpoint comes in parts, not as one message")
             if isinstance(message, (Append, Fetched)):
                 message = _filled(message, wire.entries(b"".join(item.entries), item.pid))
             elif item.entries:
@@ -328,7 +388,7 @@ class Driver:
 
     def flushed(self, rows: Sequence[FlushRow]) -> None:
         """What a flush has made durable, in the order of the log."""
-        if self._ended:
+        if self.ended:
             return
         ends: dict[int, int] = {}
         now_ms = self.now_ms()
@@ -347,6 +407,7 @@ class Driver:
                 ends[pid] = last + 1
         for pid, end in ends.items():
             self._durable(pid, end, now_ms)
+        self.throttle.came_in(sum(row[3] for row in rows))
         self._memory.evict()
 
     def _durable(self, pid: int, end: int, now_ms: int) -> None:
@@ -366,7 +427,10 @@ class Driver:
         if pid == OWN_PID:
             return None
         partition = self.partitions.get(pid)
-        return 0 if partition is None else partition.high_watermark - 1  # nothing is known to be committed of what is not open yet
+        if partition is None:
+            return 0  # nothing is known to be committed of what is not open yet
+        held = partition.installs.held_index()
+        return partition.high_watermark - 1 if held is None else min(held, partition.high_watermark - 1)
 
     def epoch_at(self, pid: int, index: int) -> int:
         partition = self.partitions.get(pid)

@@ -1,12 +1,12 @@
 """What replication needs from outside, and what a partition is told by it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from headrace.core.replica.effects import Outcome
 from headrace.model.cluster import Assignment, BrokerId
 from headrace.wire.peer import Service
-from headrace.wire.replication import Entry
+from headrace.wire.replication import Entry, Piece
 
 FlushRow: TypeAlias = tuple[int, int, int, int, int]
 """Of a durable flush: partition, first index, last index, bytes, kind of a mark (of a PROMISE both indexes are its epoch) or 0."""
@@ -47,6 +47,33 @@ class Found(Protocol):
     def base_epoch(self) -> int: ...
     @property
     def runs(self) -> tuple[tuple[int, int], ...]: ...
+    @property
+    def covered(self) -> int: ...
+
+
+class Snapshot(Protocol):
+    """A partition's state at a committed index, packed, and which offsets the records that it needs may have."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def packed(self) -> bytes: ...
+    @property
+    def first_offset(self) -> int: ...
+    @property
+    def end_offset(self) -> int: ...
+
+
+class Staging(Protocol):
+    """Records of another broker on their way to the disk."""
+
+    async def add(self, pieces: Sequence[Piece]) -> None: ...
+
+    async def finish(self, checkpoint: bytes) -> object: ...
+
+    def discard(self) -> None: ...
+
+    def handed(self) -> None: ...
 
 
 class Log(Protocol):
@@ -61,6 +88,18 @@ class Log(Protocol):
     def received(self, pid: int, entry: Entry) -> bytes: ...
 
     def truncate(self, pid: int, at: int, epoch: int) -> None: ...
+
+    def covered(self, pid: int) -> int: ...
+
+    async def set_aside(self, pid: int, at: int) -> str: ...
+
+    def snapshot(self, pid: int) -> Snapshot | None: ...
+
+    async def records(self, pid: int, upto: Any, offset: int) -> tuple[list[bytes], int]: ...
+
+    def staging(self, pid: int) -> Staging: ...
+
+    async def replace(self, pid: int, staged: Any, base_epoch: int) -> None: ...
 
     def promise(self, pid: int, epoch: int, generation: int, version: int) -> None: ...
 
@@ -115,6 +154,10 @@ class Told(Protocol):
 
     def satisfied(self, tokens: Sequence[int]) -> None:
         """They have reached the level for which they waited."""
+
+    def replaced(self, end: int) -> None:
+        """What was applied here does not count any more: it is to be loaded anew from the store, where its log ends at ``end``. It was replaced by
+        a checkpoint of another broker, begins anew, or was cut by an election that was forced. Never while this broker leads."""
 
     def unknown(self, tokens: Sequence[int], reason: str) -> None:
         """Whether their entries will be committed is not known: no failure."""

@@ -1,21 +1,23 @@
 """One partition's replica with what its machine's effects are done with: its newest entries, its followers' reads, the partition that is told.
 
 Owns the way from effects to the log, to frames and to the partition, in the order in which they were given. Decides nothing: what may be appended,
-sent or committed the machine says. One thing it answers itself: how much of a range fits now (``sent_less``).
+sent or committed the machine says. One thing it answers itself: how much of a range fits now (``sent_less``). ``installs`` has what goes as a whole.
 
 D1 Entries are appended to the log in the order of the effects, and completions come back in the order of the log. D2 After less was sent to a
 follower nothing more goes to it in that turn, so ranges never overtake each other. D3 What the partition is told of is told in the order in which
-it came to be.
+it came to be. D4 Whatever takes the place of the log as a whole is done to its end, also by a broker that stops.
 """
 
+import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from msgspec.structs import replace
 
 from headrace.cluster.replication.catchup import CatchUp
 from headrace.cluster.replication.heads import pack
+from headrace.cluster.replication.installs import Installs
 from headrace.cluster.replication.interface import Log, Told
 from headrace.cluster.replication.outbox import ENTRY_BYTES_MAX
 from headrace.cluster.replication.recent import Memory, Recent
@@ -27,7 +29,7 @@ from headrace.core.replica.opening import Part
 from headrace.core.replica.replica import Replica
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId
-from headrace.model.errors import Fenced, TooLarge
+from headrace.model.errors import DiskFull, Fenced, Refused, StorageError, TooLarge
 from headrace.wire import replication as wire
 from headrace.wire.journal import Kind
 
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("replicas")
 _encode = msgspec.msgpack.Encoder().encode
+RETRY_S: Final = 1.0
 
 
 class Replicated:
@@ -51,10 +54,15 @@ class Replicated:
         self._driver = driver
         self._told = told
         self._log = log
-        self._catchup = CatchUp(lambda first, end: log.read(pid, first, end), driver.spawn, lambda seconds: driver.again(self, seconds))
+        self.installs = Installs(driver, self, log)
+        self._catchup = CatchUp(
+            lambda first, end: log.read(pid, first, end), driver.throttle.spend, driver.spawn, lambda seconds: driver.again(self, seconds)
+        )
         self._short: dict[BrokerId, bool] = {}
         self._lead: tuple[int, int] | None = None
         self._owner: tuple[BrokerId, int] = (BrokerId(""), 0)
+        self._wanted = False
+        self._wish: Wish | None = None
 
     # ------------------------------------------------------------ for the partition
 
@@ -92,11 +100,13 @@ class Replicated:
 
     def activate(self) -> None:
         """It is wanted here: if this broker owns it, a new epoch is taken for this life."""
+        self._wanted = True
         self.replica.activate(self._driver.now_ms())
         self._driver.stir(self)
 
     def wish(self, wish: Wish) -> None:
         """What the settings of its queue or stream ask for."""
+        self._wish = wish
         self.replica.wish(wish, self._driver.now_ms())
         self._driver.stir(self)
 
@@ -196,7 +206,7 @@ class Replicated:
             self._driver.stir(self)
 
     def _transfer(self, effect: effects.Transfer) -> None:
-        _log.warning("partition %d: %s needs an install above index %d, which cannot be made yet", self.pid, effect.to, effect.above)
+        self.installs.transfer(effect)
 
     # ------------------------------------------------------------ the log
 
@@ -215,11 +225,79 @@ class Replicated:
 
     def _cut(self, effect: effects.Cut) -> None:
         self._catchup.clear()
+        if effect.set_aside:
+            self._driver.settle(self._set_aside(effect))
+            return
         self.recent.cut(effect.at)
         self._log.truncate(self.pid, effect.at, effect.epoch)
 
+    async def _set_aside(self, effect: effects.Cut) -> None:
+        """An operator has accepted that committed entries are lost: they are kept for people to look at, then cut."""
+        while True:
+            try:
+                path = await self._log.set_aside(self.pid, effect.at)
+                break
+            except StorageError as e:
+                if self._driver.ended:
+                    return
+                _log.error("partition %d: %s", self.pid, e)
+            await asyncio.sleep(RETRY_S)
+        if self.halted:
+            return
+        _log.warning("partition %d is cut at index %d by an election that was forced; what was there is in %s", self.pid, effect.at, path)
+        if self._log.covered(self.pid) > effect.at:
+            await self._renew(f"its checkpoint is newer than index {effect.at}, where a forced election has cut it")
+            return
+        self.recent.cut(effect.at)
+        self._log.truncate(self.pid, effect.at, effect.epoch)
+        self._told.replaced(effect.at)
+        self._driver.stir(self)
+
+    async def _renew(self, reason: str) -> None:
+        try:
+            await self._driver.renew(self.pid, reason)
+        except (Refused, StorageError) as e:
+            self.halt(f"it cannot begin anew: {e}")
+
     def _stage(self, effect: effects.Stage) -> None:
-        raise NotImplementedError("installs are not taken yet")
+        self.installs.handed()
+        self._driver.settle(self._put_in_place(effect))
+
+    async def _put_in_place(self, effect: effects.Stage) -> None:
+        while True:
+            try:
+                await self._log.replace(self.pid, effect.data, effect.base_epoch)
+                break
+            except DiskFull as e:
+                if self._driver.ended:
+                    return
+                _log.warning("partition %d: a checkpoint of another broker waits for room on the disk: %s", self.pid, e)
+            except StorageError as e:
+                self.halt(f"a checkpoint of another broker could not be put into place: {e}")
+                return
+            await asyncio.sleep(RETRY_S)
+        _log.info("partition %d: a checkpoint at index %d has taken the place of what was here", self.pid, effect.end - 1)
+        self._catchup.clear()
+        self.recent.restart(effect.end)
+        self.replica.installed(effect.end, self._driver.now_ms())
+        if not self.halted:
+            self._told.replaced(effect.end)
+            self._driver.stir(self)
+
+    def renewed(self, replica: Replica) -> None:
+        """What is here begins anew: ``replica`` is its machine from now on."""
+        document = self.replica.document
+        self.replica = replica
+        self.recent.restart(replica.journal.end)
+        self._owner, self.halted, self.wake_ms = (BrokerId(""), 0), "", 0
+        self._told.replaced(replica.journal.end)
+        if document is not None:
+            replica.assigned(document, self._driver.now_ms())
+        if self._wish is not None:
+            self.wish(self._wish)
+        if self._wanted:
+            self.activate()
+        self._driver.stir(self)
 
     # ------------------------------------------------------------ the coordinator, the partition
 
@@ -246,6 +324,8 @@ class Replicated:
     def halt(self, reason: str) -> None:
         """Nothing more is done for it in this life: going on could break what it has promised. What waits has an unknown outcome."""
         self.halted = reason
+        self._catchup.clear()
+        self.installs.clear()
         if self.replica.owner is not None:
             self.replica.owner.stop(reason)
             for effect in self.replica.take():

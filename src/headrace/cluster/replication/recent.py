@@ -2,8 +2,8 @@
 
 Owns (header, payload) pairs by index, and their order of age over all partitions. Payloads are those of the log's own entries, not copies.
 
-I1 What is not durable is never dropped: nowhere else can it be read. I2 A partition's entries are dense up to its end. I3 ``Memory.nbytes`` is at
-most its bound plus what is not durable.
+I1 What is not durable is dropped only when it is cut: nowhere else can it be read. I2 A partition's entries are dense up to its end. I3
+``Memory.nbytes`` is at most its bound plus what is not durable.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ class Memory:
         """Drops the oldest durable entries until the rest fits."""
         while self.nbytes > self.bytes_max and self.order:
             recent, index = self.order[0]
-            if index >= recent.durable_end:
+            if recent.durable_end <= index < recent.end:
                 return
             self.order.popleft()
             while recent.entries and recent.first <= index:
@@ -67,6 +67,11 @@ class Recent:
         if not self.entries:
             self.first = at
         self.durable_end = min(self.durable_end, at)
+
+    def restart(self, end: int) -> None:
+        """Nothing is held, what comes next is the entry at ``end``."""
+        self.cut(self.first)
+        self.first = self.durable_end = end
 
     def pieces(self, first: int, end: int, bytes_max: int) -> tuple[list[bytes], int]:
         """Entries from ``first`` on as bytes, about ``bytes_max`` together but at least one, and where they end; none if the first is not here."""

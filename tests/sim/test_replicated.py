@@ -1,4 +1,4 @@
-"""Replicated logs under drawn faults: nothing that is committed is lost, whatever was killed, cut, slow or without power.
+"""Replicated logs under drawn faults: nothing that is committed is lost, whatever was killed, cut, slow, damaged, moved or without power.
 
 By hand: ``python -m headrace.sim.replicated FIRST LAST``.
 """
@@ -18,6 +18,7 @@ def test_nothing_committed_is_lost(group: int) -> None:
         totals.add(Run(seed).go())
     assert totals.confirmed > 100
     assert totals.led > SEEDS // GROUPS
+    assert totals.replaced > SEEDS // GROUPS
 
 
 def test_a_seed_is_repeated() -> None:

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 
 from headrace.cluster.replication.interface import Answered
 from headrace.core.replica.effects import Outcome
+from headrace.core.replica.follower import Phase
 from headrace.core.replica.peer import Pace
-from headrace.model.cluster import Assignment, BrokerId, Incarnation, contradictions, with_isr
+from headrace.model.cluster import Assignment, BrokerId, Forced, Incarnation, contradictions, with_isr
 from headrace.model.config import KIB, MIB, Config, Storage
-from headrace.model.ids import Epoch, PartitionId
+from headrace.model.ids import Epoch, Index, PartitionId
 from headrace.model.specs import Durability
 from headrace.sim.chance import Chance
 from headrace.sim.replicating import Broken, Ledger, Life, Node
@@ -63,6 +64,9 @@ class Totals(msgspec.Struct):
     replaced: int = 0
     """Copies that were given as a whole."""
     moves: int = 0
+    forced: int = 0
+    set_aside: int = 0
+    """Files of what was given up."""
 
     def add(self, other: "Totals") -> None:
         for name in self.__struct_fields__:
@@ -87,9 +91,11 @@ class Run:
         self.suspicion = chance.choice([0.0, 0.02, 0.1])
         self.pace = chance.choice([Pace(), Pace(window=40, append=10), Pace(window=7, append=2)])
         self.memory = chance.choice([1 << 25, 20_000, 2_000])
+        self.part_bytes = chance.choice([500, 5_000, 50_000, 1 * MIB])
         self.throttle = chance.choice([0, 1 << 26, 200_000])
         self.kinds = [k for k in KINDS if chance.happens(0.6)] or ["kill"]
         self.moving = chance.choice([0.0, 0.02, 0.1])
+        self.forcing = chance.choice([0.0, 0.0, 0.0, 0.02])
         self.fault_s = chance.choice([0.3, 0.8, 2.0])
         delay = chance.between(0.0001, 0.005)
         world.network.shape(delay, delay * chance.random(), chance.pick([(2.0, 0.0), (1.0, 0.3)]))
@@ -119,6 +125,8 @@ class Run:
 
     def quorum(self, document: Assignment, index: int) -> None:
         """L4; who is down may have it."""
+        if self.ledgers[document.partition].lost(index, document.epoch):
+            return
         lives = [self.nodes[broker].life for broker in document.members]
         have = sum(life is None or life.durable_index(document.partition) >= index for life in lives)
         have += sum((broker, document.partition) in self.renewed for broker in document.members)  # it had it, before it began anew
@@ -170,6 +178,7 @@ class Run:
         """Gives partitions to others, rightly or not, as a controller may, and moves their copies."""
         for pid in self.documents:
             self._move(pid)
+            self._force(pid)
             document = self.documents[pid]
             owner = self.nodes[document.owner]
             if (owner.life is None and self.meta.happens(0.4)) or (not self.healing and self.meta.happens(self.suspicion)):
@@ -209,6 +218,48 @@ class Run:
                 document, version=document.version + 1, learners=(self.meta.choice(outside),), leaving=(self.meta.choice(able),), reason="moves"
             )
             self.record(moved)
+
+    def _force(self, pid: int) -> None:
+        """An operator accepts that what others have is lost, rightly or not."""
+        document = self.documents[pid]
+        if self.healing or document.forced or not self.meta.happens(self.forcing):  # a second one may bring back what the first gave up
+            return
+        able = [b for b in document.copies if b != document.owner and self._fit(b, pid)]
+        if not able:
+            return
+        chosen = self.meta.choice(able)
+        life = self.nodes[chosen].life
+        assert life is not None
+        journal = life.copies[pid].partition.replica.journal
+        base, others = journal.durable_end - 1, tuple(b for b in document.copies if b != chosen)
+        epoch = Epoch(document.epoch + 1)
+        forced = Forced(epoch=epoch, base=Index(base), base_epoch=Epoch(max(0, journal.history.epoch_at(base))), accepted_by="op", without=others)
+        majority = document.level == "majority_durable"
+        replicas = (chosen,) if majority else tuple(dict.fromkeys((*document.replicas, chosen)))
+        self.totals.forced += 1
+        self.record(
+            replace(
+                document, version=document.version + 1, epoch=epoch, owner=chosen, incarnation=life.incarnation, replicas=replicas,
+                learners=tuple(b for b in document.copies if b not in replicas), leaving=(), elr=(),
+                isr=(chosen,) if document.level == "replica_durable" else (), forced=(*document.forced, forced), reason="forced",
+            )
+        )  # fmt: skip
+
+    def _fit(self, broker: BrokerId, pid: int) -> bool:
+        life = self.nodes[broker].life
+        if life is None or broker == self.hurt:
+            return False
+        partition = life.copies[pid].partition
+        return not partition.halted and not partition.replica.journal.suspect and partition.replica.follower.phase is not Phase.QUARANTINED
+
+    def _operate(self) -> None:
+        """Whoever will not go on by itself, because a forced election has cut below what it has moved, is made to begin anew."""
+        for node in self.nodes.values():
+            for pid, copy in (node.life.copies if node.life is not None else {}).items():
+                quarantined = copy.partition.replica.follower.phase is Phase.QUARANTINED
+                if quarantined and not copy.partition.halted and self.documents[pid].forced:
+                    assert node.life is not None
+                    node.life.renew(pid, "its log was given up")
 
     # ------------------------------------------------------------ faults
 
@@ -313,6 +364,7 @@ class Run:
                 if node.failure is not None:
                     wrong.append(f"{node.name} could not start: {node.failure!r}")
                 node.kill()
+                self.totals.set_aside += len(node.disk.files(f"{DATA}/set-aside/"))
         for ledger in self.ledgers.values():
             try:
                 ledger.check()
@@ -338,6 +390,8 @@ class Run:
             self._healed()
             if self.meta.happens(0.1):
                 self.control()
+            if self.forcing and self.meta.happens(0.05):
+                self._operate()
             await asyncio.sleep(self.load.between(0.002, 0.03))
         self.healing = True
         self.off.clear()
@@ -351,6 +405,7 @@ class Run:
         while wrong and loop.time() < end and not self.broken:
             self._start_some(1.0)
             self._healed()
+            self._operate()
             self.control()
             for _ in range(5):
                 self._publish()
@@ -406,7 +461,7 @@ class Run:
             if not found and have >= journal.start:
                 return f"{name} cannot read {have} of partition {pid}"
             for e in found:
-                if ledger.entries[e.index - 1] != (e.epoch, e.payload):
+                if ledger.entries[e.index - 1] != (e.epoch, e.kind, e.payload):
                     return f"{name} holds something else at {e.index} of partition {pid}"
             have = max(have + len(found), journal.start)
         return await copy.stored()

@@ -69,16 +69,33 @@ class Ledger:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self.entries: list[tuple[int, bytes]] = []
+        self.entries: list[tuple[int, int, bytes]] = []
+        """(epoch, kind, payload) of index 1, 2, ..."""
         self.digests = [0]
         self.records: list[tuple[int, int, bytes]] = []
         """(base offset, end offset, payload)."""
         self.state = State()
         self.confirmed: dict[int, tuple[int, bytes]] = {}
         self.unknown = 0
+        self.given_up: list[tuple[int, int]] = []
+        """(epoch, index) of each election that was forced: what older epochs committed from there on does not count."""
+
+    def lost(self, index: int, epoch: int) -> bool:
+        """Whether an operator has given that entry up."""
+        return any(epoch < forced and index >= at for forced, at in self.given_up)
+
+    def forced(self, epoch: int, at: int) -> None:
+        """An owner whose election was forced begins there."""
+        self.given_up.append((epoch, at))
+        before, self.entries, self.digests, self.records, self.state = self.entries, [], [0], [], State()
+        for index, (of, kind, payload) in enumerate(before[: at - 1], 1):
+            self.committed("", index, of, kind, payload)
+        self.confirmed = {index: entry for index, entry in self.confirmed.items() if index < at}
 
     def committed(self, who: str, index: int, epoch: int, kind: int, payload: bytes) -> None:
-        entry = epoch, payload
+        entry = epoch, kind, payload
+        if self.lost(index, epoch):
+            return
         if index <= len(self.entries):
             if self.entries[index - 1] != entry:
                 raise Broken(f"L1 {who}: {self.entries[index - 1]} and {entry} are both committed at {index} of partition {self.pid}")
@@ -94,7 +111,7 @@ class Ledger:
 
     def check(self) -> None:
         for index, entry in self.confirmed.items():
-            if index > len(self.entries) or self.entries[index - 1] != entry:
+            if index > len(self.entries) or (self.entries[index - 1][0], self.entries[index - 1][2]) != entry:
                 raise Broken(f"L2 {entry} was confirmed at {index} of partition {self.pid} and is not committed there")
 
 
@@ -124,7 +141,8 @@ class Copy:
         self.state = msgspec.msgpack.decode(found.checkpoint.data, type=State) if found.checkpoint is not None else State()
         if found.checkpoint is not None and self.state.index != found.checkpoint.index:
             raise Broken(f"L6 {name}: the checkpoint at {found.checkpoint.index} of partition {pid} is one of index {self.state.index}")
-        if self.looked > len(self.ledger.digests) or self.state.digest != self.ledger.digests[self.state.index]:
+        lost = self.ledger.lost(self.state.index, self.state.epoch)
+        if not lost and (self.looked > len(self.ledger.digests) or self.state.digest != self.ledger.digests[self.state.index]):
             raise Broken(f"L6 {name} begins with another state at {self.state.index} of partition {pid} than was committed")
         start = self.partition.replica.journal.start
         for entry in found.entries:
@@ -155,6 +173,9 @@ class Copy:
         assert not self.leading, "leads twice"
         self.leading = epoch
         self.life.run.totals.led += 1
+        for forced in self.partition.replica.document.forced if self.partition.replica.document is not None else ():
+            if all(forced.epoch > known for known, _ in self.ledger.given_up):
+                self.ledger.forced(forced.epoch, at)
 
     def follows(self, owner: BrokerId, epoch: int) -> None:
         assert not self.leading, "follows while it leads"
@@ -208,9 +229,9 @@ class Copy:
     def satisfied(self, tokens: Sequence[int]) -> None:
         for token in tokens:
             index, entry, level = self.tokens.pop(token)
-            if level == Level.QUEUE:
+            if level == Level.QUEUE and not self.ledger.lost(index, entry[0]):
                 self.ledger.confirmed[index] = entry
-            elif self.life.durable_index(self.ledger.pid) < index:
+            elif level == Level.LOCAL and self.life.durable_index(self.ledger.pid) < index:
                 raise AssertionError(f"{index} of partition {self.ledger.pid} was confirmed as durable here and is not")
 
     def unknown(self, tokens: Sequence[int], reason: str) -> None:
@@ -283,8 +304,9 @@ class Life:
         self.store = store
         self.transport = Transport(Me(broker=me, incarnation=self.incarnation, cluster="one"), Secrets([SECRET]))
         self.driver = driver = Driver(
-            me, self.incarnation, self.transport, self, pace=run.pace, memory=Memory(run.memory), catch_up_bytes_per_second=run.throttle
-        )
+            me, self.incarnation, self.transport, self, pace=run.pace, memory=Memory(run.memory),
+            catch_up_bytes_per_second=run.throttle, part_bytes=run.part_bytes,
+        )  # fmt: skip
         store.reserve(driver)
         await store.open(self)
         self.transport.watch(driver)
@@ -357,9 +379,13 @@ class Life:
     def quarantined(self, pid: int, why: str) -> None:
         if self.run.hurt != self.node.name:
             self.run.broken.append(f"{self.node.name}: partition {pid} is isolated: {why}")
-        elif pid in self.copies and pid not in self._renewing:
-            self._renewing[pid] = True
+        elif pid in self.copies:
             self.driver.damaged(pid, why)
+            self.renew(pid, why)
+
+    def renew(self, pid: int, why: str) -> None:
+        if pid not in self._renewing:
+            self._renewing[pid] = True
             self.spawn(self._renew(pid, why))
 
     async def _renew(self, pid: int, why: str) -> None:

@@ -111,7 +111,7 @@ class ReplicatedLog:
         for first, of in self._ground.epochs.get(pid, ()):
             if first <= moved.moved_to:
                 epoch = of
-        if not moved.base_epoch or not epoch:
+        if not moved.base_epoch or not epoch or pid in self._ground.damaged:
             return False
         return epoch > moved.base_epoch or (epoch < moved.base_epoch and part.last_index > moved.moved_to)
 
@@ -175,7 +175,7 @@ class ReplicatedLog:
         return Snapshot(found.index, keys.pack_checkpoint(found), found.floor_offset, found.next_offset)
 
     async def records(
-        self, pid: int, upto: Snapshot, offset: int, bytes_max: int = limits.READ_CHUNK_BYTES
+        self, pid: int, upto: Snapshot, offset: int, bytes_max: int
     ) -> tuple[list[bytes], int]:
         """Entries with records from ``offset`` on that ``upto`` needs, whole, about ``bytes_max`` together but at least one, and the offset after
         them. ([], its end): there are none any more. ``Damaged`` isolates the partition."""

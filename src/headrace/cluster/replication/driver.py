@@ -35,6 +35,7 @@ from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched, Ins
 from headrace.core.replica.peer import Pace
 from headrace.core.replica.replica import Replica
 from headrace.log import get_logger
+from headrace.model import limits
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 from headrace.model.config import Config
 from headrace.model.errors import Malformed, Refused
@@ -76,7 +77,7 @@ class Driver:
 
     def __init__(
         self, me: BrokerId, incarnation: Incarnation, peers: Peers, swaps: Swaps, *, pace: Pace = Pace(), memory: Memory | None = None,
-        catch_up_bytes_per_second: int = CATCH_UP_BYTES_PER_SECOND,
+        catch_up_bytes_per_second: int = CATCH_UP_BYTES_PER_SECOND, part_bytes: int = limits.READ_CHUNK_BYTES,
     ) -> None:  # fmt: skip
         self.me = me
         self.incarnation = incarnation
@@ -99,6 +100,8 @@ class Driver:
         self._tasks: set[asyncio.Task[None]] = set()
         self._settling: set[asyncio.Task[None]] = set()
         self.throttle = Throttle(catch_up_bytes_per_second, self.now_s)
+        self.part_bytes = part_bytes
+        """Of a copy that is given as a whole, in one message."""
         self.coming_in: dict[int, bool] = {}
         """Partitions of which a copy is taken in as a whole."""
         self._marks = marks.Marks()
@@ -169,6 +172,10 @@ class Driver:
             raise Refused(f"it is not known yet who has copies of partition {pid}", hint="try again once this broker hears from the coordinator")
         if not [broker for broker in recorded(document) if broker != self.me]:
             raise Refused(f"partition {pid} has no copy elsewhere that counts", hint="repair it: what is sound of it here is kept")
+        await asyncio.shield(self.settle(self._renew(partition, reason)))
+
+    async def _renew(self, partition: Replicated, reason: str) -> None:
+        pid = partition.pid
         _log.warning("partition %d begins anew: %s", pid, reason)
         partition.halt(f"it begins anew: {reason}")
         self._marks = replace(self._marks, suspect=tuple({*self._marks.suspect, pid}))
@@ -180,7 +187,7 @@ class Driver:
     async def stop(self) -> None:
         """Cleanly: everything appended is durable, nothing is answered any more, and the next life is told so. Before the store is closed."""
         self.abandon()
-        if self._settling:
+        while self._settling:
             await asyncio.wait(self._settling)
         for partition in self.partitions.values():
             await self._log.durable(partition.pid)
@@ -264,11 +271,11 @@ class Driver:
         """Something for another broker, which may end at any time."""
         self._begin(work, self._tasks)
 
-    def settle(self, work: Coroutine[Any, Any, None]) -> None:
+    def settle(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Something that goes on to its end although this broker stops."""
-        self._begin(work, self._settling)
+        return self._begin(work, self._settling)
 
-    def _begin(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    def _begin(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         tasks.add(task)
 
@@ -278,6 +285,7 @@ class Driver:
                 _log.warning("what goes on between replicas has failed: %s", error, exc_info=error)
 
         task.add_done_callback(done)
+        return task
 
     def introduction(self, epoch: int) -> dict[str, Any]:
         """What the first entry of an epoch says."""
@@ -429,6 +437,8 @@ class Driver:
         partition = self.partitions.get(pid)
         if partition is None:
             return 0  # nothing is known to be committed of what is not open yet
+        if self._log.damage(pid):
+            return None  # all of it will be replaced: until then it need not hold back others' files
         held = partition.installs.held_index()
         return partition.high_watermark - 1 if held is None else min(held, partition.high_watermark - 1)
 

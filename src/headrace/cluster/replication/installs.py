@@ -22,7 +22,6 @@ from headrace.core.replica.effects import Transfer
 from headrace.core.replica.follower import Phase
 from headrace.core.replica.messages import Install
 from headrace.log import get_logger
-from headrace.model import limits
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.errors import HeadraceError, Malformed
 from headrace.wire import replication as wire
@@ -132,7 +131,9 @@ class Installs:
     def _fits(self, snapshot: Snapshot, above: int) -> bool:
         """Whether whoever has it can go on from this broker's log."""
         journal = self._partition.replica.journal
-        return above <= snapshot.index < journal.high_watermark and snapshot.index + 1 >= journal.start
+        if not above <= snapshot.index < journal.high_watermark or snapshot.index + 1 < journal.start:
+            return False
+        return journal.history.epoch_at(snapshot.index) > 0
 
     async def _offer(self, to: BrokerId, out: _Outgoing) -> None:
         try:
@@ -201,10 +202,10 @@ class Installs:
     async def _next(self, out: _Outgoing, snapshot: Snapshot, want: Want) -> tuple[Part, Sequence[bytes]]:
         number, end = want.number, want.end
         if want.offset < snapshot.end_offset:
-            raws, upto = await self._log.records(self._partition.pid, snapshot, max(0, want.offset))
+            raws, upto = await self._log.records(self._partition.pid, snapshot, max(0, want.offset), self._driver.part_bytes)
             part = Part(epoch=out.epoch, session=out.session, number=number, end=end, offset=want.offset, at=0, next_offset=upto)
             return part, raws
-        piece = snapshot.packed[max(0, want.at) :][: limits.READ_CHUNK_BYTES]
+        piece = snapshot.packed[max(0, want.at) :][: self._driver.part_bytes]
         out.held_until_s = self._driver.now_s() + HELD_S
         upto = snapshot.end_offset
         return Part(epoch=out.epoch, session=out.session, number=number, end=end, offset=upto, at=want.at, next_offset=upto), [piece]

@@ -34,7 +34,7 @@ STORAGE = Storage(
 )  # fmt: skip
 LIMITS = Limits(frame_bytes_max=512 * KIB, message_bytes_max=448 * KIB)
 QUEUES = {"small": 1, "big": 1, "two": 2, "worked": 1}
-STREAMS = {"log": 1}
+STREAMS = {"log": 1, "pair": 2}
 FLIPS = 64
 
 Place = tuple[str, int]
@@ -95,7 +95,7 @@ async def make(folder: Path) -> Made:
         truth, _ = await contents(client, damaged=set())
     shutil.rmtree(folder / "copy")
     assert {name: sum(len(v) for place, v in truth.items() if place[0] == name) for name in (*QUEUES, *STREAMS)} == {
-        "small": 24, "big": 480, "two": 480, "worked": 240, "log": 480,
+        "small": 24, "big": 480, "two": 480, "worked": 240, "log": 480, "pair": 480,
     }  # fmt: skip
     return Made(folder, folder / "stopped", folder / "killed", truth, settled)
 
@@ -146,8 +146,9 @@ async def contents(client: headrace.Client, *, damaged: set[Place]) -> tuple[Con
         ends = {r.partition: r.next_offset for r in info.partitions}
         async with client.consume(name, prefetch=500) if name in QUEUES else client.read(name, start="earliest") as messages:
             if name in STREAMS:
-                with suppress(Quarantined):
-                    await client.publish(name, b"the end")  # a repaired partition may have gaps: the end is where a later offset comes
+                for number in ends:
+                    with suppress(Quarantined):  # a repaired partition may have gaps: the end is where a later offset comes
+                        await client.publish(name, b"the end", partition=number)
             waited = 0
             while any(waiting.values()):
                 try:
@@ -384,3 +385,72 @@ async def test_a_publisher_that_was_there_before_a_repair_publishes_after_it(mad
                 await publisher.send(b"meanwhile")
             await client.repair("log")
             await asyncio.wait_for(publisher.send(b"after"), 5)
+
+
+@pytest.mark.parametrize("group", ["", "auditors"])
+async def test_readers_go_on_without_a_damaged_partition_until_it_is_repaired(tmp_path: Path, group: str) -> None:
+    """One damaged partition of three stopped every reader of the stream."""
+    async with running(tmp_path) as broker, headrace.connect(broker.url) as client:
+        await client.declare_stream("s", partitions=3)
+        for number in range(3):
+            for n in range(50):
+                await client.publish("s", f"old-{number}-{n}-".encode() * 100, partition=number)
+    path, at = place_of(tmp_path, b"old-1-20-")
+    flip(path, at + 3, chance=random.Random(1))
+    async with running(tmp_path) as broker, headrace.connect(broker.url) as client:
+        with suppress(TimeoutError, HeadraceError):
+            async with client.read("s", start="earliest", partitions=[1]) as records:
+                async with asyncio.timeout(2):
+                    async for _ in records:
+                        pass
+        [item] = await client.quarantine()
+        assert (item.name, item.partition) == ("s", 1)
+        with pytest.raises(Quarantined):
+            await client.read("s", partitions=[1]).start()
+        isolated: list[int] = []
+
+        def hear(event: object) -> None:
+            if isinstance(event, control.PartitionIsolated):
+                isolated.append(event.partition)
+
+        async with client.read("s", start="earliest", group=group, on_event=hear) as records, asyncio.timeout(10):
+            before = [await anext(records) for _ in range(100)]
+            assert {r.partition for r in before} == {0, 2}
+            assert isolated == [1]
+            await client.repair("s")
+            while (await anext(records)).partition != 1:
+                pass
+            await client.publish("s", b"new", partition=1)
+            while (record := await anext(records)).value != b"new":
+                pass
+            assert record.partition == 1
+            assert isolated == [1]
+
+
+async def test_readers_at_work_when_a_partition_is_found_damaged(made: Made) -> None:
+    with copied(made, made.stopped) as folder:
+        path, at = place_of(folder, b"pair-0-1-")
+        flip(path, at + 3, chance=random.Random(1))
+        async with running(folder) as broker, headrace.connect(broker.url) as client:
+            isolated: list[int] = []
+
+            def hear(event: object) -> None:
+                if isinstance(event, control.PartitionIsolated):
+                    isolated.append(event.partition)
+
+            everything = client.read("pair", start="latest", on_event=hear)
+            each = [client.read("pair", start="latest", partitions=[number]) for number in range(2)]
+            async with everything, each[0], each[1], asyncio.timeout(10):
+                async with client.read("pair", start="earliest") as records:
+                    for _ in range(480):
+                        if await client.quarantine():
+                            break
+                        await anext(records)
+                [damaged] = await client.quarantine()
+                sound = 1 - damaged.partition
+                await client.publish("pair", b"new", partition=sound)
+                assert (await anext(everything)).value == b"new"
+                assert (await anext(each[sound])).value == b"new"
+                assert isolated == [damaged.partition]
+                with pytest.raises(Quarantined):
+                    await anext(each[damaged.partition])

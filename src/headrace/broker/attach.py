@@ -165,10 +165,10 @@ class Attachments:
             assigned, subscription.generation = broker.groups.assignment(subscription)
             starts = {n: p.machine.position(subscription.id) for n, p in subscription.partitions.items()}
         else:
-            assigned = asked.partitions or tuple(range(len(item.partitions)))
+            assigned = asked.partitions or readable(broker, subscription)
             try:
                 for number in assigned:
-                    starts[number] = self.read(subscription, number)
+                    starts[number] = start_reading(broker, subscription, number)
             except HeadraceError:
                 broker.end_subscription(subscription)
                 raise
@@ -180,9 +180,6 @@ class Attachments:
             epochs={n: p.epoch for n, p in subscription.partitions.items()},
             tier=item.stream.tier,
         )
-
-    def read(self, subscription: StreamSubscription, number: int) -> int:
-        return start_reading(self.broker, subscription, number)
 
     # ------------------------------------------------------------ ends
 
@@ -245,6 +242,17 @@ class Attachments:
         self.session.channels[subscription.channel] = subscription
         if subscription.token:
             self.session.subscriptions[subscription.token] = subscription
+
+
+def readable(broker: Broker, subscription: StreamSubscription) -> tuple[int, ...]:
+    """The stream's partitions but for those that are quarantined, of which it is told; all of them if none is left, so that opening says why."""
+    numbers = range(len(subscription.item.partitions))
+    isolated = [partition for number in numbers if (partition := broker.partition(subscription.item, number)).quarantined]
+    if len(isolated) == len(numbers):
+        return tuple(numbers)
+    for partition in isolated:
+        subscription.isolated(partition.number, partition.quarantined)
+    return tuple(sorted({*numbers} - {partition.number for partition in isolated}))
 
 
 def start_reading(broker: Broker, subscription: StreamSubscription, number: int) -> int:

@@ -25,7 +25,7 @@ from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
 from headrace.broker.sink import Sink
 from headrace.broker.stream_partition import StreamPartition
-from headrace.broker.subscription import QueueSubscription, Subscription
+from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
 from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
@@ -358,17 +358,43 @@ class Broker:
         partition = self.partitions.get(pid)
         if partition is not None:
             partition.quarantined = why
-            if isinstance(partition, StreamPartition):  # a queue's consumers have its other partitions to go on with
-                self.end_readers(partition, Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {why}"))
+            if isinstance(partition, StreamPartition):  # a queue's consumers simply get nothing of it
+                for subscription in list(partition.subscriptions.values()):
+                    self._isolate(subscription, partition, why)
+
+    def _isolate(self, subscription: StreamSubscription, partition: StreamPartition, why: str) -> None:
+        """A reader goes on without a partition that is quarantined, unless it asked for that one by its number or has no other."""
+        if subscription.asked.partitions or (len(subscription.partitions) == 1 and not subscription.group):
+            self._end(subscription, Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {why}"))
+            return
+        del subscription.partitions[partition.number]
+        partition.close_reader(subscription)
+        subscription.isolated(partition.number, why)
+        if subscription.sink is not None:
+            self.touch(subscription.sink)
 
     def end_readers(self, partition: QueuePartition | StreamPartition, error: HeadraceError) -> None:
-        """Ends every subscription that has this partition, and says why."""
+        """Ends every subscription that has this partition, or goes on without it because it was isolated, and says why."""
         subscriptions: list[Subscription] = list(partition.subscriptions.values())
+        if partition.quarantined:
+            subscriptions += [
+                subscription
+                for session in self.sessions.values()
+                for subscription in session.channels.values()
+                if isinstance(subscription, StreamSubscription)
+                and subscription.item.id == partition.item.id
+                and partition.number not in subscription.partitions
+                and partition.number in (subscription.asked.partitions or self.groups.assignment(subscription)[0])
+            ]
         for subscription in subscriptions:
-            if subscription.sink is not None:
-                subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error)))
-                self.touch(subscription.sink)
-            self.end_subscription(subscription)
+            self._end(subscription, error)
+
+    def _end(self, subscription: Subscription, error: HeadraceError) -> None:
+        """Ends a subscription and says why."""
+        if subscription.sink is not None:
+            subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error)))
+            self.touch(subscription.sink)
+        self.end_subscription(subscription)
 
     def _fail(self, error: HeadraceError) -> None:
         """A failed write or sync is never retried: nothing is confirmed any more and the process is to end."""

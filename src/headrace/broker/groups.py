@@ -168,7 +168,11 @@ class Groups:
                     self._close(subscription, number)
             for number in assignment.partitions:
                 if number not in subscription.partitions and subscription.sink is not None:
-                    starts[number] = start_reading(self.broker, subscription, number)
+                    isolated = self.broker.partition(subscription.item, number).quarantined
+                    if isolated:
+                        subscription.isolated(number, isolated)
+                    else:
+                        starts[number] = start_reading(self.broker, subscription, number)
         if not quiet and subscription.sink is not None:
             subscription.sink.event(
                 control.Assigned(

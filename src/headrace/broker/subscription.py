@@ -171,6 +171,7 @@ class StreamSubscription(Subscription):
         self.asked = asked
         self.group = asked.group
         self.partitions: dict[int, StreamPartition] = {}
+        """Those it reads here, by number; not the isolated ones."""
         self.generation = 0
 
     def leave(self, now_ms: int, wall_ms: int) -> None:
@@ -186,6 +187,12 @@ class StreamSubscription(Subscription):
         for partition in self.partitions.values():
             partition.close_reader(self)
         self.partitions.clear()
+
+    def isolated(self, number: int, why: str) -> None:
+        """Tells it to go on without a partition."""
+        if self.sink is not None:
+            text = f"partition {number} of {self.item.name!r} is quarantined: {why}"
+            self.sink.event(control.PartitionIsolated(channel=self.channel, partition=number, message=text))
 
     def block(self) -> None:
         """Nothing to do: each read looks at the sink first."""

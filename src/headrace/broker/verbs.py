@@ -426,7 +426,8 @@ class Verbs:
             if not r.dry_run:
                 old = broker.partitions.get(pid)
                 if isinstance(old, QueuePartition | StreamPartition):
-                    broker.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired; subscribe again"))
+                    again = "subscribe again; the Python client does so by itself"
+                    broker.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired", hint=again))
                     broker.forget(old)
                 with contextlib.suppress(Damaged):
                     broker.mark(broker.partition(item, item.partitions.index(pid)))

@@ -459,7 +459,7 @@ class Connection:
             if user is not None:
                 drained = event.code in (0, Draining.code)
                 user.closed_by_broker(None if drained else from_wire(event.code, event.message))
-        elif isinstance(event, (control.Assigned, control.Retracted, control.CursorMoved)):
+        elif isinstance(event, (control.Assigned, control.Retracted, control.CursorMoved, control.PartitionIsolated)):
             user = self.channels.get(event.channel)
             if user is not None:
                 user.event(event)

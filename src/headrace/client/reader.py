@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
-from headrace.client.connection import Connection
+from headrace.client.connection import Connection, log
 from headrace.client.message import NOTHING, Content
 from headrace.client.settlements import Settlements
 from headrace.client.spans import Span, members
@@ -321,6 +321,8 @@ class Reader(Subscription):
                     self._forget_buffer(frozenset((event.partition,)))
                     break
             self.positions[event.partition] = min(self.positions.get(event.partition, event.from_offset), event.from_offset)
+        elif isinstance(event, control.PartitionIsolated):
+            log.warning("the reader of %r goes on without %s", self.name, event.message)
         elif isinstance(event, control.CursorMoved):
             self._read_in.pop(event.partition, None)
             self.positions[event.partition] = max(self.positions.get(event.partition, 0), event.to_offset)

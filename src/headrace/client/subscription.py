@@ -97,7 +97,10 @@ class Subscription:
 
     def closed_by_broker(self, error: HeadraceError | None) -> None:
         self._open = False
-        if error is not None:
+        if isinstance(error, Unavailable) and error.retriable and not self._stopping:  # a partition was repaired
+            self.lost()
+            self._connection.reopen(self, resumed=False)
+        elif error is not None:
             self._connection.forget(self)
             self.end(error)
 

@@ -598,6 +598,15 @@ class CursorMoved(Message, tag="event.cursor_moved"):
     to_offset: int
 
 
+class PartitionIsolated(Message, tag="event.partition_isolated"):
+    """A reader of all partitions or of a group goes on without this one, which is damaged. After its repair the subscription ends as ``unavailable``
+    and, opened again, has it."""
+
+    channel: int
+    partition: int
+    message: str
+
+
 class CatalogueChanged(Message, tag="event.catalogue"):
     name: str
     kind: str
@@ -655,7 +664,7 @@ Reply = (
     | TopologyInfo
     | Connections
 )
-Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | CatalogueChanged
+Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | PartitionIsolated | CatalogueChanged
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

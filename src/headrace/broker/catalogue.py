@@ -47,6 +47,15 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Item).decode
 
 
+class _Kind(msgspec.Struct):
+    """What is counted of an item."""
+
+    kind: Literal["queue", "stream"]
+
+
+_decode_kind = msgspec.msgpack.Decoder(_Kind).decode
+
+
 class Catalogue:
     """Owns the items and their cache. ``changed`` is called on the loop after each committed change with (item, "declared" | "altered" |
     "deleted")."""
@@ -77,7 +86,7 @@ class Catalogue:
         while True:
             page = await self._coordinator.range(_NAMES, after=after)
             for document in page.documents:
-                self._count(_decode(document.value).kind, 1)
+                self._count(_decode_kind(document.value).kind, 1)
             if not page.more:
                 return
             after = page.documents[-1].key

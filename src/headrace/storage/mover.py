@@ -90,6 +90,8 @@ class Mover:
         if self.due() or self._forced or len(self._ground.wal.files()) > FILES_MAX:
             self._forced = False
             await self.pass_once()
+        elif noted := self._only_noted():
+            await self._pass(noted)
         await self._forget_deleted()
         await self._sweep()
         numbers = self._worth_rewriting()
@@ -101,10 +103,22 @@ class Mover:
     async def pass_once(self, *, everything: bool = False) -> int:
         """Moves the older half of the closed log files (``everything``: all of them); how many files could go."""
         closed = self._ground.wal.files()[:-1]
-        if not closed:
-            return 0
-        upto = closed[-1 if everything else (len(closed) - 1) // 2].file_id
+        return await self._pass(closed[-1 if everything else (len(closed) - 1) // 2].file_id) if closed else 0
+
+    def _only_noted(self) -> int:
+        """The newest of the oldest closed files that hold nothing but the system journal, or 0: what is in the small state already is given up at
+        once, so that a start does not read it again, flush by flush."""
+        noted = 0
+        for file in self._ground.wal.files()[:-1]:
+            if self._ground.file_pids.get(file.file_id) != {SYSTEM_PID}:
+                break
+            noted = file.file_id
+        return noted
+
+    async def _pass(self, upto: int) -> int:
+        """Moves the closed log files up to that one; how many could go."""
         ground = self._ground
+        closed = ground.wal.files()[:-1]
         pids: set[int] = set()
         for file in closed:
             if file.file_id <= upto:

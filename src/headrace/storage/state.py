@@ -79,9 +79,10 @@ def framed(key: bytes, value: bytes) -> bytes:
 
 def unframed(key: bytes, raw: bytes) -> bytes:
     """The value in stored bytes, or ``Damaged``."""
-    if len(raw) < _FRAME.size or _FRAME.unpack_from(raw) != (_VERSION, crc32c(memoryview(raw)[_FRAME.size :], crc32c(key))):
+    value = raw[_FRAME.size :]
+    if len(raw) < _FRAME.size or _FRAME.unpack_from(raw) != (_VERSION, crc32c(value, crc32c(key))):
         raise Damaged(f"the stored value of {key!r} does not match its checksum")
-    return raw[_FRAME.size :]
+    return value
 
 
 def sound_values(page: Sequence[tuple[bytes, bytes]], damaged: list[bytes] | None) -> Iterator[tuple[bytes, bytes]]:
@@ -179,14 +180,13 @@ class LmdbStateStore:
         with self._resizing:
             try:
                 with self._env.begin() as txn, txn.cursor() as cursor:
-                    more = cursor.set_range(start) if start else cursor.first()
-                    while more and len(page) < _SCAN_PAGE:
-                        key, raw = cursor.item()
-                        if not key.startswith(prefix):
+                    if start and not cursor.set_range(start):
+                        return page
+                    for key, raw in cursor:
+                        if len(page) == _SCAN_PAGE or not key.startswith(prefix):
                             break
                         if key > after or not after:
                             page.append((key, raw))
-                        more = cursor.next()
             except lmdb.Error as e:
                 raise Damaged(f"the state in {self.path} cannot be read: {e}") from e
         return page

@@ -32,8 +32,8 @@ run: ## install and start a broker with its admin page in ./headrace-data
 	@exec $(RUN_VENV)/bin/headrace start --data-dir $(DATA) --admin 127.0.0.1:7581 $(ARGS)
 
 .PHONY: test
-test: dev ## all tests (ARGS="-k wal" picks some)
-	@$(BIN)/python -m pytest $(ARGS)
+test: dev ## all tests, on up to 4 cores (ARGS="-k wal" picks some, "-n 0" is one process)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 .PHONY: quick
 quick: dev ## unit, golden and property tests only
@@ -70,6 +70,11 @@ bench: ## the rows of docs/performance.md, beside the peers that are installed
 bench-capacity: ## idle queues, idle connections, starts with much data (ARGS="--gib 10")
 	@VENV=$(RUN_VENV) scripts/venv
 	@$(RUN_VENV)/bin/python -m bench.capacity $(ARGS)
+
+.PHONY: bench-client
+bench-client: ## what one process with the Python client does
+	@VENV=$(RUN_VENV) scripts/venv
+	@$(RUN_VENV)/bin/python -m bench.client $(ARGS)
 
 .PHONY: bench-peers
 bench-peers: ## install the peers that bench compares with (Debian packages, as root)

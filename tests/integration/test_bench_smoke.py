@@ -25,3 +25,13 @@ def test_a_tiny_run_of_every_row(tmp_path: Path) -> None:
         assert "error" not in row, row
         assert row["rate"] > 0, row
         assert (row["lost"], row["dup"], row["misorder"], row["refused"]) == (0, 0, 0, 0), row
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_tiny_run_of_the_client(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.client", "--messages", "3000", "--rounds", "1", "--dry"]
+    environment = os.environ | {"BENCH_ROOT": str(tmp_path / "data")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n| ") == 5

@@ -9,7 +9,7 @@ import typer
 from headrace.cli.options import AsJson
 from headrace.cli.output import emit
 from headrace.config import Loaded, as_toml, read
-from headrace.config.reading import settings
+from headrace.config.reading import Mistake, settings
 from headrace.model.errors import Invalid
 
 app = typer.Typer(no_args_is_help=True, help="The configuration that a broker would be started with.")
@@ -35,10 +35,11 @@ def set_flags(pairs: list[str] | None) -> dict[str, tuple[str, str]]:
 def check(config: File = None, set_: Set = None, as_json: AsJson = False) -> None:
     """Say every mistake in the file, the environment and --set; exit code 0 if there is none."""
     loaded = read(config, os.environ, set_flags(set_))
-    mistakes = [{"setting": m.setting, "origin": m.origin, "message": m.message} for m in loaded.mistakes]
+    found = loaded.mistakes or _declared(loaded)
+    mistakes = [{"setting": m.setting, "origin": m.origin, "message": m.message} for m in found]
 
     def text() -> None:
-        for mistake in loaded.mistakes:
+        for mistake in found:
             print(mistake)
         if not mistakes:
             changed = sum(origin != "default" for origin in loaded.origins.values())
@@ -47,6 +48,17 @@ def check(config: File = None, set_: Set = None, as_json: AsJson = False) -> Non
     emit({"valid": not mistakes, "mistakes": mistakes}, as_json, text)
     if mistakes:
         raise typer.Exit(Invalid.exit)
+
+
+def _declared(loaded: Loaded) -> tuple[Mistake, ...]:
+    """What is wrong with the declared cluster, which a broker itself waits about instead of ending."""
+    if loaded.config.coordination.mode != "coordinated":
+        return ()
+    from headrace.cluster.formation.declaring import read as declared
+
+    found = declared(loaded.config)
+    origin = loaded.origins.get(found.setting, "")
+    return tuple(Mistake(found.setting, origin, text) for text in found.mistakes)
 
 
 @app.command("show")

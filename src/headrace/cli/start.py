@@ -36,7 +36,11 @@ def start(
     admin: Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT", help="Admin HTTP (127.0.0.1:7581); off = none.")] = None,
     admin_advertise: Annotated[str | None, typer.Option("--admin-advertise", metavar="HOST:PORT", help="Address of the admin HTTP to tell.")] = None,
     storage: Annotated[str | None, typer.Option("--storage", metavar="disk|memory", help="memory: nothing is written, nothing survives.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status; in a cluster config, its member.")] = None,
+    voters: Annotated[str | None, typer.Option("--voters", metavar="A,B,C", help="Form a cluster of these voters (NAME or NAME=HOST:PORT).")] = None,
+    cluster: Annotated[str | None, typer.Option("--cluster", metavar="FILE", help="Form the cluster that this TOML file declares.")] = None,
+    peer: Annotated[str | None, typer.Option("--peer", metavar="HOST:PORT", help="Where the cluster's brokers connect (127.0.0.1:7582).")] = None,
+    secret_file: Annotated[str | None, typer.Option("--secret-file", metavar="FILE", help="The cluster's secret.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
     set_: Set = None,
@@ -51,8 +55,12 @@ def start(
         "broker.data_dir": ("--data-dir", data_dir), "broker.storage": ("--storage", storage), "broker.name": ("--name", name),
         "listen.native": ("--listen", listen), "listen.native_advertise": ("--advertise", advertise), "listen.admin": ("--admin", admin),
         "listen.admin_advertise": ("--admin-advertise", admin_advertise), "log.level": ("--log-level", log_level),
-        "log.format": ("--log-format", log_format),
+        "log.format": ("--log-format", log_format), "cluster.voters": ("--voters", voters), "cluster.file": ("--cluster", cluster),
+        "listen.peer": ("--peer", peer), "peers.secret_file": ("--secret-file", secret_file),
     }  # fmt: skip
+    for flag, value in (("--voters", voters), ("--cluster", cluster)):
+        if value is not None:
+            named["coordination.mode"] = (flag, "coordinated")
     flags = set_flags(set_) | {setting: (flag, value) for setting, (flag, value) in named.items() if value is not None}
     settings = load(config, os.environ, flags).config
     configure(settings.log.level, settings.log.format)

@@ -72,6 +72,8 @@ def value_text(name: str, value: Any) -> str:
     """A value as TOML, sizes and durations with their unit."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(value_text(name, v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{msgspec.json.encode(str(k)).decode()} = {value_text('', v)}" for k, v in value.items()) + "}"
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
@@ -98,7 +100,8 @@ def _table(cls: type, path: tuple[str, ...]) -> str:
     for field in msgspec.structs.fields(cls):
         if (*path, field.name) not in FIELDS:
             continue
-        default = value_text(field.name, field.default)
+        made = field.default_factory() if callable(field.default_factory) else field.default
+        default = value_text(field.name, made)
         rows.append(f"| `{field.name}` | `{default}` | {_values(field.name, FIELDS[(*path, field.name)])} | {docs.get(field.name, '')} |")
     return "\n".join(rows) + "\n"
 
@@ -123,6 +126,8 @@ def _values(name: str, kind: Any) -> str:
         return f"{unit}, {low} to {high}" if low and high else f"{unit}, from {low}" if low else f"{unit}, up to {high}"
     if isinstance(info, msgspec.inspect.BoolType):
         return "`true`, `false`"
+    if isinstance(info, msgspec.inspect.DictType):
+        return "table"
     if isinstance(info, msgspec.inspect.VarTupleType):
         return f"list of {'durations' if unit_of(name) == 'ms' else 'texts'}"
     return "text"

@@ -151,16 +151,13 @@ class EtcdTls(Section, frozen=True):
 
 
 class Etcd(Section, frozen=True):
-    """etcd, which holds what brokers agree on: run by those brokers that vote, or one that runs anyway."""
+    """etcd, which holds what brokers agree on: run by those brokers that vote, or one that runs anyway. A voter's etcd listens at the second port
+    (clients) and the third (other voters) after that of its broker's declared address."""
 
     binary: str = ""
     """The program to run; empty = the first suitable one on the PATH."""
     data_dir: str = ""
     """Where a voter keeps its etcd; empty = `etcd` within the broker's data directory. Best on a disk with few other writes."""
-    peer_addr: str = f"127.0.0.1:{DefaultPort.ETCD_PEER.value}"
-    """Where other voters reach this one's etcd: `HOST:PORT` of this machine, which is also what it listens on."""
-    client_addr: str = f"127.0.0.1:{DefaultPort.ETCD_CLIENT.value}"
-    """Where brokers reach this voter's etcd."""
     endpoints: tuple[str, ...] = ()
     """`HOST:PORT` of each member of an etcd that runs anyway; then no broker runs one."""
     user: str = ""
@@ -184,6 +181,18 @@ class Coordination(Section, frozen=True):
     registration_ttl_ms: Annotated[int, Meta(ge=1_000, le=600_000)] = 5_000
     """A broker that gives no sign of life for so long is no longer registered; in whole seconds."""
     etcd: Etcd = Etcd()
+
+
+class Cluster(Section, frozen=True):
+    """Which cluster should exist, as declared by its operator; in coordinated mode only. One of the three, or none: then a config is waited for,
+    which any broker of the cluster may bring."""
+
+    file: str = ""
+    """TOML file with the declared config: `version`, `members`, `gospel` and options."""
+    voters: tuple[str, ...] = ()
+    """Names (or `NAME=HOST:PORT`) of the voters: short for a declared config of version 1 with these members."""
+    declared: dict[str, Any] = {}
+    """The declared config itself, as a table `[cluster.declared]`."""
 
 
 class Peers(Section, frozen=True):
@@ -282,6 +291,7 @@ class Config(Section, frozen=True):
     storage: Storage = Storage()
     recovery: Recovery = Recovery()
     coordination: Coordination = Coordination()
+    cluster: Cluster = Cluster()
     peers: Peers = Peers()
     membership: Membership = Membership()
     placement: Placement = Placement()
@@ -407,6 +417,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     if disk.wal_bytes_max < 2 * disk.wal_file_bytes:
         wrong.append(("storage.wal_bytes_max", f"must hold at least two files of storage.wal_file_bytes ({disk.wal_file_bytes})"))
     wrong += _coordination(config.coordination)
+    wrong += _cluster(config)
     wrong += _membership(config.membership)
     try:
         check_queue(config.defaults.queue)
@@ -426,17 +437,14 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
 
 def _coordination(c: Coordination) -> list[tuple[str, str]]:
     wrong: list[tuple[str, str]] = []
-    named = [("peer_addr", c.etcd.peer_addr), ("client_addr", c.etcd.client_addr), *(("endpoints", e) for e in c.etcd.endpoints)]
-    for name, text in named:
+    for text in c.etcd.endpoints:
         try:
             address = parse_address(text)
         except Invalid as e:
-            wrong.append((f"coordination.etcd.{name}", f"{e}; {e.hint}"))
+            wrong.append(("coordination.etcd.endpoints", f"{e}; {e.hint}"))
             continue
         if address.unspecified:
-            wrong.append((f"coordination.etcd.{name}", f"{text} names no machine, so others could not reach it; give a host name or an address"))
-    if c.etcd.peer_addr == c.etcd.client_addr and not c.etcd.peer_addr.endswith(":0"):
-        wrong.append(("coordination.etcd.client_addr", f"it is the same address as peer_addr ({c.etcd.peer_addr}); give it another port"))
+            wrong.append(("coordination.etcd.endpoints", f"{text} names no machine, so it could not be reached; give a host name or an address"))
     if c.election_ms and c.election_ms < 5 * (c.heartbeat_ms or 50):
         wrong.append(("coordination.election_ms", f"must be at least five times coordination.heartbeat_ms ({c.heartbeat_ms or 50})"))
     if bool(c.etcd.tls.cert) != bool(c.etcd.tls.key):
@@ -445,6 +453,17 @@ def _coordination(c: Coordination) -> list[tuple[str, str]]:
         wrong.append(("coordination.etcd.user", "user and password_file belong together"))
     if (c.etcd.tls.ca or c.etcd.user) and not c.etcd.endpoints:
         wrong.append(("coordination.etcd.endpoints", "tls and user are for an etcd that runs anyway; name its endpoints"))
+    return wrong
+
+
+def _cluster(config: Config) -> list[tuple[str, str]]:
+    c = config.cluster
+    given = [name for name, value in (("file", c.file), ("voters", c.voters), ("declared", c.declared)) if value]
+    wrong = [(f"cluster.{name}", f"a cluster is declared once: leave out this or cluster.{given[0]}") for name in given[1:]]
+    if given and config.coordination.mode != "coordinated":
+        wrong.append((f"cluster.{given[0]}", 'a cluster is declared for a lone broker: set coordination.mode = "coordinated", or leave it out'))
+    if given and config.membership.seeds:
+        wrong.append(("membership.seeds", f"cluster.{given[0]} says where the members are: leave the seeds out, or the declared cluster"))
     return wrong
 
 

@@ -16,9 +16,9 @@ from headrace.cluster.coordinator import Changes, Document, Reread, WatchEvent
 from headrace.cluster.etcd.calls import Access, auth_pb
 from headrace.cluster.etcd.calls import pb as rpc
 from headrace.cluster.etcd.client import EtcdCoordinator
-from headrace.cluster.etcd.opening import free_port, open_client, open_voter
+from headrace.cluster.etcd.opening import open_client
 from headrace.errors import CoordinatorUnavailable, Invalid, Unauthorized
-from headrace.model.config import Address, Broker, Config, Coordination, Etcd, EtcdTls
+from headrace.model.config import Broker, Config, Coordination, Etcd, EtcdTls
 from tests.integration.coordination.etcds import READY_S, Member, binary, copied, here, program
 
 pytestmark = [pytest.mark.timeout(120)]
@@ -36,30 +36,27 @@ async def lone(tmp_path: Path) -> AsyncIterator[Member]:
 
 
 async def test_from_the_configuration_to_a_document(tmp_path: Path) -> None:
-    peer = free_port(Address("127.0.0.1", 0))
-    config = Config(
-        broker=Broker(data_dir=str(tmp_path)),
-        coordination=Coordination(mode="coordinated", etcd=Etcd(binary=binary(), peer_addr=str(peer), client_addr=str(here()))),
-    )
-    voter = await open_voter(config, "a", {"a": peer}, token="t", founding=True, tryout=True)
+    member = Member("lone", tmp_path)
+    await member.start([member])
+    voter = member.supervisor
+    assert voter is not None
+    config = Config(broker=Broker(data_dir=str(tmp_path)), coordination=Coordination(mode="coordinated", etcd=Etcd(binary=binary())))
     try:
         await voter.ready(READY_S)
-        client = await open_client(config, [config.coordination.etcd.client_addr])
+        client = await open_client(config, [str(member.client)])
         assert await client.transact({"k": 0}, {"k": b"v"})
         (endpoint,) = (await client.status()).endpoints
         assert endpoint.reachable
         assert endpoint.version == ".".join(map(str, program().version))
         assert 0 < endpoint.latency_ms < 5000
         await client.close()
-        log = (tmp_path / "etcd" / "etcd.log").read_text()
+        log = (member.folder / "etcd.log").read_text()
         assert "panic" not in log
         assert os.getsid(voter.pid) == voter.pid
-        assert os.readlink(f"/proc/{voter.pid}/fd/2") == str(tmp_path / "etcd" / "etcd.log")
+        assert os.readlink(f"/proc/{voter.pid}/fd/2") == str(member.folder / "etcd.log")
     finally:
         await voter.stop()
-    assert not (tmp_path / "etcd" / "etcd.pid").exists()
-    with pytest.raises(Invalid, match="peer_addr"):
-        await open_voter(config, "a", {"a": here()}, token="t", founding=True, tryout=True)
+    assert not (member.folder / "etcd.pid").exists()
 
 
 async def test_it_is_taken_over_by_the_next_run_of_its_broker(lone: Member) -> None:

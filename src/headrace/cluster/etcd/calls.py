@@ -29,6 +29,8 @@ pb = rpc_pb2
 kv_pb = kv_pb2
 auth_pb = auth_pb2
 RpcError = grpc.aio.AioRpcError
+Closed = grpc.aio.UsageError
+"""What gRPC raises in whoever asks on a channel that was closed meanwhile."""
 
 CALL_TIMEOUT_S: Final = 5.0
 FIRST_TRY_S: Final = 1.0
@@ -169,9 +171,10 @@ class Calls:
                         answer = await self._change(seat, ask(seat, min(left_s, self._answer_timeout_s), metadata))
                     else:
                         answer = await ask(seat, try_s, metadata)
-                except (RpcError, asyncio.CancelledError) as e:
+                except (RpcError, Closed, asyncio.CancelledError) as e:
                     if isinstance(e, asyncio.CancelledError) and being_cancelled():
                         raise
+                    sent = sent and not isinstance(e, Closed)
                     message = (e.details() or e.code().name) if isinstance(e, RpcError) else "the connection was closed"
                     verdict = judge(message)
                     if verdict == "refused":

@@ -22,7 +22,8 @@ REQUEST_BYTES: Final = 2 * 1024 * 1024
 
 class Voter(msgspec.Struct, frozen=True, kw_only=True):
     """One member of etcd as it is to be run. ``members``: every member's name and peer address, this one's included; ``founding``: all of them start
-    now for the first time (otherwise this one was added to them)."""
+    now for the first time (otherwise this one was added to them). ``listen_host``: what is bound, "" = the addresses that others are told; ``alone``:
+    goes on with its data and without the other members, for good."""
 
     name: str
     data_dir: str
@@ -34,6 +35,8 @@ class Voter(msgspec.Struct, frozen=True, kw_only=True):
     heartbeat_ms: int
     election_ms: int
     snapshot_count: int
+    listen_host: str = ""
+    alone: bool = False
 
 
 def timings(members: Sequence[Address], *, heartbeat_ms: int = 0, election_ms: int = 0) -> tuple[int, int]:
@@ -55,8 +58,9 @@ def on_this_host(host: str) -> bool:
 
 
 def arguments(voter: Voter, version: Version, listen: Mapping[str, str]) -> list[str]:
-    """Everything after the program's name. ``listen``: the IP address of each host that ``client`` and ``peer`` name, for etcd binds no names."""
-    client, peer = (str(Address(listen.get(a.host, a.host), a.port)) for a in (voter.client, voter.peer))
+    """Everything after the program's name. ``listen``: the IP address of each host that is bound, for etcd binds no names."""
+    hosts = (voter.listen_host or a.host for a in (voter.client, voter.peer))
+    client, peer = (str(Address(listen.get(h, h), a.port)) for h, a in zip(hosts, (voter.client, voter.peer), strict=True))
     flags = {
         "name": voter.name,
         "data-dir": voter.data_dir,
@@ -82,7 +86,7 @@ def arguments(voter: Voter, version: Version, listen: Mapping[str, str]) -> list
     }
     if version < (3, 6, 0):
         flags["enable-v2"] = "false"
-    return [f"--{name}={value}" for name, value in flags.items()]
+    return [f"--{name}={value}" for name, value in flags.items()] + (["--force-new-cluster"] if voter.alone else [])
 
 
 def _state(*, founding: bool) -> Literal["new", "existing"]:

@@ -69,6 +69,11 @@ class Supervisor:
         """0 = none runs now."""
         return self._child.record.pid if self._child is not None else 0
 
+    @property
+    def failures(self) -> int:
+        """Ends since it answered last."""
+        return self._failures
+
     async def start(self) -> None:
         """Adopts the process of an earlier run or starts one, and watches over it from now on. Whether it serves: ``ready``."""
         assert self._task is None
@@ -200,13 +205,14 @@ class Supervisor:
         listen: dict[str, str] = {}
         for address in (self._voter.client, self._voter.peer):
             if address.unspecified or not address.port:
-                hint = "set coordination.etcd.peer_addr and client_addr to HOST:PORT"
+                hint = "correct the address of this broker in the cluster config: HOST:PORT, of its peer listener"
                 raise Invalid(f"{address} names no place where others find this voter", hint=hint)
+            host = self._voter.listen_host or address.host
             try:
-                found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+                found = await loop.getaddrinfo(host, address.port, type=socket.SOCK_STREAM)
             except OSError as e:
-                raise Invalid(f"the host of {address} cannot be resolved: {e}", hint="correct coordination.etcd.peer_addr or client_addr") from None
-            listen[address.host] = str(found[0][4][0])
+                raise Invalid(f"the host {host} cannot be resolved: {e}", hint="correct listen.peer, or the address in the cluster config") from None
+            listen[host] = str(found[0][4][0])
         return [self._program.path, *arguments(self._voter, self._program.version, listen)]
 
 

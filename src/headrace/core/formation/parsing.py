@@ -94,16 +94,6 @@ def parse_voters(text: str) -> Parsed:
     return Parsed(mistakes=(*twice, *parsed.mistakes)) if twice else parsed
 
 
-def with_others(*, seeds: bool, initial_cluster: bool) -> tuple[Mistake, ...]:
-    """What may not be configured beside a declared config."""
-    wrong = []
-    if seeds:
-        wrong.append(Mistake("seeds", "a declared cluster config says where its members are: leave the seeds out, or the config"))
-    if initial_cluster:
-        wrong.append(Mistake("coordination.etcd", "an initial cluster of etcd's own contradicts a declared cluster config: leave one of them out"))
-    return tuple(wrong)
-
-
 class _Reading:
     """One config that is being read; gathers every mistake."""
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.core.formation.parsing import parse, parse_text, parse_voters, with_others
+from headrace.core.formation.parsing import parse, parse_text, parse_voters
 from headrace.model.formation import Comparison, Declared, DeclaredMember, canonical, compare, contradictions, digest, mark
 
 
@@ -135,8 +135,3 @@ def test_what_is_confirmed() -> None:
 def test_contradictions_are_seen_in_what_was_not_parsed() -> None:
     bad = Declared(version=1, members=(DeclaredMember(name="b"), DeclaredMember(name="a", role="observer")), gospel="c", confirm_discard=("y", "x"))
     assert len(contradictions(bad)) == 4
-
-
-def test_not_beside_seeds_or_an_initial_cluster() -> None:
-    assert len(with_others(seeds=True, initial_cluster=True)) == 2
-    assert not with_others(seeds=False, initial_cluster=False)

@@ -1,0 +1,136 @@
+"""From the configuration to a formation that runs: records, transport, post, consensus and the driver, opened and closed in order.
+
+Owns which setting becomes what, and under which id this broker is known to its peers: that of its directory. No lone broker imports anything here.
+"""
+
+import asyncio
+import socket
+from pathlib import Path
+from typing import Any
+
+from headrace import __version__
+from headrace.ambient import ambient
+from headrace.cluster.formation import declaring
+from headrace.cluster.formation.driver import Around, Driver
+from headrace.cluster.formation.place import Place
+from headrace.cluster.formation.post import Post
+from headrace.cluster.formation.slots import Disk, Slots
+from headrace.cluster.formation.voting import Voting
+from headrace.cluster.opening import make_transport, read_secrets
+from headrace.cluster.secret import Secrets
+from headrace.cluster.transport import Me, Transport
+from headrace.core.formation.books import Found
+from headrace.core.formation.records import Identity, Records
+from headrace.log import get_logger
+from headrace.model.cluster import BrokerId, Incarnation
+from headrace.model.config import Config, advertised, parse_address
+from headrace.model.errors import Invalid
+
+_log = get_logger("formation")
+ETCD = "etcd"
+
+
+class Running:
+    """A formation that runs."""
+
+    def __init__(self, driver: Driver, transport: Transport, post: Post, slots: Slots, secrets: Secrets, declared: declaring.Declaring) -> None:
+        self.driver = driver
+        self.transport = transport
+        self.secrets = secrets
+        self._post = post
+        self._slots = slots
+        self._declared = declared
+
+    def status(self) -> dict[str, Any]:
+        """As ``Driver.status``, with what this broker's own configuration declares."""
+        declared = self._declared
+        configured = {"from": declared.source, "mistakes": list(declared.mistakes), "warnings": list(declared.warnings)}
+        return self.driver.status() | {"configured": configured if declared.setting else None}
+
+    async def stop(self) -> None:
+        """Everything, the consensus member too; the data directory is free then."""
+        await self.driver.stop()
+        await self._post.stop()
+        await self.transport.stop()
+        self._slots.close()
+
+
+async def open_formation(config: Config, disk: Disk, around: Around | None = None, *, tryout: bool = False) -> Running:
+    """Starts it in the running loop; returns at once, whatever it has to wait for. ``Invalid``, ``DataDirLocked`` and ``StorageError`` end a broker;
+    a mistake in the declared config does not: it is the reason of what ``status`` shows. ``tryout``: any etcd will do."""
+    name = declaring.member_name(config)
+    if config.broker.storage != "disk":
+        raise Invalid("a broker of a cluster keeps its data on disk", hint='set broker.storage = "disk"')
+    declared = await asyncio.to_thread(declaring.read, config)
+    for text in declared.warnings:
+        _log.warning("%s: %s", declared.source, text)
+    secrets = await asyncio.to_thread(read_secrets, config.peers.secret_file)
+    folder = await asyncio.to_thread(_etcd_folder, config)
+    slots = Slots(disk, config.broker.data_dir, elsewhere=(str(folder),))
+    await asyncio.to_thread(slots.open)
+    try:
+        records, damaged = await asyncio.to_thread(slots.read)
+        data = await asyncio.to_thread(slots.data)
+        if data and records.identity is None and not damaged and records.aside is None:
+            _log.error("there is data without an identity: %s", ", ".join(data))
+        return await _open(config, name, declared, secrets, slots, folder, records, damaged, bool(data), around or Around(), tryout=tryout)
+    except BaseException:
+        slots.close()
+        raise
+
+
+async def _open(
+    config: Config, name: str, declared: declaring.Declaring, secrets: Secrets, slots: Slots, folder: Path, records: Records, damaged: str,
+    has_data: bool, around: Around, *, tryout: bool,
+) -> Running:  # fmt: skip
+    identity = records.identity
+    me = Me(
+        broker=BrokerId(identity.node_id if identity is not None else ambient().token(16)),
+        incarnation=Incarnation(ambient().token(8)),
+        cluster=_cluster(identity) if identity is not None else "",
+        release=__version__,
+    )
+    transport = make_transport(config, me, secrets)
+    listen = parse_address(config.listen.peer)
+    await transport.start(listen)
+    try:
+        own = str(advertised(config.listen.peer, config.listen.peer_advertise, port=transport.port, hostname=socket.gethostname()))
+
+        def address() -> str:
+            """As it was declared to those who know this broker's member: a config that is only proposed moves nothing."""
+            known = driver.records
+            configs = (
+                known.applied.charter.config if known.applied is not None else None,
+                known.acceptance.bootstrap.config if known.acceptance is not None else None,
+                known.held.config if known.held is not None else None,
+            )
+            return next((m.address for c in configs if c is not None and (m := c.member(name)) is not None), own)
+
+        def identified(identity: Identity) -> None:
+            cluster = _cluster(identity)
+            if identity.node_id != transport.me.broker or transport.me.cluster not in ("", cluster):
+                transport.become(BrokerId(identity.node_id))
+            if cluster:
+                transport.join_cluster(cluster)
+
+        place: Place = Voting(name, folder, config.coordination, address, listen_host=listen.host, tryout=tryout)
+        found = Found(
+            name=name, address=own, records=records, has_data=has_data, damaged=damaged, consensus_seat=await asyncio.to_thread(place.found),
+            coordinated=True, configured=declared.config, mistakes=declared.mistakes, entropy=bytes.fromhex(ambient().token(32)),
+        )  # fmt: skip
+        driver = Driver(found, slots, place, around, identified=identified)
+        post = Post(name, transport, driver.heard, driver.peer_lost)
+        driver.begin(post.send, post.troubles)
+    except BaseException:
+        await transport.stop()
+        raise
+    return Running(driver, transport, post, slots, secrets, declared)
+
+
+def _cluster(identity: Identity) -> str:
+    """The cluster whose broker it is."""
+    return identity.cluster_id if identity.formed and not identity.removed_version else ""
+
+
+def _etcd_folder(config: Config) -> Path:
+    return Path(config.coordination.etcd.data_dir or Path(config.broker.data_dir) / ETCD).absolute()

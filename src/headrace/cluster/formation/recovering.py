@@ -1,0 +1,31 @@
+"""Going on with one survivor, offline: the operator's last resort when the majority of the voters is lost for good.
+
+Owns the reading and writing of that one directory. What is written, and when it is refused, is ``core.formation.recovering``'s.
+"""
+
+import secrets
+
+from headrace.cluster.formation.declaring import member_name
+from headrace.cluster.formation.slots import Disk, Slots
+from headrace.core.formation.recovering import recover
+from headrace.model.config import Config
+from headrace.model.errors import Conflict, Damaged
+
+
+def keep(config: Config, disk: Disk, *, confirm: str) -> str:
+    """Makes this broker's directory the first member of a cluster of its own; gives the id of that. ``confirm``: the id of the cluster whose other
+    members are given up. ``DataDirLocked`` while its broker runs, ``Conflict`` if it cannot be, with the reason. Blocks."""
+    slots = Slots(disk, config.broker.data_dir)
+    slots.open()
+    try:
+        records, damaged = slots.read()
+        if damaged:
+            raise Damaged(f"the records of this directory cannot be read: {damaged}")
+        outcome = recover(records, name=member_name(config), address=config.listen.peer, confirm=confirm, entropy=secrets.token_bytes(32))
+        if outcome.refusal:
+            raise Conflict(outcome.refusal, hint="see what each survivor holds with `headrace cluster status` before anything is given up")
+        for record in outcome.records:  # the identity last: until it is written the directory is what it was
+            slots.write(record)
+        return outcome.cluster_id
+    finally:
+        slots.close()

@@ -31,6 +31,8 @@ class Checks:
         self.lost: set[Directory] = set()
         """Those of them that nobody set aside: machines that were wiped."""
         self.asides = 0
+        self._caught_up: set[tuple[str, str, int]] = set()
+        self._believed: dict[tuple[str, int, str], int] = {}
 
     def durable(self, name: str, record: Record, records: Records) -> None:
         """``record`` reached the disk of ``name``; ``records`` is what lies there now."""
@@ -105,6 +107,21 @@ class Checks:
         elif effect.mode in ("existing", "alone"):
             if member is None or member.seat != effect.seat:
                 raise Violation("old vote", f"{name} starts the member of seat {effect.seat} without its data")
+
+    def caught_up(self, token: str, name: str, seat: int) -> None:
+        """A member answers for itself and has all that is committed."""
+        self._caught_up.add((token, name, seat))
+
+    def promotes(self, name: str, token: str, learner: str, seat: int) -> None:
+        """``name`` asks for the promotion of a learner."""
+        if (token, learner, seat) not in self._caught_up:
+            raise Violation("promotion", f"{name} promotes {learner} in seat {seat}, which has never said that it has caught up")
+
+    def believes(self, name: str, life: int, peer: str, lives: int) -> None:
+        """``name`` in its ``life`` takes what it knows of ``peer`` from the life number ``lives``."""
+        if lives < self._believed.setdefault((name, life, peer), lives):
+            raise Violation("lives", f"{name} believes life {lives} of {peer} after it has believed a later one")
+        self._believed[name, life, peer] = lives
 
     def sets_aside(self, name: str, effect: SetAside, standalone: bool) -> None:
         """Data is about to be set aside."""

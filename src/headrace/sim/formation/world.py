@@ -88,6 +88,8 @@ class World:
         self.store = Store(lambda: [b.member for b in self.brokers.values() if b.member is not None], self.linked)
         self.checks = Checks(self.store)
         self.trace: list[str] | None = None
+        self._lives: dict[str, int] = {}
+        """Number of each life by the name that it goes by in greetings."""
         self.on_effect: Callable[[Broker, AnyEffect], bool] | None = None
         """May end the broker before an effect: True = it did."""
 
@@ -148,6 +150,9 @@ class World:
     def _arrive(self, sender: str, to: Broker, message: Any) -> None:
         if to.formation is not None and self.linked(sender, to.name):
             to.formation.heard(sender, message, self.now_ms)
+            hello = to.formation._books.peers.known(sender)
+            if hello is not None:
+                self.checks.believes(to.name, to.life, sender, self._lives[hello.boot])
             self.pump(to)
 
     # ------------------------------------------------------------ brokers
@@ -174,6 +179,7 @@ class World:
             entropy=self._ids.randbytes(16),
         )
         broker.formation = Formation(found, self.now_ms)
+        self._lives[broker.formation._books.peers.boot] = broker.life
         self.at(self._net.randrange(1, 200), self._poll, broker, broker.life)
         self.pump(broker)
 
@@ -337,6 +343,8 @@ class World:
         return broker.followed.cluster_id if broker.followed is not None else ""
 
     def _request(self, broker: Broker, effect: Any) -> None:
+        if isinstance(effect, effects.Promote):
+            self.checks.promotes(broker.name, self._token(broker), effect.name, effect.seat)
         self.at(self._net.randrange(1, 30), self._carry_out, broker, broker.life, effect)
 
     def _carry_out(self, broker: Broker, life: int, effect: Any) -> None:
@@ -385,6 +393,8 @@ class World:
             return
         member = broker.member if broker.member is not None and broker.member.running else None
         seen, charter = self.store.seen(token, broker.name, member)
+        if seen.caught_up and member is not None:
+            self.checks.caught_up(token, broker.name, member.seat)
         broker.formation.consensus(seen, self.now_ms)
         if seen.leader:
             broker.formation.committed(charter, self.now_ms)

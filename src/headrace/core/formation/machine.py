@@ -142,11 +142,9 @@ class Formation:
         self._step(now_ms)
 
     def consensus(self, consensus: Consensus, now_ms: int) -> None:
-        """How the consensus looks now. Told after every change and at least once a second."""
-        books = self._books
-        books.consensus = consensus
-        if consensus.leader:
-            books.looked = True
+        """How the consensus looks now. Told after every change and at least once a second; while it has a leader, ``committed`` follows at once:
+        only both together are a look after which something is asked for."""
+        self._books.consensus = consensus
         self._step(now_ms)
 
     def committed(self, charter: Charter | None, now_ms: int) -> None:

@@ -9,6 +9,7 @@ from itertools import pairwise
 
 from headrace.sim.checks.seen import Place, Seen, Violation, place_text
 from headrace.sim.history import CONFIRMED, DONE, Arrival, Publish, Settle, Verb
+from headrace.wire.frames import Level
 
 EPSILON_S = 0.003
 """Times are whole milliseconds on the wire and in the journal."""
@@ -147,6 +148,8 @@ def ready_order(seen: Seen) -> Iterator[Violation]:
     for place, publish, arrivals in own_places(seen):
         if place[0] in keyed or publish.outcome != CONFIRMED or publish.delay_ms or len(arrivals) > 1 or seen.target(place[0]):
             continue
+        if publish.promised < Level.LOCAL:
+            continue  # it may have been ready only later, once it was committed
         a = arrivals[0]
         who = seen.attached[a.consumer]
         if who.kind == "final" and a.attempt == 1 and publish.told_at < who.at:

@@ -50,7 +50,7 @@ class Node:
         self.port = ports()
         self.process: asyncio.subprocess.Process | None = None
         self.declared: str = ""
-        self.extra: str = ""
+        self.endpoints: list[str] = []
 
     @property
     def address(self) -> str:
@@ -61,6 +61,7 @@ class Node:
         (self.folder / "secret").write_text(SECRET)
         (self.folder / "secret").chmod(0o600)
         etcd = f'binary = "{binary()}"\n' if binary() else ""
+        etcd += f"endpoints = {json.dumps(self.endpoints)}\n" if self.endpoints else ""
         cluster = ""
         if self.declared:
             (self.folder / "cluster.toml").write_text(self.declared)
@@ -68,7 +69,7 @@ class Node:
         path = self.folder / "headrace.toml"
         path.write_text(
             f'[broker]\nname = "{self.name}"\ndata_dir = "{self.data}"\n[listen]\npeer = "{self.address}"\n[coordination]\nmode = "coordinated"\n'
-            f'[coordination.etcd]\n{etcd}[peers]\nsecret_file = "{self.folder}/secret"\n{cluster}{self.extra}'
+            f'[coordination.etcd]\n{etcd}[peers]\nsecret_file = "{self.folder}/secret"\n{cluster}'
         )
         return path
 

@@ -12,6 +12,7 @@ from headrace.cluster.formation.recovering import keep
 from headrace.config import load
 from headrace.model.errors import Conflict, DataDirLocked
 from headrace.storage.files import OsFiles
+from tests.integration.coordination.etcds import Member
 from tests.integration.formation.nodes import Nodes, Status
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
@@ -251,3 +252,33 @@ async def test_recovery_on_one_survivor_and_the_old_ones_do_not_undo_it(nodes: N
     await nodes["a"].kill(etcd=True)
     await nodes.start("a")
     assert await nodes.together("abc") == new
+
+
+async def test_on_an_etcd_that_runs_anyway(nodes: Nodes, tmp_path: Path) -> None:
+    etcd = Member("outside", tmp_path / "outside")
+    await etcd.start([etcd])
+    try:
+        await etcd.ready()
+        for name in "abcd":
+            nodes[name].endpoints = [str(etcd.client)]
+        nodes.declare(1, "abc")
+        await nodes.start("abc")
+        id = await nodes.together("abc")
+        assert {(await nodes[n].status())["consensus"]["kind"] for n in "abc"} == {"external"}
+        leader = (await nodes["a"].status())["leader"]
+        await nodes[leader].kill()
+        other = next(n for n in "abc" if n != leader)
+        await nodes[other].until(lambda s: s["leader"] not in ("", leader))
+        await nodes.start(leader)
+        assert await nodes.together("abc") == id
+        await nodes["c"].kill()
+        nodes["c"].wipe()
+        await nodes.start("cd")
+        assert (await nodes[other].feed(nodes.config(2, "bcd")))["verdict"] == "begun"
+        assert await nodes.together("bcd") == id
+        await nodes["a"].until(lambda s: s["state"] == "removed")
+        config = load(nodes["a"].folder / "headrace.toml", {}).config
+        with pytest.raises(Conflict, match="runs anyway"):
+            await asyncio.to_thread(keep, config, OsFiles(), confirm=id)
+    finally:
+        await etcd.stop()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.cluster.etcd.calls import Access
-from headrace.cluster.etcd.client import EtcdCoordinator
+from headrace.cluster.etcd.client import SPACE, EtcdCoordinator
 from headrace.model.config import Address, Config
 from headrace.model.errors import Invalid
 
@@ -21,10 +21,10 @@ def free_port(address: Address) -> Address:
         return Address(address.host, held.getsockname()[1])
 
 
-async def open_client(config: Config, voters: Sequence[str] = ()) -> EtcdCoordinator:
+async def open_client(config: Config, voters: Sequence[str] = (), *, space: str = SPACE) -> EtcdCoordinator:
     """A client of the external endpoints if there are any, else of ``voters`` (client addresses, this broker's own first)."""
     etcd = config.coordination.etcd
-    return EtcdCoordinator(etcd.endpoints or voters, await asyncio.to_thread(_access, config))
+    return EtcdCoordinator(etcd.endpoints or voters, await asyncio.to_thread(_access, config), space=space)
 
 
 def _access(config: Config) -> Access:

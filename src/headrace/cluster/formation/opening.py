@@ -10,8 +10,11 @@ from typing import Any
 
 from headrace import __version__
 from headrace.ambient import ambient
+from headrace.cluster.etcd.client import EtcdCoordinator
+from headrace.cluster.etcd.opening import open_client
 from headrace.cluster.formation import declaring
 from headrace.cluster.formation.driver import Around, Driver
+from headrace.cluster.formation.external import External
 from headrace.cluster.formation.place import Place
 from headrace.cluster.formation.post import Post
 from headrace.cluster.formation.slots import Disk, Slots
@@ -113,7 +116,14 @@ async def _open(
             if cluster:
                 transport.join_cluster(cluster)
 
-        place: Place = Voting(name, folder, config.coordination, address, listen_host=listen.host, tryout=tryout)
+        async def client(space: str) -> EtcdCoordinator:
+            return await open_client(config, space=space)
+
+        place: Place
+        if config.coordination.etcd.endpoints:
+            place = External(name, folder, client, ttl_ms=config.coordination.registration_ttl_ms)
+        else:
+            place = Voting(name, folder, config.coordination, address, listen_host=listen.host, tryout=tryout)
         found = Found(
             name=name, address=own, records=records, has_data=has_data, damaged=damaged, consensus_seat=await asyncio.to_thread(place.found),
             coordinated=True, configured=declared.config, mistakes=declared.mistakes, entropy=bytes.fromhex(ambient().token(32)),

@@ -15,6 +15,10 @@ from headrace.model.errors import Conflict, Damaged
 def keep(config: Config, disk: Disk, *, confirm: str) -> str:
     """Makes this broker's directory the first member of a cluster of its own; gives the id of that. ``confirm``: the id of the cluster whose other
     members are given up. ``DataDirLocked`` while its broker runs, ``Conflict`` if it cannot be, with the reason. Blocks."""
+    if config.coordination.etcd.endpoints:
+        raise Conflict(
+            "the consensus of this cluster is an etcd that runs anyway", hint="recover that with its own tools; brokers have no part in it"
+        )
     slots = Slots(disk, config.broker.data_dir)
     slots.open()
     try:

@@ -10,6 +10,7 @@ from headrace.sim.mutants.planting import Mutant, compiled
 from tests.property.effort import FACTOR, THOROUGH
 
 PROGRAMS = 25 * FACTOR
+FAILED_ONCE = (345,)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -34,6 +35,12 @@ def test_programs_come_to_rest_where_the_model_says(part: int) -> None:
     for seed in range(part * PROGRAMS // 5, (part + 1) * PROGRAMS // 5):
         outcome = run_program(seed)
         assert not outcome.invariant, outcome
+
+
+@pytest.mark.parametrize("seed", FAILED_ONCE)
+def test_programs_that_failed_once(seed: int) -> None:
+    outcome = run_program(seed)
+    assert not outcome.invariant, outcome
 
 
 def test_a_seed_makes_everything() -> None:

@@ -4,7 +4,8 @@ Owns the gossip. Decides nothing about clusters; takes from what is heard only w
 is fresh or of a cluster, a charter from anyone who holds it.
 
 T1 a broker that belongs to a cluster tells fresh ones only what its cluster has committed. T2 a config that came from a cluster carries its id, and
-keeps it through gossip. T3 who is removed is told until it says that it knows.
+keeps it through gossip. T3 who is removed is told until it says that it knows. T4 who has given a cluster's data up tells its other members why, also
+once it is in another cluster.
 """
 
 from msgspec.structs import replace
@@ -96,10 +97,10 @@ class Telling:
         """What a peer should know and, by its greeting, does not."""
         books = self._books
         identity, charter = books.identity, books.charter
-        if identity is not None and identity.ordered_by is not None and books.condition == "fresh":
+        if identity is not None and identity.ordered_by is not None:
             ended = identity.ordered_by
             behind = hello.condition == "formed" and hello.cluster_id == ended.cluster_id and hello.revision < ended.revision
-            if behind or hello.of == ended.cluster_id:
+            if behind or (hello.of == ended.cluster_id and books.condition == "fresh"):
                 books.send(sender, Tidings(charter=ended))
                 return
         if charter is not None and self._offers(sender, hello):

@@ -71,7 +71,9 @@ class Checks:
         self._two_clusters(record)
 
     def _living(self, record: Bootstrap) -> bool:
-        """Whether a quorum has accepted it and has it still."""
+        """Whether a quorum has accepted it and has it still, and has not decided to give it up."""
+        if any(isinstance(e, Charter) and e.reset for e in self._store.ledgers.get(record.cluster_id, ())):
+            return False
         kept = sum(1 for v in record.voters if self._accepted.get(v.incarnation) == record.cluster_id and v.incarnation not in self.wiped)
         return kept >= len(record.voters) // 2 + 1
 

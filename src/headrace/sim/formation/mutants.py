@@ -104,6 +104,15 @@ MUTANTS: Final[tuple[Mutant, ...]] = (
         ("telling:Telling._lacks", 'if hello.condition in ("formed", "accepted", "removed") and', 'if hello.condition == "accepted" and'),
     ),
     _mutant(
+        "end-not-told",
+        "does not tell the other members of a cluster that it has ended, once it is in another one itself",
+        (
+            "telling:Telling.answer",
+            "if identity is not None and identity.ordered_by is not None:",
+            'if identity is not None and identity.ordered_by is not None and books.condition == "fresh":',
+        ),
+    ),
+    _mutant(
         "dead-life-believed",
         "believes the first message of a life it has not heard of",
         ("peers:Peers.heard", "if hello.boot in peer.past:\n    return False", "pass"),

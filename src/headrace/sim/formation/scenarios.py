@@ -495,6 +495,18 @@ def removal_keeps_the_quorum(play: Play) -> None:
     play.expect("three are left", lambda: play.one_cluster("ade") and play.voters("a") == set("ade"))
 
 
+def reset_without_the_others(play: Play) -> None:
+    """One resets the cluster and goes on alone at once: the others hear that their cluster has ended, whenever they come back."""
+    play.formed("abc", declared(1, ["a", "b", "c"]))
+    first = play.world.cluster("a")
+    play.stop("b")
+    play.feed("a", declared(2, ["a"], gospel="reset", confirm_discard=[first]))
+    play.expect("a is alone", lambda: play.one_cluster("a") and play.world.cluster("a") != first)
+    play.expect("c has given its data up", lambda: play.broker("c").aside == [first] and play.state("c", State.HALTED, "not_listed"))
+    play.start("b")
+    play.expect("b has given its data up", lambda: play.broker("b").aside == [first] and play.state("b", State.HALTED, "not_listed"))
+
+
 def standalone_reset(play: Play) -> None:
     """A standalone broker gives its data up for a new cluster: only if that is confirmed."""
     cluster = _standalone(play, "a")
@@ -537,6 +549,7 @@ SCENARIOS: Final[dict[str, tuple[str, Callable[[Play], None]]]] = {
         ("abcde", earlier_promise_alive),
         ("abc", late_record),
         ("abcde", removal_keeps_the_quorum),
+        ("abc", reset_without_the_others),
         ("abc", standalone_reset),
     )
 }

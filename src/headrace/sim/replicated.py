@@ -112,7 +112,7 @@ class Run:
         self.off: dict[str, bool] = {}
         self.away: dict[str, float] = {}
         """Brokers that do not come back before that time."""
-        for pid in range(1, chance.choice([1, 3, 6]) + 1):
+        for pid in range(1, chance.choice([1, 2, 4]) + 1):
             level: Durability = chance.pick([(4.0, "majority_durable"), (4.0, "replica_durable"), (1.0, "local_durable")])
             replicas = tuple(BrokerId(name) for name in chance.sample(NAMES, 3))
             owner = chance.choice(replicas)
@@ -182,7 +182,7 @@ class Run:
             document = self.documents[pid]
             owner = self.nodes[document.owner]
             if (owner.life is None and self.meta.happens(0.4)) or (not self.healing and self.meta.happens(self.suspicion)):
-                able = [b for b in document.electable if b != document.owner and self.nodes[b].life is not None]
+                able = [b for b in document.electable if b != document.owner and self._fit(b, pid)]
                 if document.level == "replica_durable":
                     able = [b for b in able if b in document.isr] or able
                 if able:
@@ -193,7 +193,7 @@ class Run:
                     version, epoch = document.version + 1, Epoch(document.epoch + 1)
                     elected = replace(document, version=version, epoch=epoch, owner=chosen, incarnation=incarnation, reason="elected")
                     if document.level == "replica_durable":
-                        left = [b for b in document.isr if self.nodes[b].life is not None and b != document.owner]
+                        left = [b for b in document.isr if self._fit(b, pid) and b != document.owner]
                         elected = with_isr(elected, left if chosen in left else [*left, chosen])
                     self.record(elected)
             life = self.nodes[document.owner].life
@@ -246,11 +246,9 @@ class Run:
         )  # fmt: skip
 
     def _fit(self, broker: BrokerId, pid: int) -> bool:
+        """What the controller knows of a broker: whether it lives and does not call its copy unfit."""
         life = self.nodes[broker].life
-        if life is None or broker == self.hurt:
-            return False
-        partition = life.copies[pid].partition
-        return not partition.halted and not partition.replica.journal.suspect and partition.replica.follower.phase is not Phase.QUARANTINED
+        return life is not None and not life.driver.unfit(pid)
 
     def _operate(self) -> None:
         """Whoever will not go on by itself, because a forced election has cut below what it has moved, is made to begin anew."""

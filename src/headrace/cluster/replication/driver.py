@@ -30,6 +30,7 @@ from headrace.core.replica import effects
 from headrace.core.replica.configuration import recorded
 from headrace.core.replica.effects import Outcome
 from headrace.core.replica.epochs import EpochHistory
+from headrace.core.replica.follower import Phase
 from headrace.core.replica.journal import Recovered
 from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched, Install
 from headrace.core.replica.peer import Pace
@@ -155,6 +156,15 @@ class Driver:
         for broker, incarnation in self.links.items():
             replica.connected(broker, incarnation, self.now_ms())
         return replica
+
+    def unfit(self, pid: int) -> bool:
+        """Whether the copy here must not be made the owner, nor count as in sync: it is damaged, stands still, or has lost what it acknowledged. What
+        the controller is told of (``cluster.control``), from before this broker is given anything."""
+        partition = self.partitions.get(pid)
+        if partition is None:
+            return bool(self._log.damage(pid))
+        replica = partition.replica
+        return bool(partition.halted) or replica.journal.suspect or replica.follower.phase is Phase.QUARANTINED
 
     def damaged(self, pid: int, why: str) -> None:
         """Damage was found while it is open: it takes and gives nothing until ``renew``, or until a later life."""
@@ -302,8 +312,10 @@ class Driver:
             self.stir(partition)
 
     def swap(self, partition: Replicated, effect: effects.Swap) -> None:
+        replica = partition.replica
+
         def answered(outcome: Outcome, document: Assignment | None) -> None:
-            if not self.ended and not partition.halted:
+            if not self.ended and not partition.halted and partition.replica is replica:
                 partition.replica.swapped(effect.number, outcome, document, self.now_ms())
                 self.stir(partition)
 

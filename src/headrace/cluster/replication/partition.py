@@ -264,6 +264,7 @@ class Replicated:
         self._driver.settle(self._put_in_place(effect))
 
     async def _put_in_place(self, effect: effects.Stage) -> None:
+        replica = self.replica
         while True:
             try:
                 await self._log.replace(self.pid, effect.data, effect.base_epoch)
@@ -277,9 +278,11 @@ class Replicated:
                 return
             await asyncio.sleep(RETRY_S)
         _log.info("partition %d: a checkpoint at index %d has taken the place of what was here", self.pid, effect.end - 1)
+        if self.replica is not replica:
+            return
         self._catchup.clear()
         self.recent.restart(effect.end)
-        self.replica.installed(effect.end, self._driver.now_ms())
+        replica.installed(effect.end, self._driver.now_ms())
         if not self.halted:
             self._told.replaced(effect.end)
             self._driver.stir(self)

@@ -34,6 +34,8 @@ class Faults:
         self._healed = False
         self._errors: dict[str, list[str]] = {broker.name: [] for broker in brokers}
         """Storage faults that wait for the next call of their kind."""
+        self._usual = {broker.name: broker.speeds.slow for broker in brokers}
+        """How often a disk is slow when nothing is wrong with it."""
         self._cuts: list[tuple[str, str]] = []
 
     def start(self) -> None:
@@ -107,9 +109,8 @@ class Faults:
                 self.world.loop.post(None, fault.seconds, self._roomy, broker)
             case "slow":
                 self.world.note(broker.name, "disk", "is slow")
-                usual = broker.speeds.slow
                 broker.speeds = msgspec.structs.replace(broker.speeds, slow=0.5)
-                self.world.loop.post(None, fault.seconds, self._quick, broker, usual)
+                self.world.loop.post(None, fault.seconds, self._quick, broker)
             case "clock":
                 broker.jump(fault.seconds)
             case "flip" | "stale" | "state_lost":
@@ -139,9 +140,9 @@ class Faults:
     def _roomy(self, broker: SimBroker) -> None:
         broker.disk.capacity = CAPACITY
 
-    @staticmethod
-    def _quick(broker: SimBroker, slow: float) -> None:
-        broker.speeds = msgspec.structs.replace(broker.speeds, slow=slow)
+    def _quick(self, broker: SimBroker) -> None:
+        if not self._healed:
+            broker.speeds = msgspec.structs.replace(broker.speeds, slow=self._usual[broker.name])
 
     def _hurt(self, broker: SimBroker, fault: Fault, chance: Chance) -> None:
         """Its disk loses or changes what was synced, while it is down."""

@@ -39,6 +39,10 @@ def ports() -> int:
             return base
 
 
+class Ended(AssertionError):
+    """A process is no more."""
+
+
 class Node:
     """One broker: its directory, its configuration and, while it runs, its process."""
 
@@ -91,7 +95,8 @@ class Node:
         stdin.write(json.dumps(line).encode() + b"\n")
         async with asyncio.timeout(20):
             answer = await stdout.readline()
-        assert answer, f"{self.name} has ended with {await self.process.wait()}: {self.log.read_text()[-2000:]}"
+        if not answer:
+            raise Ended(f"{self.name} has ended with {await self.process.wait()}: {self.log.read_text()[-2000:]}")
         return json.loads(answer)
 
     async def status(self) -> Status:

@@ -124,7 +124,11 @@ class External:
             members = {_key(n, s): _encode(ConsensusMember(n, s, False, False)) for n, s, _ in started.initial}
             await client.transact({FOUNDED: 0}, {FOUNDED: started.token.encode(), **members})
         if not self._running:
-            self._registration = await client.register(RUNNING + self._name, str(started.seat).encode(), ttl_ms=self._ttl_ms)
+            registration = await client.register(RUNNING + self._name, str(started.seat).encode(), ttl_ms=self._ttl_ms)
+            if self._started is not started:
+                await registration.release()  # it was stopped meanwhile
+                return
+            self._registration = registration
         mine = await client.get(_key(self._name, started.seat))
         member = _decode(mine) if mine is not None else None
         if mine is not None and member is not None and not member.started:

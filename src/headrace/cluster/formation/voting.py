@@ -266,13 +266,12 @@ class Voting:
         await self._use([str(etcd_client(address)) for _, address in effect.voters if address])
 
     async def _use(self, endpoints: Sequence[str]) -> None:
-        wanted = list(dict.fromkeys(endpoints))
-        if not wanted:
+        if not endpoints:
             return
         if self._client is None:
-            self._client = EtcdCoordinator(wanted)
+            self._client = EtcdCoordinator(endpoints)
         else:
-            await self._client.use(wanted)
+            await self._client.use(endpoints)
 
     async def forget(self) -> None:
         await self._end()
@@ -305,7 +304,8 @@ class Voting:
         caught_up = running and await self._answers(client, read.revision)
         seen = Consensus(running=running, leader=read.leader, caught_up=caught_up, members=tuple(m.member for m in read.members))
         own = [self._own_client] if started is not None else []
-        await self._use([*own, *(m.client for m in read.members if m.client and (m.member.name != self._name or started is None))])
+        if self._client is client and self._started is started:  # else what was used has been given up meanwhile
+            await client.use([*own, *(m.client for m in read.members if m.client and (m.member.name != self._name or started is None))])
         return Seen(seen, read=bool(read.leader), charter=read.charter)
 
     async def _read(self, client: EtcdCoordinator) -> "_Read":

@@ -1,7 +1,7 @@
 """Where a broker's etcd is, by the one address that a declared config has of it: the ports next to its peer listener's.
 
-A declared member is ``HOST:PORT`` of its peer listener. Its gossip is at the port after that, its etcd's clients at the second, its etcd's peers at
-the third, as the default ports are. So a config needs no more than one address a member, and all brokers know all places without asking.
+A declared member is ``HOST:PORT`` of its peer listener. The port after that is its gossip's, the second its etcd's for clients, the third its etcd's
+for other voters, as the default ports are. So a config needs no more than one address a member, and all brokers know all places without asking.
 
 Owns that rule and what it makes impossible. Knows no etcd.
 """
@@ -24,10 +24,6 @@ assert 0 < GOSSIP < ETCD_CLIENT < ETCD_PEER
 def _beside(address: str, step: int) -> Address:
     at = parse_address(address)
     return Address(at.host, at.port + step)
-
-
-def gossip(address: str) -> Address:
-    return _beside(address, GOSSIP)
 
 
 def etcd_client(address: str) -> Address:

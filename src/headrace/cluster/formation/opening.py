@@ -27,7 +27,7 @@ from headrace.core.formation.records import Identity, Records
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Config, advertised, parse_address
-from headrace.model.errors import Invalid
+from headrace.model.errors import Invalid, StorageError, Unavailable
 
 _log = get_logger("formation")
 ETCD = "etcd"
@@ -70,7 +70,12 @@ async def open_formation(config: Config, disk: Disk, around: Around | None = Non
     secrets = await asyncio.to_thread(read_secrets, config.peers.secret_file)
     folder = await asyncio.to_thread(_etcd_folder, config)
     slots = Slots(disk, config.broker.data_dir, elsewhere=(str(folder),))
-    await asyncio.to_thread(slots.open)
+    try:
+        await asyncio.to_thread(slots.open)
+    except OSError as e:
+        raise StorageError(
+            f"the data directory {slots.root} cannot be used: {e.strerror or e}", hint="correct broker.data_dir, or its owner"
+        ) from None
     try:
         records, damaged = await asyncio.to_thread(slots.read)
         data = await asyncio.to_thread(slots.data)
@@ -95,7 +100,12 @@ async def _open(
     )
     transport = make_transport(config, me, secrets)
     listen = parse_address(config.listen.peer)
-    await transport.start(listen)
+    try:
+        await transport.start(listen)
+    except OSError as e:
+        raise Unavailable(
+            f"listen.peer = {listen} cannot be used: {e.strerror or e}", hint="stop what listens there, or choose another one"
+        ) from None
     try:
         own = str(advertised(config.listen.peer, config.listen.peer_advertise, port=transport.port, hostname=socket.gethostname()))
 

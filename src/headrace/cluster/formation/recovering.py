@@ -27,7 +27,7 @@ def keep(config: Config, disk: Disk, *, confirm: str) -> str:
             raise Damaged(f"the records of this directory cannot be read: {damaged}")
         outcome = recover(records, name=member_name(config), address=config.listen.peer, confirm=confirm, entropy=secrets.token_bytes(32))
         if outcome.refusal:
-            raise Conflict(outcome.refusal, hint="see what each survivor holds with `headrace cluster status` before anything is given up")
+            raise Conflict(outcome.refusal, hint="look at what every survivor holds before anything is given up")
         for record in outcome.records:  # the identity last: until it is written the directory is what it was
             slots.write(record)
         return outcome.cluster_id

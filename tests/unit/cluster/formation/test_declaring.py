@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from headrace.cluster.formation.addresses import PORT_MAX, etcd_client, etcd_peer, gossip, mistakes
+from headrace.cluster.formation.addresses import PORT_MAX, etcd_client, etcd_peer, mistakes
 from headrace.cluster.formation.declaring import member_name, read
 from headrace.cluster.formation.voting import etcd_name, seat_of
 from headrace.config import load
@@ -64,8 +64,8 @@ def test_a_name_that_no_member_can_have(name: str) -> None:
     assert member_name(Config(broker=Broker(name="a-1.x"))) == "a-1.x"
 
 
-def test_four_ports_follow_from_one_address() -> None:
-    assert (gossip("h:7582"), etcd_client("h:7582"), etcd_peer("h:7582")) == (Address("h", 7583), Address("h", 7584), Address("h", 7585))
+def test_etcd_s_ports_follow_from_one_address() -> None:
+    assert (etcd_client("h:7582"), etcd_peer("h:7582")) == (Address("h", 7584), Address("h", 7585))
     assert etcd_peer("[::1]:10") == Address("::1", 13)
 
 

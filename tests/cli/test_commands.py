@@ -214,6 +214,19 @@ def test_config_check_and_show(run: Run, tmp_path: Any, monkeypatch: pytest.Monk
     assert "log.format (h.toml:4)" in err
 
 
+def test_config_check_looks_into_the_declared_cluster(run: Run, tmp_path: Any) -> None:
+    file = tmp_path / "h.toml"
+    head = '[coordination]\nmode = "coordinated"\n[cluster.declared]\n'
+    file.write_text(f'{head}version = 1\n[cluster.declared.members]\na = "voter"\n')
+    assert run("config", "check", "--config", str(file))[0] == 0
+    assert '"members" = {"a" = "voter"}' in run("config", "show", "--changed", "--config", str(file))[1]
+    file.write_text(f'{head}version = 0\n[cluster.declared.members]\na = "boss"\nb = {{ addres = "x" }}\n')
+    code, out, _ = run("config", "check", "--config", str(file))
+    assert code == 64
+    assert [line.split(": ")[2] for line in out.splitlines()] == ["version", "members.a", "members.b.addres"]
+    assert all(line.startswith("cluster.declared (h.toml:3): ") for line in out.splitlines())
+
+
 @pytest.mark.parametrize(
     ("greeting", "word"),
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "HTTP"), (b"\x15\x03\x01\x00\x02\x02\x28aaaaaa", "TLS"), (b"\xff" * 16, "does not speak")],

@@ -85,8 +85,9 @@ def test_mistakes_are_told_before_anything_is_started(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-def test_what_is_to_be_a_member_of_a_cluster_never_serves_alone(tmp_path: Path) -> None:
-    started = Started(tmp_path, "--set", "coordination.mode=coordinated")
+@pytest.mark.parametrize("flags", [("--set", "coordination.mode=coordinated"), ("--voters", "a,b,c"), ("--cluster", "cluster.toml")])
+def test_what_is_to_be_a_member_of_a_cluster_never_serves_alone(tmp_path: Path, flags: tuple[str, ...]) -> None:
+    started = Started(tmp_path, *flags)
     try:
         assert started.process.wait(30) == 64
     finally:

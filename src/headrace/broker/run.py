@@ -78,7 +78,7 @@ async def start(
     if config.coordination.mode != "standalone":
         raise Invalid(
             "coordination.mode is coordinated, and this version serves alone: it would be a lone broker where a cluster is meant",
-            hint="remove coordination.mode until a version that forms clusters is installed",
+            hint="remove coordination.mode (--voters and --cluster set it) until a version that forms clusters is installed",
         )
     if tune:
         sys.setswitchinterval(0.0001)

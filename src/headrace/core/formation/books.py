@@ -135,15 +135,15 @@ class Books:
     @property
     def charter(self) -> Charter | None:
         """The newest of its own cluster."""
-        key = (self.records, self.heard_charter, self.read_charter)
-        if all(a is b for a, b in zip(key, self._newest_of, strict=True)):
+        records, heard, read = self._newest_of
+        if records is self.records and heard is self.heard_charter and read is self.read_charter:
             return self._newest
         applied = self.records.applied.charter if self.records.applied is not None else None
         newest: Charter | None = None
         for charter in (applied, self.heard_charter, self.read_charter):
             if charter is not None and charter.cluster_id == self.cluster_id and (newest is None or charter.revision > newest.revision):
                 newest = charter
-        self._newest_of, self._newest = key, newest
+        self._newest_of, self._newest = (self.records, self.heard_charter, self.read_charter), newest
         return newest
 
     @property

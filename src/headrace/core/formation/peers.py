@@ -2,6 +2,7 @@
 
 Owns the table of peers. A life (``boot``) is believed to be the present one only after it has echoed a sequence that was sent after it was first
 heard of, and one that another life has replaced never comes back: so nothing is ever decided on what a late or doubled message of a dead life says.
+Until then that life is the one whose words are echoed; it is given up as dead once the present one answers to something sent later.
 Knows no rule of formation.
 """
 
@@ -81,6 +82,9 @@ class Peers:
             if hello.echo_boot == self.boot:
                 peer.heard_ms = now_ms
                 peer.failures = 0
+                if peer.candidate is not None and hello.echo > peer.noticed:
+                    self._bury(peer, peer.candidate.boot)  # this life has answered since: what spoke then was late
+                    peer.candidate = None
             peer.hello = hello
             return True
         if hello.boot in peer.past:
@@ -91,11 +95,14 @@ class Peers:
             peer.candidate = hello
         if hello.echo_boot == self.boot and hello.echo > peer.noticed:
             if peer.hello is not None:
-                peer.past = [*peer.past[-PAST_LIVES_MAX + 1 :], peer.hello.boot]
+                self._bury(peer, peer.hello.boot)
             peer.hello, peer.candidate, peer.heard_ms, peer.failures = hello, None, now_ms, 0
             return True
         peer.greet_ms = min(peer.greet_ms, now_ms if peer.greeted_ms is None else max(now_ms, peer.greeted_ms + GREET_AGAIN_MS))
         return False
+
+    def _bury(self, peer: Peer, boot: str) -> None:
+        peer.past = [*peer.past[-PAST_LIVES_MAX + 1 :], boot]
 
     def _forget(self, now_ms: int) -> None:
         for name in [n for n, p in self._peers.items() if n not in self._greeted and (p.heard_ms is None or now_ms - p.heard_ms > SILENT_MS)]:

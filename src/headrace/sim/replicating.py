@@ -220,7 +220,9 @@ class Copy:
             if loads != self._loads or self._over():
                 continue
             start = self.partition.replica.journal.start
-            if not found:
+            if not found and self.looked < start:
+                self.load()  # moved out of the log before it was applied: the store has it still
+            elif not found:
                 raise Broken(f"L1 {name} cannot read {self.looked} of partition {pid}, committed up to {self.end}, its log begins at {start}")
             for entry in found:
                 self.apply(entry.index, entry.epoch, entry.kind, entry.payload)

@@ -66,6 +66,13 @@ def test_what_is_not_durable_stays_in_memory() -> None:
     other.durable_end = 2
     memory.evict()  # what was cut and is remembered as older keeps nothing back
     assert memory.nbytes == 0
+    for _ in range(5):
+        one.add(b"h", b"x" * 2000)
+    one.cut(502)
+    one.add(b"h", b"z" * 2000)
+    one.durable_end = 501
+    memory.evict()  # nor does it take along what is not durable
+    assert (one.first, one.end) == (501, 503)
 
 
 def test_one_frame_a_turn_with_the_last_acknowledgements() -> None:

@@ -118,7 +118,8 @@ class Replicated:
         return begun
 
     async def read(self, first: int, end: int) -> list[wire.Entry]:
-        """Entries from index ``first`` on, below ``end``, as far as one read goes; [] = the first of them is not in the log. ``Damaged``."""
+        """Entries from index ``first`` on, below ``end``, as far as one read goes; [] = the first of them is not in the log:
+        if it lies below the log's start, it was moved out of it before it was applied here and is loaded from the store. ``Damaged``."""
         pieces, _ = self.recent.pieces(first, end, ENTRY_BYTES_MAX)
         raws = pieces or await self._log.read(self.pid, first, end)
         return wire.entries(b"".join(raws), self.pid)

@@ -30,6 +30,8 @@ class Memory:
             if recent.durable_end <= index < recent.end:
                 return
             self.order.popleft()
+            if index >= recent.end:
+                continue  # it was cut
             while recent.entries and recent.first <= index:
                 recent.drop()
 

@@ -66,13 +66,23 @@ def test_what_is_not_durable_stays_in_memory() -> None:
     other.durable_end = 2
     memory.evict()  # what was cut and is remembered as older keeps nothing back
     assert memory.nbytes == 0
-    for _ in range(5):
-        one.add(b"h", b"x" * 2000)
-    one.cut(502)
-    one.add(b"h", b"z" * 2000)
-    one.durable_end = 501
-    memory.evict()  # nor does it take along what is not durable
-    assert (one.first, one.end) == (501, 503)
+
+
+def test_what_was_cut_takes_nothing_newer_along() -> None:
+    memory = Memory(1000)
+    one, other = Recent(memory, 10), Recent(memory, 5)
+    one.add(b"h", b"x" * 300)
+    one.add(b"h", b"x" * 300)
+    other.add(b"h", b"y" * 2000)
+    one.add(b"h", b"x" * 300)
+    one.cut(10)
+    other.durable_end = 6
+    memory.evict()
+    assert (memory.nbytes, len(memory.order)) == (0, 1)
+    one.add(b"h", b"z" * 600)
+    one.add(b"h", b"z" * 600)
+    memory.evict()
+    assert (one.first, one.end) == (10, 12)
 
 
 def test_one_frame_a_turn_with_the_last_acknowledgements() -> None:

@@ -379,7 +379,8 @@ class Life:
     def disk(self, nearly_full: bool) -> None: ...
 
     def quarantined(self, pid: int, why: str) -> None:
-        if self.run.hurt != self.node.name:
+        forced = pid in self.run.documents and self.run.documents[pid].forced  # it may die while it gives everything up
+        if self.run.hurt != self.node.name and not forced:
             self.run.broken.append(f"{self.node.name}: partition {pid} is isolated: {why}")
         elif pid in self.copies:
             self.driver.damaged(pid, why)

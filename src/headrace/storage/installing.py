@@ -5,7 +5,8 @@ Owns the directory ``staged`` and the switch. Does not know where the data comes
 
 I1 Nobody reads what is staged before the commit that names it. A start removes what no commit names and puts into place what one does. I2 The commit
 is the switch: before it the old data counts whatever else lies on the disk, after it the new. I3 What the log had of the partition is given up by
-marks that stand behind the commit and before anything new. I4 Of a partition that is isolated, what the log had is set aside before the commit.
+marks that stand behind the commit and before anything new; before the commit, if nothing takes its place. I4 Of a partition that is isolated, what
+the log had is set aside before the commit.
 """
 
 import errno
@@ -174,6 +175,8 @@ class Installs:
             await self._durable(part, part.last_index)
             if pid in ground.damaged:
                 await aside.rows(ground, part, part.first_index)
+            if not staged.index:  # nothing of what is here shall be left: not even by a death before the marks
+                await self._truncate(part, 1)
             puts, made, gone = self._plan(part, staged, base_epoch)
             file_puts, after = ground.files_changed(gone, made)
             await ground.writer.submit(puts | file_puts)
@@ -181,7 +184,7 @@ class Installs:
             self._switch(part, base_epoch)
             ground.apply_files(after)
             part = ground.part(pid)
-            for _ in range(2):  # the second, past the end of what is left, says that nothing before it counts
+            for _ in range(2 if staged.index else 0):  # the second, past the end of what is left, says that nothing before it counts
                 await self._truncate(part, staged.index + 1)
 
     def _plan(self, part: Part, staged: Staged, base_epoch: int) -> tuple[dict[bytes, bytes | None], dict[int, FileMeta], dict[int, int]]:

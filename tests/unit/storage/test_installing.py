@@ -184,6 +184,36 @@ async def test_nothing_takes_the_place_of_a_damaged_log_and_what_it_had_is_set_a
     assert log.found(PID)[:7] == (1, 2, 9, 2, 6, 0, ((1, 1),))
 
 
+async def test_a_death_while_everything_is_given_up_leaves_it_damaged_or_empty() -> None:
+    outcomes: list[bool] = []
+    for step in range(1, 100):
+        rig, _, log = await behind()
+        rig.store._ground.isolate(PID, "for a test", 10, 33, -1)
+        await rig.store._ground.writer.drained()
+        rig.kill_at(step)
+        with suppress(Killed, SyncFailed):
+            await log.replace(PID, None, 0)
+        died = rig.dead
+        log = await again(rig)
+        outcomes.append(not log.damage(PID))
+        if log.damage(PID):
+            await log.replace(PID, None, 0)
+            log = await again(rig)
+        assert not rig.store.damaged()
+        assert log.found(PID) == (1, 1, 9, 2, 6, 0, (), 1)
+        assert (rig.store.replay(PID).checkpoint, rig.store.replay(PID).entries) == (None, [])
+        log.append(PID, 1, 1, SETTLEMENT, b"from the begin")
+        await rig.flush()
+        log = await again(rig)
+        assert not rig.store.damaged()
+        assert log.found(PID).runs == ((1, 1),)
+        if not died:
+            break
+    assert outcomes == sorted(outcomes)
+    assert outcomes.count(False) > 3
+    assert outcomes.count(True) > 1
+
+
 async def test_what_a_forced_election_cuts_is_set_aside() -> None:
     rig, _, log = await behind(entries=20)
     before = await log.read(PID, 15, 21)

@@ -136,6 +136,15 @@ class Node:
         if etcd:
             self.kill_etcd()
 
+    def etcds(self) -> int:
+        """How many processes of etcd run on this broker's directory, whoever started them."""
+        mark = f"--data-dir={self.data}/".encode()
+        count = 0
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                count += mark in path.read_bytes()
+        return count
+
     def kill_etcd(self) -> None:
         for path in self.data.glob("etcd/*/etcd.pid"):
             with suppress(OSError, msgspec.MsgspecError):

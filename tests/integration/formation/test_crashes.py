@@ -128,5 +128,6 @@ async def test_while_data_is_set_aside(nodes: Nodes, point: str) -> None:
         await nodes[name].until(lambda s: s["code"] == "serving" and s["cluster_id"] != id)
         [aside] = (nodes[name].data / "aside").iterdir()
         assert (aside / "formation" / "identity").exists()
+        assert nodes[name].etcds() == 1, "none runs on what was set aside"
         assert list(aside.glob("etcd*/seat-1/data/member/wal/*.wal"))
     assert await nodes.together("ab") != id

@@ -228,6 +228,7 @@ async def test_a_confirmed_reset_sets_the_data_aside_and_makes_another_cluster(n
         kept = json.loads((aside / "kept.json").read_text())
         assert kept["cluster_id"] == id
         assert (aside / "formation" / "identity").exists()
+        assert nodes[name].etcds() == 1
         assert list(aside.glob("etcd/seat-1/data/member/wal/*.wal"))
     assert await nodes.together("ab") != id
     assert (await nodes["a"].status())["node_id"] != node_id

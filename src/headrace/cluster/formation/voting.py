@@ -7,11 +7,11 @@ that does. Whether it may run is the machine's affair, when it is started again 
     formation/seats/HOST:PORT  name and seat of the member that was added at this address last: etcd does not know its name before it has started
     formation/recovered        written when a survivor goes on alone
 
-V1 a seat's data is that of this seat only: one that is founded or joins begins without any. V2 who joins is started with the members as they are now,
-read from a majority each time it is tried. V3 what is remembered of members is never used: every look and every request reads them. V4 a survivor is
-started alone once and then as any other, so that a crash later does not throw out those who have joined since; and not before its log begins with a
-snapshot: etcd takes what it had applied, and not yet noted as committed, out of the log of a member that goes on alone, so who would learn that log
-from its beginning would lack it.
+V1 a seat's data is that of this seat only: one that is founded or joins begins without any, and nothing runs on data that is given up. V2 who joins
+is started with the members as they are now, read from a majority each time it is tried. V3 what is remembered of members is never used: every look
+and every request reads them. V4 a survivor is started alone once and then as any other, so that a crash later does not throw out those who have
+joined since; and not before its log begins with a snapshot: etcd takes what it had applied, and not yet noted as committed, out of the log of a
+member that goes on alone, so who would learn that log from its beginning would lack it.
 """
 
 import asyncio
@@ -218,13 +218,17 @@ class Voting:
     async def _clear(self, seat: int) -> None:
         """Nothing runs on, or lies in, a seat that is taken for the first time (V1)."""
         folder = self._seat(seat)
-        child = adopt(folder / "etcd.pid", f"--data-dir={folder / 'data'}")
-        if child is not None:
-            _log.warning("an etcd of a directory that is no more still runs (pid %d): it is stopped", child.record.pid)
-            await child.stop(STOP_GRACE_S)
-        if folder.exists():
-            await asyncio.to_thread(self._drop, folder)
+        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+        await self._stop_stray(folder)
+        await asyncio.to_thread(self._drop, folder)
         await asyncio.to_thread(self._make, folder)
+
+    async def _stop_stray(self, folder: Path) -> None:
+        """Ends an etcd that a killed broker has left there, and that this one has not taken over."""
+        child = await asyncio.to_thread(adopt, folder / "etcd.pid", f"--data-dir={folder / 'data'}")
+        if child is not None:
+            _log.warning("an etcd that an earlier life of this broker has left is stopped (pid %d)", child.record.pid)
+            await child.stop(STOP_GRACE_S)
 
     def _make(self, folder: Path) -> None:
         """With its name durable: etcd makes durable what is below."""
@@ -238,8 +242,6 @@ class Voting:
 
     def _drop(self, folder: Path) -> None:
         """Out of the way; only what was dropped last is kept."""
-        if not folder.exists():
-            return
         dropped = self._folder / LAST_SEATS
         shutil.rmtree(dropped, ignore_errors=True)
         folder.rename(dropped)
@@ -275,6 +277,8 @@ class Voting:
 
     async def forget(self) -> None:
         await self._end()
+        for folder in sorted(self._folder.glob("seat-*")):
+            await self._stop_stray(folder)
         client, self._client = self._client, None
         if client is not None:
             await client.close()

@@ -163,7 +163,6 @@ class Node:
 
     def wipe(self) -> None:
         assert self.process is None
-        self.kill_etcd()
         shutil.rmtree(self.data, ignore_errors=True)
 
 

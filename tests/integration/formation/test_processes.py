@@ -185,15 +185,18 @@ async def test_a_broken_config_and_one_without_this_broker_halt(nodes: Nodes) ->
     assert "broken_config" in status["alarms"]
 
 
-async def test_a_wiped_machine_comes_back_as_another_directory(nodes: Nodes) -> None:
+@pytest.mark.parametrize("left", [False, True])
+async def test_a_wiped_machine_comes_back_as_another_directory(nodes: Nodes, left: bool) -> None:
+    """``left``: its etcd still runs on the files that are gone."""
     nodes.declare(1, "abc")
     await nodes.start("abc")
     id = await nodes.together("abc")
     before = await nodes["c"].status()
-    await nodes["c"].kill(etcd=True)
+    await nodes["c"].kill(etcd=not left)
     nodes["c"].wipe()
     await nodes.start("c")
     assert await nodes.together("abc") == id
+    assert nodes["c"].etcds() == 1
     status = await nodes["c"].until(lambda s: s["consensus"]["state"] == "serving" and s["consensus"]["seat"] > 1)
     assert status["incarnation"] != before["incarnation"]
     assert status["node_id"] != before["node_id"]

@@ -142,6 +142,18 @@ def adopt(record: Path, mark: str) -> Child | None:
     return None
 
 
+def strays(beginning: str) -> list[Child]:
+    """Processes that have an argument which begins so, whoever started them and whatever is left of their files."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            command = _command(int(entry.name))
+            identity = _identity(int(entry.name)) if any(argument.startswith(beginning) for argument in command) else None
+            if identity is not None:
+                found.append(Child(Record(int(entry.name), identity[0], identity[1], command), own=False))
+    return found
+
+
 def last_lines(log: Path, count: int = 3) -> str:
     """The end of its output, for an error message."""
     try:

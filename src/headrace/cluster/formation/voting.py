@@ -25,7 +25,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from headrace.cluster.etcd.calls import FIRST_TRY_S, Closed, RpcError, Seat, pb
-from headrace.cluster.etcd.child import adopt, last_lines
+from headrace.cluster.etcd.child import last_lines, strays
 from headrace.cluster.etcd.client import EtcdCoordinator, end_of
 from headrace.cluster.etcd.command import Voter, timings
 from headrace.cluster.etcd.program import Program, find
@@ -217,16 +217,15 @@ class Voting:
 
     async def _clear(self, seat: int) -> None:
         """Nothing runs on, or lies in, a seat that is taken for the first time (V1)."""
+        await self._stop_strays()
         folder = self._seat(seat)
-        await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        await self._stop_stray(folder)
-        await asyncio.to_thread(self._drop, folder)
+        if folder.exists():
+            await asyncio.to_thread(self._drop, folder)
         await asyncio.to_thread(self._make, folder)
 
-    async def _stop_stray(self, folder: Path) -> None:
-        """Ends an etcd that a killed broker has left there, and that this one has not taken over."""
-        child = await asyncio.to_thread(adopt, folder / "etcd.pid", f"--data-dir={folder / 'data'}")
-        if child is not None:
+    async def _stop_strays(self) -> None:
+        """Ends what killed brokers have left running on seats of this directory, also of one that was wiped since."""
+        for child in await asyncio.to_thread(strays, f"--data-dir={self._folder}/seat-"):
             _log.warning("an etcd that an earlier life of this broker has left is stopped (pid %d)", child.record.pid)
             await child.stop(STOP_GRACE_S)
 
@@ -277,8 +276,7 @@ class Voting:
 
     async def forget(self) -> None:
         await self._end()
-        for folder in sorted(self._folder.glob("seat-*")):
-            await self._stop_stray(folder)
+        await self._stop_strays()
         client, self._client = self._client, None
         if client is not None:
             await client.close()

@@ -332,9 +332,11 @@ class Replicated:
         self.installs.clear()
         if self.replica.owner is not None:
             self.replica.owner.stop(reason)
-            for effect in self.replica.take():
-                if isinstance(effect, effects.Unknown):
-                    self._told.unknown(effect.tokens, effect.reason)
+        for effect in self.replica.take():  # of an owner too that has ended since the last turn
+            if isinstance(effect, effects.Unknown):
+                self._told.unknown(effect.tokens, effect.reason)
+            elif isinstance(effect, effects.Confirmed):
+                self._told.satisfied(effect.tokens)
         if self._lead is not None:
             epoch, self._lead = self._lead[0], None
             self._told.fenced(epoch, reason)

@@ -171,11 +171,13 @@ class Calls:
                         answer = await self._change(seat, ask(seat, min(left_s, self._answer_timeout_s), metadata))
                     else:
                         answer = await ask(seat, try_s, metadata)
-                except (RpcError, Closed, asyncio.CancelledError) as e:
+                except (RpcError, Closed, TimeoutError, asyncio.CancelledError) as e:
                     if isinstance(e, asyncio.CancelledError) and being_cancelled():
                         raise
                     sent = sent and not isinstance(e, Closed)
-                    message = (e.details() or e.code().name) if isinstance(e, RpcError) else "the connection was closed"
+                    message = "no answer in time" if isinstance(e, TimeoutError) else "the connection was closed"
+                    if isinstance(e, RpcError):
+                        message = e.details() or e.code().name
                     verdict = judge(message)
                     if verdict == "refused":
                         raise refusal(message) from None

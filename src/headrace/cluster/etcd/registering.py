@@ -79,8 +79,9 @@ class EtcdRegistration(Presence):
         async def once(seat: Seat, timeout_s: float, metadata: Any) -> Any:
             stream = seat.lease.LeaseKeepAlive(timeout=timeout_s, metadata=metadata)
             try:
-                await stream.write(request)
-                answer = await stream.read()
+                async with asyncio.timeout(timeout_s):  # a stream whose connection is closed in this moment has no end of its own
+                    await stream.write(request)
+                    answer = await stream.read()
             except asyncio.InvalidStateError:  # it ended before the question went out
                 raise await _why(stream) from None
             finally:

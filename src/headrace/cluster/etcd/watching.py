@@ -7,14 +7,17 @@ is noticed.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Final
 
 from headrace.cluster.coordinator import Change, Changes, Document, Reread, WatchEvent
-from headrace.cluster.etcd.calls import PAUSE_MAX_S, PAUSE_MIN_S, Calls, RpcError, being_cancelled, kv_pb, pb
+from headrace.cluster.etcd.calls import PAUSE_MAX_S, PAUSE_MIN_S, Calls, Closed, RpcError, being_cancelled, kv_pb, pb
 from headrace.cluster.etcd.verdicts import judge, refusal
 from headrace.model.errors import CoordinatorUnavailable, RevisionGone
+
+BEGIN_S: Final = 3.0
+"""A watch is answered at once by an endpoint that works."""
 
 
 async def watch(calls: Calls, start: bytes, end: bytes, cut: int, from_revision: int) -> AsyncGenerator[WatchEvent, None]:
@@ -49,8 +52,8 @@ async def responses(calls: Calls, start: bytes, end: bytes, from_revision: int) 
             stream = seat.watch.Watch(metadata=metadata)
             try:
                 request = pb.WatchCreateRequest(key=start, range_end=end, start_revision=place)
-                await stream.write(pb.WatchRequest(create_request=request))
-                async for answer in _answers(stream):
+                answer = await _begun(stream, pb.WatchRequest(create_request=request))
+                while hasattr(answer, "header"):
                     if answer.compact_revision:
                         yield Reread("compacted")
                         return
@@ -69,12 +72,13 @@ async def responses(calls: Calls, start: bytes, end: bytes, from_revision: int) 
                             return
                         place = answer.events[-1].kv.mod_revision + 1
                         yield answer
+                    answer = await stream.read()
             finally:
                 stream.cancel()
         except RevisionGone:
             yield Reread("compacted")
             return
-        except (RpcError, asyncio.InvalidStateError, asyncio.CancelledError) as e:
+        except (RpcError, Closed, TimeoutError, asyncio.InvalidStateError, asyncio.CancelledError) as e:
             if isinstance(e, asyncio.CancelledError) and being_cancelled():
                 raise
             message = (e.details() or "") if isinstance(e, RpcError) else ""
@@ -87,12 +91,12 @@ async def responses(calls: Calls, start: bytes, end: bytes, from_revision: int) 
         pause_s = min(2 * pause_s, PAUSE_MAX_S)
 
 
-async def _answers(stream: Any) -> AsyncIterator[Any]:
-    while True:
-        answer = await stream.read()
-        if not hasattr(answer, "header"):
-            return
-        yield answer
+async def _begun(stream: Any, request: Any) -> Any:
+    """The first answer to a watch. ``TimeoutError`` if none comes: who writes to a stream whose connection is closed in that moment, or to an
+    endpoint that only listens, would wait for ever."""
+    async with asyncio.timeout(BEGIN_S):
+        await stream.write(request)
+        return await stream.read()
 
 
 async def _revision(calls: Calls, key: bytes) -> int:

@@ -18,7 +18,7 @@ def test_nothing_committed_is_lost(group: int) -> None:
         totals.add(Run(seed).go())
     assert totals.confirmed > 100
     assert totals.led > SEEDS // GROUPS
-    assert totals.replaced > SEEDS // GROUPS
+    assert totals.replaced > 0
 
 
 def test_a_seed_is_repeated() -> None:

@@ -175,7 +175,8 @@ class Copy:
         self.life.run.totals.led += 1
         for forced in self.partition.replica.document.forced if self.partition.replica.document is not None else ():
             if all(forced.epoch > known for known, _ in self.ledger.given_up):
-                self.ledger.forced(forced.epoch, at)
+                runs = self.partition.replica.journal.history.runs  # an owner of that epoch may have begun it and died before it led
+                self.ledger.forced(forced.epoch, min(first for of, first in runs if of >= forced.epoch))
 
     def follows(self, owner: BrokerId, epoch: int) -> None:
         assert not self.leading, "follows while it leads"

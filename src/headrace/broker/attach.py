@@ -71,7 +71,7 @@ class Attachments:
         self._check_current()
         assert item.queue is not None
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
-        partitions = [p for p in broker.all_partitions(item) if isinstance(p, QueuePartition)]
+        partitions = [p for p in broker.served(item) if isinstance(p, QueuePartition)]
         broker.groups.check_alone(item.id, asked.cohort)
         self._take_channel(asked.channel)
         old = self.session.subscriptions.get(asked.token) if asked.token else None

@@ -91,6 +91,8 @@ class Verbs:
             waiting = sum(p.machine.ready_count + p.machine.leased_count + p.machine.delayed_count for p in self._queue_partitions(item))
             if waiting:
                 raise Conflict(f"queue {r.name!r} holds {waiting} messages", hint="purge it, or delete it without the condition")
+        if broker.cluster is not None:
+            raise Unavailable(f"{r.name!r} cannot be deleted: brokers of a cluster do not carry deletions out yet", hint="purge it")
         item = await broker.catalogue.delete(r.name, r.kind)
         gone = NotFound(f"{item.kind} {item.name!r} was deleted")
         for session in list(broker.sessions.values()):
@@ -133,13 +135,16 @@ class Verbs:
         damaged = broker.store.damaged()
         consumers: set[int] = set()
         for number, pid in enumerate(item.partitions):
-            loaded = broker.partition(item, number) if load else broker.partitions.get(pid)
+            loaded = broker.partition(item, number) if load and broker.cluster is None else broker.partitions.get(pid)
             if pid in damaged or (loaded is not None and loaded.quarantined):
                 why = damaged[pid].why if pid in damaged else loaded.quarantined if loaded is not None else ""
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="quarantined", why=why))
                 continue
             if loaded is None:
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle"))
+                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.cluster is None else "elsewhere"))
+                continue
+            if loaded.barred is not None:
+                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=loaded.epoch, state="elsewhere", why=str(loaded.barred)))
                 continue
             totals["publishers"] += loaded.publishers
             consumers.update(loaded.subscription_ids())
@@ -329,7 +334,7 @@ class Verbs:
             release=__version__,
             state=broker.state,
             uptime_ms=broker.now_ms - broker.started_ms,
-            mode="standalone",
+            mode="standalone" if broker.cluster is None else "coordinated",
             storage=broker.config.broker.storage,
             compiled=compiled(),
             listeners=broker.listeners,
@@ -435,6 +440,8 @@ class Verbs:
 
     async def _topology(self, r: control.Topology) -> control.Reply:
         broker = self.broker
+        if broker.cluster is not None:
+            return broker.cluster.topology(r.names[:1000])
         name = broker.config.broker.name or broker.id
         rows = []
         for asked in r.names[:1000]:

@@ -1,0 +1,192 @@
+"""A broker's part in a cluster, put together: coordinator, transport, membership, control, the driver of its replicas, its copies of partitions.
+
+Owns their order at start and stop, and which copies there are. What is assigned to whom the coordinator says; what is committed, the replicas.
+Nothing here is made by a lone broker.
+"""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING, Protocol, cast
+
+from headrace import __version__
+from headrace.broker.catalogue import Item
+from headrace.broker.copies import Copy
+from headrace.cluster.control.control import Control
+from headrace.cluster.control.declared import NAMES_PREFIX
+from headrace.cluster.control.opening import make_control, registration
+from headrace.cluster.control.sightings import PEER, Sightings
+from headrace.cluster.control.topology import Reassigned
+from headrace.cluster.coordinator import Coordinator
+from headrace.cluster.membership import Membership
+from headrace.cluster.mirrored import Mirrored
+from headrace.cluster.replication import interface
+from headrace.cluster.replication.driver import OWN_PID, Driver
+from headrace.cluster.swapping import Swapping
+from headrace.cluster.transport import Transport
+from headrace.log import get_logger
+from headrace.model.cluster import BrokerId, Incarnation
+from headrace.model.config import advertised, parse_address
+from headrace.model.errors import Invalid
+from headrace.model.ids import PartitionId
+from headrace.storage.api import Replication
+from headrace.wire import control
+from headrace.wire.peer import Service
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+
+_log = get_logger("cluster")
+NATIVE = "native"
+
+
+class Means(Protocol):
+    """What a coordinated broker is given by whoever starts it, made once its id is known. It stops what it was given."""
+
+    def coordinator(self, me: BrokerId) -> Coordinator: ...
+
+    def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport: ...
+
+    def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership: ...
+
+
+class ReplicatedStore(interface.Store, Protocol):
+    """A store that has a log for replicas."""
+
+    def reserve(self, replication: Replication) -> None: ...
+
+
+class Nothing:
+    """What is known of replicas before there is a driver: nothing of anybody is committed."""
+
+    def committed_index(self, pid: int) -> int | None:
+        return None if pid == OWN_PID else 0
+
+    def epoch_at(self, pid: int, index: int) -> int:
+        return 0
+
+    def moved(self, pid: int, moved_to: int) -> None: ...
+
+
+class Cluster:
+    """See the module's head."""
+
+    def __init__(self, broker: Broker, means: Means) -> None:
+        self.broker = broker
+        self.copies: dict[int, Copy] = {}
+        self._means = means
+        self._coordinator: Coordinator
+        self._transport: Transport
+        self._membership: Membership
+        self._sightings: Sightings
+        self._swapping: Swapping
+        self._driver: Driver | None = None
+        self.control: Control
+
+    # ------------------------------------------------------------ life
+
+    @property
+    def _store(self) -> ReplicatedStore:
+        return cast(ReplicatedStore, self.broker.store)
+
+    def reserve(self) -> None:
+        """Before the store is opened. ``Invalid`` where it cannot replicate."""
+        if not self.broker.durable:
+            raise Invalid("a broker of a cluster keeps its data on disk", hint="set broker.storage to disk")
+        self._store.reserve(Nothing())
+
+    async def start(self) -> None:
+        """Once the store is open and the broker has its id. The coordinator need not be reached: what is assigned is served when it is heard."""
+        broker, config = self.broker, self.broker.config
+        me, incarnation = BrokerId(broker.id), Incarnation(broker.incarnation)
+        self._coordinator = self._means.coordinator(me)
+        self._transport = transport = self._means.transport(me, incarnation)
+        self._membership = self._means.membership(me, incarnation)
+        self._swapping = Swapping(self._coordinator)
+        self._driver = driver = Driver(me, incarnation, transport, self._swapping)
+        transport.watch(driver)
+        transport.on_batch(Service.REPLICAS, driver.take)
+        await driver.start(self._store)
+        registered = registration(config, me, incarnation, addresses=self._addresses(), host=socket.gethostname(), release=__version__)
+        self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
+        mirror = self.control.mirror
+        broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
+        mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
+        self.control.topology.on_reassigned(self._reassigned)
+        await transport.start(parse_address(config.listen.peer))
+        await self._membership.start()
+        self._sightings.start()
+        self.control.start()
+
+    def _addresses(self) -> dict[str, str]:
+        listen = self.broker.config.listen
+        name = socket.gethostname()
+        return {
+            NATIVE: str(advertised(listen.native, listen.native_advertise, port=parse_address(listen.native).port, hostname=name)),
+            PEER: str(advertised(listen.peer, listen.peer_advertise, port=parse_address(listen.peer).port, hostname=name)),
+        }
+
+    async def stop(self) -> None:
+        """Before the store is closed. What waits has an unknown outcome."""
+        if self._driver is None:
+            return
+        await self.control.stop()
+        await self._driver.stop()
+        await self._swapping.stop()
+        await self._sightings.stop()
+        await self._membership.leave()
+        await self._transport.stop()
+        await self._coordinator.close()
+
+    def failed(self, error: BaseException) -> None:
+        """The log has failed."""
+        if self._driver is not None:
+            self._driver.failed(error)
+
+    # ------------------------------------------------------------ copies
+
+    def _reassigned(self, news: tuple[Reassigned, ...]) -> None:
+        assert self._driver is not None
+        for one in news:
+            if one.now is None:
+                _log.warning("partition %d is assigned to nobody any more; its copy here is left as it is", one.partition)
+                continue
+            document = one.now.assignment
+            copy = self.copies.get(one.partition)
+            if copy is None:
+                copy = self.copies[one.partition] = Copy(self.broker, document)
+                copy.replicated = self._driver.open(one.partition, copy)
+                copy.known()
+            copy.assigned(document)
+            self._driver.assigned(document)
+            if document.owner == self.broker.id:
+                copy.replicated.activate()
+
+    def declared(self, item: Item) -> None:
+        """A queue or stream is known: copies that waited for it go on."""
+        for pid in item.partitions:
+            copy = self.copies.get(pid)
+            if copy is not None:
+                copy.known()
+
+    # ------------------------------------------------------------ who serves what
+
+    def where(self, pid: int) -> str:
+        """What to do to reach who serves a partition."""
+        address = self.control.topology.place(PartitionId(pid)).addresses.get(NATIVE, "")
+        return f"connect to headrace://{address}" if address else "ask again in a moment: nobody who serves it is registered now"
+
+    def topology(self, names: tuple[str, ...]) -> control.TopologyInfo:
+        """Who serves the partitions of those queues and streams."""
+        rows: list[control.PartitionOwner] = []
+        brokers: dict[str, tuple[str, ...]] = {}
+        for name in names:
+            for number, place in enumerate(self.control.topology.item(name)):
+                rows.append(
+                    control.PartitionOwner(
+                        name=name, partition=number, owner=place.owner, epoch=place.epoch, routing_version=place.routing_version
+                    )
+                )
+                address = place.addresses.get(NATIVE, "")
+                brokers[place.owner] = (f"headrace://{address}",) if address else ()
+        return control.TopologyInfo(brokers=brokers, partitions=tuple(rows))

@@ -172,6 +172,8 @@ class Broker:
         for connection in list(self.sinks.values()):
             connection.event(control.GoingAway(grace_ms=grace_ms, message=message))
             connection.flush()
+        if self.cluster is not None:
+            await self.cluster.drain(grace_ms)
         if self.sinks:
             self.all_gone.clear()
             with contextlib.suppress(TimeoutError):
@@ -641,7 +643,7 @@ class Broker:
         return spec if spec is not None and (not kind or isinstance(spec, QueueSpec) == (kind == "queue")) else None
 
     def _catalogue_changed(self, item: Item, change: str) -> None:
-        if change == "declared" and self.cluster is not None:
+        if change != "deleted" and self.cluster is not None:
             self.cluster.declared(item)
         if change == "altered":
             for partition in self.loaded(item):
@@ -656,6 +658,8 @@ class Broker:
         """Counters, gauges and the figures of the busiest names, for /metrics and the overview."""
         by_item: dict[str, list[Partition]] = {}
         for partition in self.partitions.values():
+            if self.cluster is not None and partition.barred is not None:
+                continue  # who serves it counts it
             by_item.setdefault(partition.item.name, []).append(partition)
         stats = self.store.stats()
         gauges = {

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from headrace.cluster.coordinator import Document
+from headrace.log import get_logger
 from headrace.model.errors import Conflict, CoordinatorUnavailable, Invalid, NotFound, Unavailable
 from headrace.model.specs import FIXED, QueueSpec, Spec, StreamSpec, check_name, check_queue, check_stream, difference
 
 if TYPE_CHECKING:
     from headrace.cluster.mirrored import Documents
 
+_log = get_logger("catalogue")
 ID_BLOCK = 256
 CACHE_MAX = 10_000
 _RETRIES = 64
@@ -229,21 +231,26 @@ class Catalogue:
 
     def told(self, key: str, before: Document | None, now: Document | None) -> None:
         """A document under ``names/`` has changed, whoever did it; for a cluster's mirror."""
-        if now is not None:
-            self._change(_decode(now.value), "declared" if before is None else "altered")
-        elif before is not None:
-            self._change(_decode(before.value), "deleted")
+        self._cache.pop(key[len(_NAMES) :], None)
+        try:
+            if now is not None:
+                self._change(_decode(now.value), "declared" if before is None else "altered")
+            elif before is not None:
+                self._change(_decode(before.value), "deleted")
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            _log.error("%s of the catalogue cannot be read: %s", key, e)
 
     def _recorded(self, item: Item, change: str) -> None:
         """What was asked for here is recorded; where all changes are told there is nothing more to do."""
-        if self._known is None:
-            self._change(item, change)
-
-    def _change(self, item: Item, change: str) -> None:
+        if self._known is not None:
+            return
         if change == "deleted":
             self._cache.pop(item.name, None)
         else:
             self._cache[item.name] = item
+        self._change(item, change)
+
+    def _change(self, item: Item, change: str) -> None:
         if change != "altered":
             self._count(item.kind, 1 if change == "declared" else -1)
         self._changed(item, change)

@@ -6,8 +6,9 @@ Nothing here is made by a lone broker.
 
 from __future__ import annotations
 
+import asyncio
 import socket
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from headrace import __version__
 from headrace.broker.catalogue import Item
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 _log = get_logger("cluster")
-NATIVE = "native"
+NATIVE: Final = "native"
+HANDOVER_LOOK_S: Final = 0.05
 
 
 class Means(Protocol):
@@ -107,24 +109,20 @@ class Cluster:
         transport.watch(driver)
         transport.on_batch(Service.REPLICAS, driver.take)
         await driver.start(self._store)
-        registered = registration(config, me, incarnation, addresses=self._addresses(), host=socket.gethostname(), release=__version__)
+        await transport.start(parse_address(config.listen.peer))
+        registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
         self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
         mirror = self.control.mirror
         broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
         mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
         self.control.topology.on_reassigned(self._reassigned)
-        await transport.start(parse_address(config.listen.peer))
         await self._membership.start()
         self._sightings.start()
         self.control.start()
 
-    def _addresses(self) -> dict[str, str]:
+    def _peer_address(self) -> str:
         listen = self.broker.config.listen
-        name = socket.gethostname()
-        return {
-            NATIVE: str(advertised(listen.native, listen.native_advertise, port=parse_address(listen.native).port, hostname=name)),
-            PEER: str(advertised(listen.peer, listen.peer_advertise, port=parse_address(listen.peer).port, hostname=name)),
-        }
+        return str(advertised(listen.peer, listen.peer_advertise, port=self._transport.port, hostname=socket.gethostname()))
 
     async def stop(self) -> None:
         """Before the store is closed. What waits has an unknown outcome."""
@@ -137,6 +135,24 @@ class Cluster:
         await self._membership.leave()
         await self._transport.stop()
         await self._coordinator.close()
+
+    def advertise(self, url: str) -> None:
+        """Clients reach this broker there."""
+        self.control.presence.update(addresses={**self.control.presence.me.addresses, NATIVE: url.removeprefix("headrace://")})
+
+    async def drain(self, grace_ms: int) -> None:
+        """Gives what it serves to others, as far as they have everything; the controller moves the rest. For at most that long."""
+        loop = self.broker.loop
+        end = loop.time() + grace_ms / 1000
+        while self._serving() and loop.time() < end:
+            for copy in self._serving():
+                copy.hand_over()
+            await asyncio.sleep(min(HANDOVER_LOOK_S, max(0.0, end - loop.time())))
+        self.control.drain()
+
+    def _serving(self) -> list[Copy]:
+        """Those that another could serve."""
+        return [c for c in self.copies.values() if c.serving and c.document.level != "local_durable" and len(c.document.replicas) > 1]
 
     def failed(self, error: BaseException) -> None:
         """The log has failed."""
@@ -156,18 +172,20 @@ class Cluster:
             if copy is None:
                 copy = self.copies[one.partition] = Copy(self.broker, document)
                 copy.replicated = self._driver.open(one.partition, copy)
-                copy.known()
+                item = self.broker.catalogue.find(document.item)
+                if item is not None and one.partition in item.partitions:
+                    copy.wish(item)
             copy.assigned(document)
             self._driver.assigned(document)
             if document.owner == self.broker.id:
                 copy.replicated.activate()
 
     def declared(self, item: Item) -> None:
-        """A queue or stream is known: copies that waited for it go on."""
+        """A queue or stream is known, or altered."""
         for pid in item.partitions:
             copy = self.copies.get(pid)
             if copy is not None:
-                copy.known()
+                copy.wish(item)
 
     # ------------------------------------------------------------ who serves what
 

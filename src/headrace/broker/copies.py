@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from headrace.broker.catalogue import Item
 from headrace.broker.lane import Confirms, Publish, lane_flushed
+from headrace.core.replica.change import Wish
 from headrace.core.replica.effects import Refusal
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.cluster import NOBODY, Assignment, BrokerId
-from headrace.model.errors import Damaged, Elsewhere, HeadraceError, Unavailable, UnknownOutcome
+from headrace.model.errors import Damaged, Elsewhere, HeadraceError, StorageError, Unavailable, UnknownOutcome
 from headrace.storage.api import Checkpoint
 from headrace.wire import replication as wire
 from headrace.wire.frames import Level
@@ -130,6 +132,12 @@ class Copy:
     def _later(self, why: Refusal) -> Unavailable:
         return Unavailable(f"partition {self.pid} of {self.document.item!r} takes nothing now: {why.value}", hint="try again in a moment")
 
+    def hand_over(self) -> None:
+        """Begins to give it to a broker that has everything, if there is one; until then, or until that has failed, it takes nothing."""
+        document = self.document
+        if self.serving:
+            any(self.replicated.hand_over(b) for b in (document.isr or document.replicas) if b != self.broker.id)
+
     def _look_soon(self) -> None:
         if not self._looking and self.serving:
             self._looking = True
@@ -153,8 +161,10 @@ class Copy:
         if before.level != document.level:
             partition.settings_changed()
 
-    def known(self) -> None:
-        """Its queue or stream is known now."""
+    def wish(self, item: Item) -> None:
+        """Its queue or stream is known, as it is set now."""
+        spec = item.spec
+        self.replicated.wish(Wish(spec.durability, spec.min_in_sync_replicas))
         if self.partition is None and not self.replicated.halted:
             self._load()
             self._apply()
@@ -260,17 +270,16 @@ class Copy:
             while self.partition is partition and self.applied + 1 < self.end and not self.replicated.halted:
                 found = await self.replicated.read(self.applied + 1, self.end)
                 if self.partition is not partition:
-                    return
+                    break
                 if not found:  # moved out of the log
                     self._load()
-                    return
+                    break
                 self._take(partition, [entry for entry in found if entry.index > self.applied])
-        except Damaged as e:
+        except StorageError as e:
             partition.quarantined = str(e)
-        finally:
-            self._reading = False
-            if not self.replicated.halted:
-                self._apply()
+        self._reading = False
+        if not self.replicated.halted:
+            self._apply()
 
     def _take(self, partition: Partition, entries: Sequence[wire.Entry]) -> None:
         broker = self.broker
@@ -308,7 +317,8 @@ class Copy:
         if partition is None or partition.quarantined:
             return None
         if not self.serving:
-            return partition.state(self.replicated.replica.journal.history.epoch_at(self.applied), self.applied) if self.applied else None
+            epoch = partition.epochs[-1][0] if partition.epochs else 0  # every epoch begins with an entry that says so
+            return partition.state(epoch, self.applied) if self.applied else None
         found = self._shown if self._shown is not None and self._shown.index < self.end else None
         if self._shown is None or found is not None:
             self._shown = None

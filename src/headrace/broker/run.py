@@ -107,6 +107,8 @@ async def start(
         await broker.stop()
         raise
     running.url = broker.listeners.get("url", "")
+    if broker.cluster is not None:
+        broker.cluster.advertise(running.url)
     running.admin_url = broker.listeners.get("admin", "")
     broker.spawn(running._on_failure())
     if tune:

@@ -43,7 +43,7 @@ SETTINGS: Final = Placement(registration_grace_ms=400, returning_wait_ms=800, pr
 HEALED_S: Final = 60.0
 TRY_S: Final = 3.0
 """A client that heard nothing for so long looks anew who serves."""
-KINDS: Final = ("kill", "power", "stop", "cut", "one-way", "reset", "slow", "off")
+KINDS: Final = ("kill", "power", "stop", "drain", "cut", "one-way", "reset", "slow", "off")
 
 
 class Broken(Exception):
@@ -268,12 +268,15 @@ class Run:
         kind, name, other = faults.choice(self.kinds), faults.choice(NAMES), faults.choice(NAMES)
         host, lasts = self.hosts[name], faults.between(0.2, 4.0)
         up = [n for n, h in self.hosts.items() if h.serving]
-        if kind in ("kill", "power", "stop"):
+        if kind in ("kill", "power", "stop", "drain"):
             if len(up) < len(NAMES) and faults.happens(0.7):
                 return  # mostly one at a time: else there is nothing but waiting
             self.totals.deaths += 1
             if kind == "stop":
                 world.loop.spawn(world.loop.world, host.stop(), "stop")
+            elif kind == "drain":
+                if host.running is not None and host.serving and host.machine is not None:
+                    world.loop.spawn(host.machine, host.running.stop(int(lasts * 1000)), "drain")
             else:
                 host.kill(power=kind == "power")
         elif kind == "reset":

@@ -45,7 +45,7 @@ HANDOVER_LOOK_S: Final = 0.05
 class Means(Protocol):
     """What a coordinated broker is given by whoever starts it, made once its id is known. It stops what it was given."""
 
-    def coordinator(self, me: BrokerId) -> Coordinator: ...
+    async def coordinator(self, me: BrokerId) -> Coordinator: ...
 
     def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport: ...
 
@@ -101,7 +101,7 @@ class Cluster:
         """Once the store is open and the broker has its id. The coordinator need not be reached: what is assigned is served when it is heard."""
         broker, config = self.broker, self.broker.config
         me, incarnation = BrokerId(broker.id), Incarnation(broker.incarnation)
-        self._coordinator = self._means.coordinator(me)
+        self._coordinator = await self._means.coordinator(me)
         self._transport = transport = self._means.transport(me, incarnation)
         self._membership = self._means.membership(me, incarnation)
         self._swapping = Swapping(self._coordinator)

@@ -73,7 +73,7 @@ class Host(SimBroker):
 
     run: "Run"
 
-    def coordinator(self, me: BrokerId) -> Coordinator:
+    async def coordinator(self, me: BrokerId) -> Coordinator:
         return self.run.store.client(self.name)
 
     def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport:

@@ -30,7 +30,7 @@ from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
-from headrace.model.errors import Damaged, DiskFull, Draining, Elsewhere, Fenced, HeadraceError, Quarantined, StorageError, SyncFailed
+from headrace.model.errors import Damaged, DiskFull, Draining, Elsewhere, Fenced, HeadraceError, NotFound, Quarantined, StorageError, SyncFailed
 from headrace.model.specs import QueueSpec, Spec
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
@@ -426,6 +426,18 @@ class Broker:
             self.touch(subscription.sink)
         self.end_subscription(subscription)
 
+    def end_subscriptions(self, item: Item) -> HeadraceError:
+        """Ends all that this broker has of a queue or stream that was deleted; what they were told."""
+        gone = NotFound(f"{item.kind} {item.name!r} was deleted")
+        for session in list(self.sessions.values()):
+            for subscription in [*session.channels.values(), *session.subscriptions.values()]:
+                if subscription.item.id == item.id and not subscription.closed:
+                    if subscription.sink is not None:
+                        subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=gone.code, message=str(gone)))
+                        self.touch(subscription.sink)
+                    self.end_subscription(subscription)
+        return gone
+
     def _fail(self, error: HeadraceError) -> None:
         """A failed write or sync is never retried: nothing is confirmed any more and the process is to end."""
         if self.store_error is not None:
@@ -643,8 +655,11 @@ class Broker:
         return spec if spec is not None and (not kind or isinstance(spec, QueueSpec) == (kind == "queue")) else None
 
     def _catalogue_changed(self, item: Item, change: str) -> None:
-        if change != "deleted" and self.cluster is not None:
-            self.cluster.declared(item)
+        if self.cluster is not None:
+            if change == "deleted":
+                self.cluster.deleted(item, self.end_subscriptions(item))
+            else:
+                self.cluster.declared(item)
         if change == "altered":
             for partition in self.loaded(item):
                 partition.configure(item)

@@ -19,7 +19,7 @@ from headrace.cluster.control.opening import make_control, registration
 from headrace.cluster.control.sightings import PEER, Sightings
 from headrace.cluster.control.topology import Reassigned
 from headrace.cluster.coordinator import Coordinator
-from headrace.cluster.membership import Membership
+from headrace.cluster.membership import Membership, Pauses
 from headrace.cluster.mirrored import Mirrored
 from headrace.cluster.replication import interface
 from headrace.cluster.replication.driver import OWN_PID, Driver
@@ -28,7 +28,7 @@ from headrace.cluster.transport import Transport
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import advertised, parse_address
-from headrace.model.errors import Invalid
+from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound
 from headrace.model.ids import PartitionId
 from headrace.storage.api import Replication
 from headrace.wire import control
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 _log = get_logger("cluster")
 NATIVE: Final = "native"
 HANDOVER_LOOK_S: Final = 0.05
+ERASE_AGAIN_S: Final = 1.0
 
 
 class Means(Protocol):
@@ -83,6 +84,10 @@ class Cluster:
         self._sightings: Sightings
         self._swapping: Swapping
         self._driver: Driver | None = None
+        self._erased: list[int] = []
+        """Deleted partitions whose data are still there."""
+        self._erasing = asyncio.Event()
+        self._pauses: Pauses
         self.control: Control
 
     # ------------------------------------------------------------ life
@@ -119,6 +124,10 @@ class Cluster:
         await self._membership.start()
         self._sightings.start()
         self.control.start()
+        self._pauses = Pauses()
+        self._pauses.tell(self.control.controller.stood_still)
+        self._pauses.start()
+        broker.spawn(self._keep_erasing())
 
     def _peer_address(self) -> str:
         listen = self.broker.config.listen
@@ -128,6 +137,7 @@ class Cluster:
         """Before the store is closed. What waits has an unknown outcome."""
         if self._driver is None:
             return
+        self._pauses.stop()
         await self.control.stop()
         await self._driver.stop()
         await self._swapping.stop()
@@ -165,7 +175,10 @@ class Cluster:
         assert self._driver is not None
         for one in news:
             if one.now is None:
-                _log.warning("partition %d is assigned to nobody any more; its copy here is left as it is", one.partition)
+                if one.recorded:
+                    self._erase(one.partition)
+                else:
+                    _log.error("partition %d is assigned to nobody any more and was not deleted; its copy here is left as it is", one.partition)
                 continue
             document = one.now.assignment
             copy = self.copies.get(one.partition)
@@ -186,6 +199,33 @@ class Cluster:
             copy = self.copies.get(pid)
             if copy is not None:
                 copy.wish(item)
+
+    def deleted(self, item: Item, why: HeadraceError) -> None:
+        """Nothing is done for it any more. Its data stay until nobody is assigned any of it."""
+        for pid in item.partitions:
+            copy = self.copies.get(pid)
+            if copy is not None:
+                copy.close(why)
+
+    def _erase(self, pid: int) -> None:
+        copy = self.copies.pop(pid, None)
+        if copy is not None:
+            copy.close(NotFound(f"{copy.document.item!r} was deleted"))
+            self._erased.append(pid)
+            self._erasing.set()
+
+    async def _keep_erasing(self) -> None:
+        """Removes the data of what was deleted; on a full disk once there is room."""
+        while True:
+            await self._erasing.wait()
+            self._erasing.clear()
+            pids, self._erased = self._erased, []
+            try:
+                await self.broker.store.delete(pids)
+            except DiskFull:
+                self._erased += pids
+                await asyncio.sleep(ERASE_AGAIN_S)
+                self._erasing.set()
 
     # ------------------------------------------------------------ who serves what
 

@@ -58,6 +58,8 @@ class Copy:
         self.end = 1
         """Everything below is committed."""
         self.serving = False
+        self._ended: HeadraceError | None = None
+        """Why nothing is done for it any more."""
         self._lead = (0, 0)
         """The epoch that it was given, and the index at which that begins; 0 = it does not lead."""
         self._owner: BrokerId = NOBODY
@@ -124,6 +126,8 @@ class Copy:
 
     def elsewhere(self) -> HeadraceError:
         """Why it is not served here."""
+        if self._ended is not None:
+            return self._ended
         what = f"partition {self.pid} of {self.document.item!r}"
         if self.document.owner != self.broker.id:
             return Elsewhere(f"{what} is served by broker {self.document.owner}", hint=self.broker.where(self.pid))
@@ -168,6 +172,17 @@ class Copy:
         if self.partition is None and not self.replicated.halted:
             self._load()
             self._apply()
+
+    def close(self, why: HeadraceError) -> None:
+        """Its queue or stream was deleted: nothing is done for it any more in this life."""
+        if self._ended is not None:
+            return
+        self._ended = why
+        self.replicated.halt(str(why))
+        if self.partition is not None:
+            self.partition.barred = why
+            self.broker.forget(self.partition)
+            self.partition = None
 
     def leads(self, epoch: int, at: int) -> None:
         self._lead = epoch, at

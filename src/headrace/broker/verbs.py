@@ -91,17 +91,10 @@ class Verbs:
             waiting = sum(p.machine.ready_count + p.machine.leased_count + p.machine.delayed_count for p in self._queue_partitions(item))
             if waiting:
                 raise Conflict(f"queue {r.name!r} holds {waiting} messages", hint="purge it, or delete it without the condition")
-        if broker.cluster is not None:
-            raise Unavailable(f"{r.name!r} cannot be deleted: brokers of a cluster do not carry deletions out yet", hint="purge it")
         item = await broker.catalogue.delete(r.name, r.kind)
-        gone = NotFound(f"{item.kind} {item.name!r} was deleted")
-        for session in list(broker.sessions.values()):
-            for subscription in [*session.channels.values(), *session.subscriptions.values()]:
-                if subscription.item.id == item.id and not subscription.closed:
-                    if subscription.sink is not None:
-                        subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=gone.code, message=str(gone)))
-                        broker.touch(subscription.sink)
-                    broker.end_subscription(subscription)
+        if broker.cluster is not None:
+            return control.Done(count=1)  # every broker hears of it and erases what it has
+        gone = broker.end_subscriptions(item)
         for partition in broker.loaded(item):
             if partition.gathered:
                 lane_append(partition, broker.wall_ms)

@@ -12,7 +12,7 @@ import pytest
 
 import headrace
 from headrace.client.client import Client
-from headrace.model.errors import HeadraceError
+from headrace.model.errors import HeadraceError, NotFound
 from headrace.wire.frames import Level
 from tests.integration.coordination.etcds import Member, here
 
@@ -136,3 +136,28 @@ async def test_a_killed_owner_loses_nothing(three: Three) -> None:
                         if len(got) == len(sent):
                             break
     assert sorted(got) == sorted(sent)
+
+
+async def test_what_is_deleted_is_gone_everywhere(three: Three) -> None:
+    async with await headrace.connect(three.nodes["a"].url) as client:
+        await client.declare_queue("orders", replication_factor=3, durability="replica_durable")
+    await publish(three, [], 10)
+    _, owner = await three.owner("orders")
+    async with owner, owner.consume("orders") as consumer:
+        await consumer.__anext__()
+        async with await headrace.connect(three.nodes["b"].url) as client:
+            await client.delete("orders")
+        with pytest.raises(NotFound):
+            async for _ in consumer:
+                pass
+    for node in three.nodes.values():
+        async with await headrace.connect(node.url) as client:
+            with pytest.raises(NotFound):
+                await client.publish("orders", b"too late")
+    async with await headrace.connect(three.nodes["c"].url) as client:
+        await client.declare_queue("orders", replication_factor=3, durability="majority_durable")
+    _, owner = await three.owner("orders")
+    async with owner:
+        await owner.publish("orders", b"anew")
+        async with owner.consume("orders") as consumer:
+            assert (await consumer.__anext__()).value == b"anew"

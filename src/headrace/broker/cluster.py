@@ -11,6 +11,7 @@ import socket
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from headrace import __version__
+from headrace.broker import forwarding
 from headrace.broker.catalogue import Item
 from headrace.broker.copies import Copy
 from headrace.cluster.control.control import Control
@@ -100,6 +101,8 @@ class Cluster:
         """Before the store is opened. ``Invalid`` where it cannot replicate."""
         if not self.broker.durable:
             raise Invalid("a broker of a cluster keeps its data on disk", hint="set broker.storage to disk")
+        if self.broker.config.recovery.on_mismatch == "truncate":
+            raise Invalid("recovery.on_mismatch = truncate would cut what other brokers count on", hint="set it to quarantine or refuse")
         self._store.reserve(Nothing())
 
     async def start(self) -> None:
@@ -113,6 +116,7 @@ class Cluster:
         self._driver = driver = Driver(me, incarnation, transport, self._swapping)
         transport.watch(driver)
         transport.on_batch(Service.REPLICAS, driver.take)
+        forwarding.serve(broker, transport)
         await driver.start(self._store)
         await transport.start(parse_address(config.listen.peer))
         registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
@@ -228,6 +232,14 @@ class Cluster:
                 self._erasing.set()
 
     # ------------------------------------------------------------ who serves what
+
+    def owner(self, pid: int) -> str:
+        """Id of the broker that serves a partition, "" = nobody does."""
+        return self.control.topology.place(PartitionId(pid)).owner
+
+    async def request(self, peer: BrokerId, body: bytes, *, timeout_ms: int) -> bytes:
+        """Asks another broker; see ``Transport.request``."""
+        return await self._transport.request(peer, Service.VERBS, body, timeout_ms=timeout_ms)
 
     def where(self, pid: int) -> str:
         """What to do to reach who serves a partition."""

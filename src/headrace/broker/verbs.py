@@ -408,6 +408,8 @@ class Verbs:
     async def _quarantine_repair(self, r: control.QuarantineRepair) -> control.Reply:
         broker = self.broker
         item = broker.catalogue.get(r.name)
+        if broker.cluster is not None and not r.dry_run:
+            raise Unavailable(f"{r.name!r} is not repaired by cutting what others may count on", hint="it is served by another copy that is in sync")
         damaged = broker.store.damaged()
         pids = [pid for n, pid in enumerate(item.partitions) if pid in damaged and r.partition in (-1, n)]
         if not pids:

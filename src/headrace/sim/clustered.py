@@ -6,6 +6,7 @@ then all is healed and everything must be delivered. A client asks any broker wh
 K1 What was confirmed is delivered: a queue's message until its ack was confirmed, a stream's record to everybody who reads from the beginning. K2
 Nothing is delivered that nobody sent. K3 A message whose ack was confirmed is never delivered again. K4 A stream's record is at one offset, for every
 reader, for ever, and at the one that its confirm named. K5 After all is healed every partition is served and everything is delivered in bounded time.
+K6 What was rejected is in the queue of dead letters, once.
 """
 
 import asyncio
@@ -57,6 +58,7 @@ class Totals(msgspec.Struct):
     confirmed: int = 0
     unconfirmed: int = 0
     acked: int = 0
+    rejected: int = 0
     read: int = 0
     redirected: int = 0
     deaths: int = 0
@@ -140,10 +142,10 @@ class Run:
             host.run, host.means = self, lambda host=host: host
             host.speeds = replace(host.speeds, flush=flush)
             world.brokers[name] = host
-        level: Durability = chance.choice(["replica_durable", "majority_durable"])
+        level: Durability = chance.choice(["replica_durable", "replica_durable", "majority_durable", "local_durable"])
         self.level, self.floor = level, chance.choice([1, 2]) if level == "replica_durable" else 1
         self.partitions = chance.choice([1, 3])
-        self.books = {"orders": Book("orders", "queue"), "events": Book("events", "stream")}
+        self.books = {"orders": Book("orders", "queue"), "events": Book("events", "stream"), "dead": Book("dead", "queue")}
 
     # ------------------------------------------------------------ who uses it
 
@@ -223,9 +225,17 @@ class Run:
                             self.broken.append(f"K3 {number} was delivered from {book.name} after its ack was confirmed")
                         book.delivered[number] = True
                         book.acking[number] = True
+                        rejected = book.name == "orders" and self.load.happens(0.1)
+                        if rejected:
+                            self.books["dead"].sent.setdefault(number, False)
+                        if book.name == "dead" and book.offsets.setdefault(number, (partition, message.offset))[1] != message.offset:
+                            self.broken.append(f"K6 {number} is a dead letter at {book.offsets[number][1]} and at {message.offset}")
                         async with asyncio.timeout(TRY_S):
-                            await message.ack(confirmed=True)
+                            await (message.reject(confirmed=True) if rejected else message.ack(confirmed=True))
                         del book.acking[number]
+                        if rejected:
+                            self.books["dead"].sent[number] = True
+                            self.totals.rejected += 1
                         book.acked[number] = True
                         self.totals.acked += 1
             except (HeadraceError, TimeoutError, StopAsyncIteration):
@@ -323,7 +333,9 @@ class Run:
             host.start()
         await self._declare()
         works: dict[str, AsyncWork] = {}
-        for book in self.books.values():
+        dead = self.world.machine("taker-dead")
+        works[dead.name] = loop.spawn(dead, self.consume(dead, self.books["dead"], 0), dead.name)
+        for book in (self.books["orders"], self.books["events"]):
             for partition in range(self.partitions):
                 takes = self.consume if book.kind == "queue" else self.read
                 for what, work in (("publisher", self.publish), ("taker", takes)):
@@ -353,10 +365,9 @@ class Run:
                 try:
                     async with asyncio.timeout(TRY_S):
                         client = await headrace.connect(self.hosts["a"].url, name="operator", wait=0)
-                        settings: dict[str, Any] = {
-                            "partitions": self.partitions, "replication_factor": 3, "durability": self.level, "min_in_sync_replicas": self.floor,
-                        }  # fmt: skip
-                        await client.declare_queue("orders", **settings)
+                        settings: dict[str, Any] = {"partitions": self.partitions, "durability": self.level, "min_in_sync_replicas": self.floor}
+                        settings["replication_factor"] = 1 if self.level == "local_durable" else 3
+                        await client.declare_queue("orders", dead_letter="dead", **settings)
                         await client.declare_stream("events", **settings)
                         await client.close()
                         return

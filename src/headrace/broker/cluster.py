@@ -155,14 +155,17 @@ class Cluster:
         self.control.presence.update(addresses={**self.control.presence.me.addresses, NATIVE: url.removeprefix("headrace://")})
 
     async def drain(self, grace_ms: int) -> None:
-        """Gives what it serves to others, as far as they have everything; the controller moves the rest. For at most that long."""
+        """Gives what it serves to others, as far as they have everything; the controller moves the rest, and gives nothing back. For at most that
+        long."""
         loop = self.broker.loop
         end = loop.time() + grace_ms / 1000
-        while self._serving() and loop.time() < end:
+        while True:
             for copy in self._serving():
                 copy.hand_over()
-            await asyncio.sleep(min(HANDOVER_LOOK_S, max(0.0, end - loop.time())))
-        self.control.drain()
+            self.control.drain()
+            if not self._serving() or loop.time() >= end:
+                return
+            await asyncio.sleep(min(HANDOVER_LOOK_S, end - loop.time()))
 
     def _serving(self) -> list[Copy]:
         """Those that another could serve."""

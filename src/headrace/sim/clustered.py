@@ -325,13 +325,17 @@ class Run:
             raise Broken("\n".join(wrong[:20]))
         return self.totals
 
-    async def _go(self) -> None:
-        loop = self.world.loop
+    async def begin(self) -> None:
+        """Starts everybody, and declares what there is."""
         self.store = MemoryStore(timeout_s=0.3)
         self.store.write({}, {PLACEMENT_KEY: encode(SETTINGS)}, 0)
         for host in self.hosts.values():
             host.start()
         await self._declare()
+
+    async def _go(self) -> None:
+        loop = self.world.loop
+        await self.begin()
         works: dict[str, AsyncWork] = {}
         dead = self.world.machine("taker-dead")
         works[dead.name] = loop.spawn(dead, self.consume(dead, self.books["dead"], 0), dead.name)

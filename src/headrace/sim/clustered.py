@@ -6,7 +6,7 @@ then all is healed and everything must be delivered. A client asks any broker wh
 K1 What was confirmed is delivered: a queue's message until its ack was confirmed, a stream's record to everybody who reads from the beginning. K2
 Nothing is delivered that nobody sent. K3 A message whose ack was confirmed is never delivered again. K4 A stream's record is at one offset, for every
 reader, for ever, and at the one that its confirm named. K5 After all is healed every partition is served and everything is delivered in bounded time.
-K6 What was rejected is in the queue of dead letters, once.
+K6 What was rejected is in the queue of dead letters, once. K7 What was refused for certain is never delivered.
 """
 
 import asyncio
@@ -101,6 +101,7 @@ class Book:
         self.at: dict[tuple[int, int], int] = {}
         self.delivered: dict[int, bool] = {}
         self.acked: dict[int, bool] = {}
+        self.refused: dict[int, str] = {}
         self.acking: dict[int, bool] = {}
         """Its ack was sent and may have counted."""
 
@@ -201,6 +202,8 @@ class Run:
             if future.exception() is not None:
                 error = future.exception()
                 self.totals.unconfirmed += 1
+                if isinstance(error, HeadraceError) and error.definite:
+                    book.refused[number] = repr(error)
                 continue
             receipt = future.result()
             book.sent[number] = True
@@ -221,6 +224,8 @@ class Run:
                         number = int(message.value.split()[0])
                         if number not in book.sent:
                             self.broken.append(f"K2 {number} was delivered from {book.name} and nobody sent it")
+                        if number in book.refused:
+                            self.broken.append(f"K7 {number} was delivered from {book.name} and had been refused: {book.refused[number]}")
                         if number in book.acked:
                             self.broken.append(f"K3 {number} was delivered from {book.name} after its ack was confirmed")
                         book.delivered[number] = True
@@ -266,6 +271,8 @@ class Run:
     def seen(self, book: Book, partition: int, offset: int, number: int, who: str) -> None:
         if number not in book.sent:
             self.broken.append(f"K2 {number} is in {book.name} and nobody sent it")
+        if number in book.refused:
+            self.broken.append(f"K7 {number} is in {book.name} and had been refused: {book.refused[number]}")
         known = book.at.setdefault((partition, offset), number)
         if known != number:
             self.broken.append(f"K4 {who} has {number} at {partition}/{offset} of {book.name}, where {known} was")

@@ -385,6 +385,8 @@ class Broker:
 
     def quarantined(self, pid: int, why: str) -> None:
         _log.error("partition %d is quarantined: %s", pid, why)
+        if self.cluster is not None:
+            self.cluster.damaged(pid, why)
         partition = self.partitions.get(pid)
         if partition is not None:
             partition.quarantined = why

@@ -29,7 +29,7 @@ from headrace.cluster.transport import Transport
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import advertised, parse_address
-from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound
+from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound, Refused
 from headrace.model.ids import PartitionId
 from headrace.storage.api import Replication
 from headrace.wire import control
@@ -175,6 +175,18 @@ class Cluster:
         """The log has failed."""
         if self._driver is not None:
             self._driver.failed(error)
+
+    def damaged(self, pid: int, why: str) -> None:
+        """Damage was found in the copy here: it takes and gives nothing until ``renew``."""
+        if self._driver is not None:
+            self._driver.damaged(pid, why)
+
+    async def renew(self, pid: int) -> None:
+        """The copy here, which is damaged, is made anew from another broker's; see ``Driver.renew``."""
+        assert self._driver is not None
+        if pid not in self.copies:
+            raise Refused(f"partition {pid} is not assigned to this broker; what is damaged of it here is not used")
+        await self._driver.renew(pid, "an operator wants its damaged copy to be replaced")
 
     # ------------------------------------------------------------ copies
 

@@ -205,9 +205,7 @@ class Copy:
         why = self.elsewhere()
         old.taken_away(why, _unknown(reason))
         self.broker.end_readers(old, why)
-        self.broker.forget(old)
-        self.partition = None
-        old.quarantined = f"epoch {epoch} has ended: {reason}"  # so that publishers look for the object that takes its place
+        self._drop(f"epoch {epoch} has ended: {reason}")
         if not self.replicated.halted:
             self._load()
             self._apply()
@@ -224,6 +222,22 @@ class Copy:
         broker = self.broker
         lane_flushed(partition, end - 1, broker.now_ms, Confirms(broker.counters, broker.turn, broker.precise_ms))
         self._erase()
+
+    def replaced(self, end: int) -> None:
+        self.broker.refresh()
+        self._drop("what was here of it was replaced by a copy of another broker")
+        self.end = min(end, self.replicated.high_watermark)
+        if self._ended is None:
+            self._load()
+            self._apply()
+
+    def _drop(self, why: str) -> None:
+        """The object goes; publishers look for the one that takes its place."""
+        old, self.partition = self.partition, None
+        if old is not None:
+            old.barred = old.barred or self.elsewhere()
+            old.quarantined = why
+            self.broker.forget(old)
 
     def satisfied(self, tokens: Sequence[int]) -> None:
         broker = self.broker
@@ -248,7 +262,7 @@ class Copy:
 
     def _load(self) -> None:
         """Makes the partition anew, with what the store has of it as far as that is committed."""
-        self.applied = 0
+        self.applied = self._floor = 0
         partition = self.broker.make_partition(self.pid, self.document.item)
         if partition is None:
             return

@@ -408,14 +408,16 @@ class Verbs:
     async def _quarantine_repair(self, r: control.QuarantineRepair) -> control.Reply:
         broker = self.broker
         item = broker.catalogue.get(r.name)
-        if broker.cluster is not None and not r.dry_run:
-            raise Unavailable(f"{r.name!r} is not repaired by cutting what others may count on", hint="it is served by another copy that is in sync")
         damaged = broker.store.damaged()
         pids = [pid for n, pid in enumerate(item.partitions) if pid in damaged and r.partition in (-1, n)]
         if not pids:
             raise NotFound(f"no partition of {r.name!r} is quarantined", hint="`headrace quarantine list` shows those that are")
         detail: dict[str, Any] = {}
         for pid in pids:
+            if broker.cluster is not None and not r.dry_run:
+                await broker.cluster.renew(pid)  # nothing is cut that others may count on
+                detail[str(item.partitions.index(pid))] = {"why": damaged[pid].why}
+                continue
             damage = await broker.store.repair(pid, dry_run=r.dry_run)
             detail[str(item.partitions.index(pid))] = {
                 "why": damage.why,

@@ -130,10 +130,13 @@ class Run:
         self.datagrams = Datagrams(world.network)
         self.store: MemoryStore
         flush = chance.choice([(0.0002, 0.002), (0.002, 0.02)])
+        wal_file_bytes = chance.choice([1 * MIB, 64 * KIB])
         storage = Storage(
-            wal_file_bytes=1 * MIB, wal_bytes_max=64 * MIB, flush_bytes_max=512 * KIB, disk_free_bytes_min=0, ballast_bytes=0,
-            idle_unload_ms=60_000,
+            wal_file_bytes=wal_file_bytes, wal_bytes_max=64 * wal_file_bytes, flush_bytes_max=wal_file_bytes // 2, segment_own_bytes_min=64 * KIB,
+            segment_file_bytes=128 * KIB, disk_free_bytes_min=0, ballast_bytes=0,
         )  # fmt: skip
+        self.away: dict[str, float] = {}
+        """Brokers that do not come back before that time."""
         made = Config(storage=storage, coordination=config.Coordination(mode="coordinated", registration_ttl_ms=1_000))
         self.hosts: dict[str, Host] = {}
         for name in NAMES:
@@ -289,6 +292,8 @@ class Run:
             if len(up) < len(NAMES) and faults.happens(0.7):
                 return  # mostly one at a time: else there is nothing but waiting
             self.totals.deaths += 1
+            if faults.happens(0.3):
+                self.away[name] = world.loop.time() + faults.between(1.0, 10.0)
             if kind == "stop":
                 world.loop.spawn(world.loop.world, host.stop(), "stop")
             elif kind == "drain":
@@ -389,11 +394,12 @@ class Run:
 
     def _start_some(self, often: float) -> None:
         for host in self.hosts.values():
-            if not host.alive and self.faults.happens(often):
+            if not host.alive and self.world.loop.time() >= self.away.get(host.name, 0.0) and self.faults.happens(often):
                 host.start()
 
     async def _heal(self) -> None:
         self.healing = True
+        self.away.clear()
         loop = self.world.loop
         self.world.network.heal_all()
         for name, host in self.hosts.items():

@@ -206,3 +206,68 @@ def test_a_drained_owner_hands_over_before_it_stops() -> None:
         assert run.world.loop.time() - began < 2.0
 
     Story(story).go()
+
+
+def test_who_leads_again_has_what_it_settled_alone_and_goes_on_without_a_gap() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        await run.all_follow(owner)
+        client = await run.connect(owner)
+        publisher = client.publisher("orders", confirm_timeout=1.0)
+        for number in range(5):
+            assert (await publisher.send(b"%d" % number)).offset == number
+        consumer = client.consume("orders")
+        await consumer.start()
+        messages = [await consumer.__anext__() for _ in range(5)]
+        await run.all_follow(owner)
+        run.cut_off(owner)
+        run.store.unreachable(owner.name)
+        for message in messages:
+            message.ack()  # committed nowhere
+        with pytest.raises(UnknownOutcome):
+            await publisher.send(b"nobody else has it")
+        copy = run.copy(owner)
+        assert owner.running is not None
+        shown = owner.running.broker.checkpoint(copy.pid)
+        assert shown is None or shown.index < copy.end
+        assert copy.serving
+        await run.owner(but=owner)
+        run.world.network.heal_all()
+        run.store.unreachable(owner.name, False)
+        async with asyncio.timeout(40):
+            while copy.serving:
+                await asyncio.sleep(0.02)
+            while not copy.serving:  # it is the preferred owner
+                await asyncio.sleep(0.02)
+        other = await run.connect(owner)
+        assert (await other.publish("orders", b"5")).offset == 5
+        again = other.consume("orders")
+        await again.start()
+        got: list[int] = []
+        async with asyncio.timeout(60):
+            while len(got) < 6:
+                message = await again.__anext__()
+                got.append(int(message.value))
+                await message.ack(confirmed=True)
+        assert sorted(got) == list(range(6))
+
+    Story(story).go()
+
+
+def test_who_hears_nobody_delivers_nothing() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        await run.all_follow(owner)
+        client = await run.connect(owner)
+        await client.publish("orders", b"for whoever may give it")
+        run.cut_off(owner)
+        run.store.unreachable(owner.name)
+        await asyncio.sleep(1.5)
+        assert run.copy(owner).serving, "nobody has told it"
+        consumer = client.consume("orders")
+        await consumer.start()
+        with pytest.raises(asyncio.TimeoutError):
+            async with asyncio.timeout(2):
+                await consumer.__anext__()
+
+    Story(story).go()

@@ -10,6 +10,7 @@ from headrace.broker.copies import Copy
 from headrace.client.client import Client
 from headrace.model.errors import Elsewhere, HeadraceError, Unavailable, UnknownOutcome
 from headrace.sim.clustered import Host, Run
+from headrace.storage.store import DiskStore
 from headrace.wire.frames import Level
 
 Tell = Callable[["Story"], Awaitable[None]]
@@ -269,5 +270,51 @@ def test_who_hears_nobody_delivers_nothing() -> None:
         with pytest.raises(asyncio.TimeoutError):
             async with asyncio.timeout(2):
                 await consumer.__anext__()
+
+    Story(story).go()
+
+
+def test_what_an_owner_alone_settled_is_not_erased() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        await run.all_follow(owner)
+        client = await run.connect(owner)
+        publisher = client.publisher("orders")
+        for number in range(60):
+            await publisher.send((b"%d " % number).ljust(3000, b"."))
+        copy = run.copy(owner)
+        assert owner.running is not None
+        store = owner.running.broker.store
+        assert isinstance(store, DiskStore)
+        async with store._ground.moving:
+            await store._mover.evacuate(store._ground.part(copy.pid))
+        assert store._ground.part(copy.pid).moved.refs, "it is in a segment now"
+        consumer = client.consume("orders")
+        await consumer.start()
+        messages = [await consumer.__anext__() for _ in range(60)]
+        await run.all_follow(owner)
+        run.cut_off(owner)
+        run.store.unreachable(owner.name)
+        for message in messages:
+            message.ack()  # committed nowhere
+        await run.owner(but=owner)
+        for _ in range(20):
+            await store.maintenance()
+            await asyncio.sleep(0.1)
+        run.world.network.heal_all()
+        run.store.unreachable(owner.name, False)
+        async with asyncio.timeout(40):
+            while copy.serving:
+                await asyncio.sleep(0.02)
+            while not copy.serving:  # it is the preferred owner
+                await asyncio.sleep(0.02)
+        again = (await run.connect(owner)).consume("orders")
+        await again.start()
+        got: dict[int, bool] = {}
+        async with asyncio.timeout(60):
+            while len(got) < 60:
+                message = await again.__anext__()
+                got[int(message.value.split()[0])] = True
+                await message.ack(confirmed=True)
 
     Story(story).go()

@@ -424,7 +424,8 @@ class Broker:
     def _end(self, subscription: Subscription, error: HeadraceError) -> None:
         """Ends a subscription and says why."""
         if subscription.sink is not None:
-            subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error)))
+            event = control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error), detail=dict(error.detail))
+            subscription.sink.event(event)
             self.touch(subscription.sink)
         self.end_subscription(subscription)
 
@@ -472,7 +473,7 @@ class Broker:
         partition = self.partitions.get(pid)
         if self.cluster is not None:
             if partition is None:
-                raise Elsewhere(f"partition {number} of {item.name!r} is not served here", hint=self.where(pid))
+                raise Elsewhere(f"partition {number} of {item.name!r} is not served here", hint=self.where(pid), detail=self.detail(pid))
             if partition.barred is not None:
                 raise partition.barred
             return partition
@@ -519,6 +520,11 @@ class Broker:
         """What to do to reach who serves a partition."""
         assert self.cluster is not None
         return self.cluster.where(pid)
+
+    def detail(self, pid: int) -> dict[str, Any]:
+        """Who serves a partition, for programs; see ``Cluster.detail``."""
+        assert self.cluster is not None
+        return self.cluster.detail(pid)
 
     def loaded(self, item: Item) -> list[Partition]:
         """Those of its partitions that are in memory."""

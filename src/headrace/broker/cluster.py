@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import msgspec
 
 from headrace import __version__
 from headrace.broker import forwarding
@@ -18,7 +21,7 @@ from headrace.cluster.control.control import Control
 from headrace.cluster.control.declared import NAMES_PREFIX
 from headrace.cluster.control.opening import make_control, registration
 from headrace.cluster.control.sightings import PEER, Sightings
-from headrace.cluster.control.topology import Reassigned
+from headrace.cluster.control.topology import Place, Reassigned
 from headrace.cluster.coordinator import Coordinator
 from headrace.cluster.membership import Membership, Pauses
 from headrace.cluster.mirrored import Mirrored
@@ -261,17 +264,33 @@ class Cluster:
         address = self.control.topology.place(PartitionId(pid)).addresses.get(NATIVE, "")
         return f"connect to headrace://{address}" if address else "ask again in a moment: nobody who serves it is registered now"
 
-    def topology(self, names: tuple[str, ...]) -> control.TopologyInfo:
-        """Who serves the partitions of those queues and streams."""
-        rows: list[control.PartitionOwner] = []
-        brokers: dict[str, tuple[str, ...]] = {}
-        for name in names:
-            for number, place in enumerate(self.control.topology.item(name)):
-                rows.append(
-                    control.PartitionOwner(
-                        name=name, partition=number, owner=place.owner, epoch=place.epoch, routing_version=place.routing_version
-                    )
-                )
-                address = place.addresses.get(NATIVE, "")
-                brokers[place.owner] = (f"headrace://{address}",) if address else ()
+    def topology(self, names: tuple[str, ...], *, all_brokers: bool = True) -> control.TopologyInfo:
+        """Who serves the partitions of those queues and streams; with the addresses of everybody, or of those alone."""
+        rows = [_row(name, number, place) for name in names for number, place in enumerate(self.control.topology.item(name))]
+        wanted = {row.owner for row in rows}
+        brokers: dict[str, tuple[str, ...]] = {
+            str(id): (f"headrace://{registered.addresses[NATIVE]}",)
+            for id, registered in self.control.topology.present().items()
+            if (all_brokers or id in wanted) and NATIVE in registered.addresses
+        }
         return control.TopologyInfo(brokers=brokers, partitions=tuple(rows))
+
+    def on_topology(self, told: Callable[[], None]) -> None:
+        """Calls ``told`` whenever ``topology`` may have another answer."""
+        self.control.topology.on_change(told)
+
+    def detail(self, pid: int) -> dict[str, Any]:
+        """What an ``Elsewhere`` says of who serves a partition; empty if nobody does."""
+        place = self.control.topology.place(PartitionId(pid))
+        address = place.addresses.get(NATIVE, "")
+        numbers = [n for n, other in enumerate(self.control.topology.item(place.item)) if other.partition == pid]
+        if not address or not numbers:
+            return {}
+        row = msgspec.to_builtins(_row(place.item, numbers[0], place))
+        return {"brokers": {place.owner: [f"headrace://{address}"]}, "partitions": [row]}
+
+
+def _row(name: str, number: int, place: Place) -> control.PartitionOwner:
+    return control.PartitionOwner(
+        name=name, partition=number, owner=place.owner, epoch=place.epoch, routing_version=place.routing_version, id=place.partition
+    )

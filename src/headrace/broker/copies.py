@@ -130,7 +130,8 @@ class Copy:
             return self._ended
         what = f"partition {self.pid} of {self.document.item!r}"
         if self.document.owner != self.broker.id:
-            return Elsewhere(f"{what} is served by broker {self.document.owner}", hint=self.broker.where(self.pid))
+            where, detail = self.broker.where(self.pid), self.broker.detail(self.pid)
+            return Elsewhere(f"{what} is served by broker {self.document.owner}", hint=where, detail=detail)
         return self._later(Refusal.STARTING)
 
     def _later(self, why: Refusal) -> Unavailable:

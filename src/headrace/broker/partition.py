@@ -23,7 +23,7 @@ from headrace.broker.lane import Confirms, InFlight, Lane, Meta, Publish, lane_a
 from headrace.broker.sink import Sink
 from headrace.core.dedup import Duplicate, ProducerTable
 from headrace.model import limits
-from headrace.model.errors import DiskFull, Draining, HeadraceError, LevelUnavailable, Quarantined, TooLarge, Unavailable
+from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, TooLarge, Unavailable
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
 from headrace.wire import ingress
 from headrace.wire.entry import runs
@@ -155,7 +155,7 @@ class Partition(Lane, ABC):
         for publish in gathered:
             confirms.take(publish, False, True)
             if publish.sink is not None:
-                self._refuse(publish.sink, publish.channel, publish.run, publish.level, why)
+                self.refuse(publish.sink, publish.channel, publish.run, publish.level, why)
         in_flight, self.in_flight = self.in_flight, []
         answers, self._answers = self._answers, []
         for entry in in_flight:
@@ -213,8 +213,9 @@ class Partition(Lane, ABC):
             return self.copy.refusal(level)
         return broker.store_error
 
-    def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> None:
-        """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``."""
+    def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> HeadraceError | None:
+        """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``. In a cluster: says why nothing that follows on this channel
+        may be taken, None = it may."""
         level = self.levels[asked_level]
         nbytes = len(blob)
         copy = self.copy
@@ -233,27 +234,26 @@ class Partition(Lane, ABC):
                     # sent again because its confirm was lost: what is stored must not be refused for certain
                     stored = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
                     if stored is not None:
-                        self._not_new(sink, channel, asked_level, level, run, blob, stored, now_ms)
-                        return
-                self._refuse(sink, channel, run, asked_level, error)
-                return
+                        return self._not_new(sink, channel, asked_level, level, run, blob, stored, now_ms)
+                self.refuse(sink, channel, run, asked_level, error)
+                return error if copy is not None and type(error) in (Elsewhere, Unavailable) else None
         records = run.record_count
         if run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, records)
             if verdict is not None:
-                self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
-                return
+                return self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
         if self.limited:
             error = self.admit(records, nbytes)
             if error is not None:
-                self._refuse(sink, channel, run, asked_level, error)
-                return
+                self.refuse(sink, channel, run, asked_level, error)
+                return None
         sink.in_flight_bytes += nbytes
         if level == 1:
             self.accepted = True
         if copy is not None:
             self.poked = True  # a tick asks first whether it may append
         lane_gather(self, Publish(sink, channel, run, level, self.next_offset, blob, now_ms))
+        return None
 
     def _above(self, asked_level: int) -> HeadraceError | None:
         if self.levels[asked_level] >= 0:
@@ -382,16 +382,18 @@ class Partition(Lane, ABC):
 
     # ------------------------------------------------------------ refusals and duplicates
 
-    def _refuse(self, sink: Sink, channel: int, run: ingress.Run, asked_level: int, error: HeadraceError) -> None:
+    def refuse(self, sink: Sink, channel: int, run: ingress.Run, asked_level: int, error: HeadraceError) -> None:
         self.broker.counters.refused += run.record_count
         if asked_level != Level.NONE:
             sink.refused(channel, run.first_correlation, run.frame_count, error)
             self.broker.touch(sink)
 
-    def _not_new(self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float) -> None:
+    def _not_new(
+        self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float
+    ) -> HeadraceError | None:
         """A run that the producer table does not take as simply the next: stored before, fenced, or only partly new."""
         if isinstance(verdict, HeadraceError):
-            self._refuse(sink, channel, run, asked, verdict)
+            self.refuse(sink, channel, run, asked, verdict)
         elif isinstance(verdict, Duplicate):
             base, first, count = verdict.base_offset, run.first_correlation, run.frame_count
             self.broker.counters.duplicates += run.record_count
@@ -402,19 +404,21 @@ class Partition(Lane, ABC):
                     self.broker.touch(sink)
 
                 def unknown(why: HeadraceError) -> None:
-                    self._refuse(sink, channel, run, asked, why)
+                    self.refuse(sink, channel, run, asked, why)
 
                 self.when_committed(confirm, unknown)
         else:
-            pos, single = 0, len(blob)
+            pos, single, why = 0, len(blob), None
             if run.frame_count == 1:
-                self._refuse(sink, channel, run, asked, verdict.error)
-                return
+                self.refuse(sink, channel, run, asked, verdict.error)
+                return None
             while pos < single:
                 stop = pos + 4 + int.from_bytes(blob[pos : pos + 4], "big")
                 part = ingress.scan_run(blob, pos, stop, limits.FRAME_BYTES_MAX)
-                self.publish(sink, channel, asked, part, blob[pos:stop], now_ms)
+                why = self.publish(sink, channel, asked, part, blob[pos:stop], now_ms) or why
                 pos = stop
+            return why
+        return None
 
     def _too_large(self, blob: bytes) -> HeadraceError | None:
         for pos, length, count in ingress.walk(blob):

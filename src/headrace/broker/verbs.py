@@ -448,7 +448,12 @@ class Verbs:
                     loaded = broker.partitions.get(pid)
                     rows.append(
                         control.PartitionOwner(
-                            name=asked, partition=number, owner=name, epoch=loaded.epoch if loaded else 0, routing_version=item.routing_version
+                            name=asked,
+                            partition=number,
+                            owner=name,
+                            epoch=loaded.epoch if loaded else 0,
+                            routing_version=item.routing_version,
+                            id=pid,
                         )
                     )
         return control.TopologyInfo(brokers={name: (broker.listeners.get("url", ""),)}, partitions=tuple(rows))

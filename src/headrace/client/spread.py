@@ -18,6 +18,7 @@ from headrace.client.reader import Reader, Record
 from headrace.client.routing import Router
 from headrace.client.subscription import Subscription
 from headrace.model.errors import Conflict, NotConnected, Unavailable
+from headrace.wire import control
 
 P = TypeVar("P", Consumer, Reader)
 
@@ -54,18 +55,18 @@ class Parts(list[P]):
         """Opens all, or none; raises what one is refused for, or what is waited for when time is up."""
         tasks = [loop.create_task(part.start(), name=f"headrace-open-{part.name}") for part in self]
         try:
-            async with asyncio.timeout_at(until):
-                await asyncio.gather(*tasks)
-        except BaseException as e:
-            whys = [f"partition {part.partition}: {why}" for part in self if not part._open and (why := router.why(part)) is not None]
+            done, late = await asyncio.wait(tasks, timeout=max(0.0, until - loop.time()), return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            if late:
+                whys = [f"partition {part.partition}: {why}" for part in self if not part._open and (why := router.why(part)) is not None]
+                raise Unavailable(f"{self[0].name!r} could not be opened everywhere in time; {'; '.join(whys[:3]) or 'no broker answered'}")
+        except BaseException:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             for part in self:
                 await part.close()
-            if isinstance(e, TimeoutError):
-                name = self[0].name
-                raise Unavailable(f"{name!r} could not be opened everywhere in time; {'; '.join(whys[:3]) or 'no broker answered'}") from None
             raise
 
     async def wait(self, whole: Subscription) -> None:
@@ -89,6 +90,21 @@ class Parts(list[P]):
                     one._waiters.remove(waiter)
 
 
+class ConsumerPart(Consumer):
+    """A consumer of one partition. When that has another owner, or another epoch, a message that is here may come a second time, since its lease was
+    not committed: of two copies that are here at once the other is not handed out once one was settled."""
+
+    def opening(self, *, resumed: bool) -> control.Message:
+        self._drop_buffer()
+        return super().opening(resumed=resumed)
+
+    def next_ready(self) -> Message | None:
+        while True:
+            message = super().next_ready()
+            if message is None or message.auto_acked or message.offset in self._held.get(message.partition, ()):
+                return message
+
+
 class SpreadConsumer(Consumer):
     """A consumer of a queue whose partitions may be served by several brokers."""
 
@@ -109,10 +125,10 @@ class SpreadConsumer(Consumer):
                     f"the partitions of {self.name!r} are served by several brokers, and each shares out its own among a cohort",
                     hint="consume without a cohort, or keep the queue on one broker",
                 )
-            self._parts.append(Consumer(self._connection, self.name, **self._options, router=router))
+            self._parts.append(ConsumerPart(self._connection, self.name, **self._options, router=router))
         else:
             shares = _shares(self._options, len(numbers), self.prefetch, self._prefetch_bytes)
-            self._parts.extend(Consumer(self._connection, self.name, **shares, partitions=(n,), router=router) for n in numbers)
+            self._parts.extend(ConsumerPart(self._connection, self.name, **shares, partitions=(n,), router=router) for n in numbers)
         await self._parts.open(router, until, loop)
         self.assigned = tuple(sorted(p for part in self._parts for p in part.assigned))
         self.lease_ms = self._parts[0].lease_ms
@@ -120,7 +136,7 @@ class SpreadConsumer(Consumer):
     def next_ready(self) -> Message | None:
         if self._stopping:
             return None
-        found: Message | None = self._parts.next_part(Consumer.next_ready)
+        found: Message | None = self._parts.next_part(_next_message)
         return found
 
     async def _wait(self) -> None:
@@ -190,7 +206,7 @@ class SpreadReader(Reader):
         self._passed()
         if self._stopping:
             return None
-        found: Record | None = self._parts.next_part(Reader.next_ready)
+        found: Record | None = self._parts.next_part(_next_record)
         self._before = None if found is None else self._parts.of(found.partition)
         return found
 
@@ -212,6 +228,14 @@ class SpreadReader(Reader):
         self._stopping = True
         await asyncio.gather(*(part.close() for part in self._parts))
         self.end(None)
+
+
+def _next_message(part: Consumer) -> Message | None:
+    return part.next_ready()
+
+
+def _next_record(part: Reader) -> Record | None:
+    return part.next_ready()
 
 
 def _shares(options: dict[str, Any], count: int, prefetch: int, prefetch_bytes: int) -> dict[str, Any]:

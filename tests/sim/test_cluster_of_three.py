@@ -11,7 +11,15 @@ from headrace.client.client import Client
 from headrace.model.errors import Elsewhere, HeadraceError, Unavailable, UnknownOutcome
 from headrace.sim.clustered import Host, Run
 from headrace.storage.store import DiskStore
+from headrace.wire import control
 from headrace.wire.frames import Level
+
+
+async def vanish(client: Client) -> None:
+    """Its connections end without a goodbye, and it does not come back."""
+    await client._router.close()
+    await client._connection.close()
+
 
 Tell = Callable[["Story"], Awaitable[None]]
 
@@ -121,6 +129,7 @@ def test_a_follower_takes_over_without_reading_its_disk() -> None:
         await run.all_follow(owner)
         others = [host for host in run.hosts.values() if host is not owner]
         before = {host.name: run.copy(host).partition for host in others}
+        await vanish(client)
         owner.kill()
         new = await run.owner(but=owner)
         partition = run.copy(new).partition
@@ -148,11 +157,69 @@ def test_who_does_not_serve_says_who_does() -> None:
         await run.all_follow(owner)
         other = next(host for host in run.hosts.values() if host is not owner)
         client = await run.connect(other)
-        with pytest.raises(Elsewhere) as told:
-            await client.publish("orders", b"x")
-        assert owner.url in told.value.hint
-        with pytest.raises(Elsewhere):
-            await client.consume("orders").start()
+        for asked in (control.OpenPublisher(channel=1, name="orders"), control.Subscribe(channel=1, name="orders")):
+            with pytest.raises(Elsewhere) as told:
+                await client._connection.request(asked, control.Message)
+            assert owner.url in told.value.hint
+            assert told.value.detail["partitions"][0]["owner"] in told.value.detail["brokers"]
+            assert [owner.url] in told.value.detail["brokers"].values()
+
+    Story(story).go()
+
+
+def test_a_client_of_any_broker_follows_its_partition() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        await run.all_follow(owner)
+        other = next(host for host in run.hosts.values() if host is not owner)
+        client = await run.connect(other)
+        publisher = client.publisher("orders", confirm_timeout=60.0)
+        consumer = client.consume("orders", prefetch=10)
+        await consumer.start()
+        waiting = [publisher.post(b"%d" % number) for number in range(50)]
+        got: list[int] = []
+        held = []
+        async with asyncio.timeout(60):
+            while len(got) < 20:
+                message = await consumer.__anext__()
+                got.append(int(message.value))
+                if len(got) > 15:
+                    held.append(message)
+                else:
+                    await message.ack(confirmed=True)
+            waiting += [publisher.post(b"%d" % number) for number in range(50, 100)]
+            await asyncio.sleep(0.001)
+            owner.kill()
+            waiting += [publisher.post(b"%d" % number) for number in range(100, 150)]
+            assert sorted({(await receipt).offset for receipt in waiting}) == list(range(150)), "stored once each, in order"
+            for message in held:
+                await message.ack(confirmed=True)  # the new owner knows whose they are
+            while len(got) < 150:
+                message = await consumer.__anext__()
+                assert not message.redelivered
+                got.append(int(message.value))
+                await message.ack(confirmed=True)
+        assert sorted(got) == list(range(150))
+        assert got == list(range(150))
+
+    Story(story).go()
+
+
+def test_who_is_idle_is_told_where_its_partition_has_gone() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        await run.all_follow(owner)
+        other = next(host for host in run.hosts.values() if host is not owner)
+        client = await run.connect(other)
+        await client.publish("orders", b"x")
+        assert owner.running is not None
+        assert owner.machine is not None
+        run.world.loop.spawn(owner.machine, owner.running.stop(3_000), "drain")
+        new = await run.owner(but=owner, seconds=2.0)
+        assert new.running is not None
+        async with asyncio.timeout(2):
+            while client._router.owners("orders") != {new.running.broker.id}:
+                await asyncio.sleep(0.01)
 
     Story(story).go()
 
@@ -171,6 +238,7 @@ def test_a_fenced_owner_gives_up_what_only_it_decided() -> None:
         with pytest.raises((UnknownOutcome, asyncio.TimeoutError)):
             async with asyncio.timeout(2):
                 await message.ack(confirmed=True)  # decided here, and committed nowhere
+        await vanish(client)
         old = run.copy(owner).partition
         await run.owner(but=owner)
         run.world.network.heal_all()

@@ -18,6 +18,7 @@ import msgspec
 
 from headrace.client.backoff import Backoff
 from headrace.client.connection import TICK_S, Connection, User
+from headrace.client.joining import divisible, joined
 from headrace.client.target import parse_target
 from headrace.model.errors import Elsewhere, HeadraceError, Invalid, NotConnected, NotFound, Unavailable
 from headrace.wire import control
@@ -374,11 +375,21 @@ class Router:
     # ------------------------------------------------------------ requests
 
     async def request(self, message: control.Message, expected: type[M], error: HeadraceError, *, again: bool, timeout_s: float) -> M:
-        """Carries out a request that was refused with ``error``, by whoever does what it asks for."""
+        """Carries out a request that was refused with ``error``, by whoever does what it asks for. One about all partitions of a name that several
+        brokers serve is carried out partition by partition."""
+        name = getattr(message, "name", "")
+        self.learn_detail(error.detail)
+        if len(self.owners(name)) > 1 and divisible(message):
+            parts = [msgspec.structs.replace(message, partition=n) for n in await self.partitions(name, self.home.loop.time() + timeout_s)]
+            return joined(message, [await self._request(part, expected, error, again=again, timeout_s=timeout_s) for part in parts])
+        return await self._request(message, expected, error, again=again, timeout_s=timeout_s)
+
+    async def _request(self, message: control.Message, expected: type[M], error: HeadraceError, *, again: bool, timeout_s: float) -> M:
         until = self.home.loop.time() + timeout_s
         backoff = Backoff(0.05, 1.0)
+        row = self._rows.get(getattr(message, "name", ""), {}).get(getattr(message, "partition", -1))
+        owner = row.owner if row is not None else self.learn_detail(error.detail)
         for _ in range(HOPS_MAX):
-            owner = self.learn_detail(error.detail)
             asked = self._to(owner) if self._where(owner) else self.home
             left = until - self.home.loop.time()
             if left <= 0:
@@ -389,6 +400,7 @@ class Router:
                 if type(e) is not Elsewhere and (type(e) is not NotConnected or left <= 0):
                     raise
                 error = e
+                owner = self.learn_detail(e.detail)
             await asyncio.sleep(backoff.next_s(self.home.ambient.random()))
         raise error
 

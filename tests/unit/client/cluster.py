@@ -58,8 +58,10 @@ class FakeCluster:
                     partitions=len(self.owners), assigned=(n,), lease_ms=30_000, epochs={n: self.epoch}, starts={n: 0}, tier="durable"
                 )
             return refused
-        if isinstance(message, (control.Purge, control.Describe)):
-            return self.refusal(id, message.name, 0) or control.Done(count=7)
+        if isinstance(message, control.Purge):
+            number = getattr(message, "partition", 0)
+            missing = [p for p, owner in self.owners.items() if number in (-1, p) and owner != id]
+            return self.refusal(id, message.name, missing[0] if missing else 0) if missing else control.Done(count=7)
         return None
 
     def refusal(self, id: str, name: str, partition: int) -> Exception | None:

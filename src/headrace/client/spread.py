@@ -13,15 +13,19 @@ from typing import Any, Final, TypeVar
 from headrace.client.backoff import Backoff
 from headrace.client.connection import Connection
 from headrace.client.consumer import Consumer
-from headrace.client.message import Message
+from headrace.client.message import RETRY, Message
 from headrace.client.reader import Reader, Record
 from headrace.client.routing import Router
+from headrace.client.settlements import EXTENSION
+from headrace.client.spans import Span, contains, members
 from headrace.client.subscription import Subscription
 from headrace.model.errors import Conflict, NotConnected, Unavailable
 from headrace.wire import control
+from headrace.wire.frames import SettleFlag
 
 P = TypeVar("P", Consumer, Reader)
 
+_ACTION: Final = int(SettleFlag.ACTION_MASK)
 TURN_RECORDS: Final = 64
 """So many from one partition before another has its turn."""
 PREFETCH_BYTES_MIN: Final = 64 * 1024
@@ -97,6 +101,15 @@ class ConsumerPart(Consumer):
     def opening(self, *, resumed: bool) -> control.Message:
         self._drop_buffer()
         return super().opening(resumed=resumed)
+
+    def settled(self, correlation: int, count: int, stale: list[Span]) -> None:
+        done = self._settlements.settled(correlation, stale)
+        if done is not None and not done.kind[1] & EXTENSION and done.kind[1] & _ACTION != RETRY:
+            held = self._held.get(done.kind[0])
+            if held:  # else it did not come again
+                held.difference_update(members(done.ranges) if not stale else (o for o in members(done.ranges) if not contains(stale, o)))
+        if self._stopping and self._settlements.settled_all:
+            self._wake()
 
     def next_ready(self) -> Message | None:
         while True:

@@ -90,8 +90,9 @@ class Following(Run):
         """Everything of the queue; ``partition`` is only who is counted."""
         client = await self.client(machine)
         while not self.over:
-            if await client.list(book.name):
-                break
+            with suppress(HeadraceError):
+                if await client.list(book.name):
+                    break
             await asyncio.sleep(LOOK_S)  # the queue of dead letters comes with the first of them
         async with client.consume(book.name, prefetch=20, lease=LEASE_S) as consumer:
             while not self.over:

@@ -7,7 +7,7 @@ import pytest
 
 import headrace
 from headrace.model.errors import Elsewhere, NotFound, Unavailable
-from headrace.wire import control
+from headrace.wire import control, egress
 from headrace.wire.batch import Record
 from tests.unit.client.cluster import FakeCluster
 from tests.unit.client.fake import FakeBroker
@@ -230,3 +230,27 @@ def test_a_frame_names_its_channel_there() -> None:
     assert frame(Op.PING, channel=0x1234)[_CHANNEL] == b"\x12\x34"
 
 
+
+
+async def test_what_came_again_while_its_settlement_was_under_way_is_not_handed_out() -> None:
+    async with FakeCluster({0: "a"}, "a", "b", "c") as cluster, headrace.connect(cluster["c"].url) as client:
+        async with client.consume("orders") as consumer:
+            (asked,) = cluster["a"].asked(control.Subscribe)
+            store(cluster["a"], 3)
+            cluster["a"].answer_settles = False
+            cluster["a"].connections[-1].deliver(asked.channel, "orders", 0, 1)
+            acked = asyncio.ensure_future((await consumer.__anext__()).ack(confirmed=True))
+            await until(lambda: cluster["a"].settles)
+            store(cluster["b"], 3)
+            cluster["b"].answer_settles = False
+            cluster.moves(0, "b")
+            cluster.push("c")
+            await until(lambda: cluster["b"].settles)
+            (again,) = cluster["b"].asked(control.Subscribe)
+            link = cluster["b"].connections[-1]
+            link.deliver(again.channel, "orders", 0, 2, attempt=2, epoch=2)
+            link.send(egress.settled(again.channel, 1, 1, []))
+            link.send(egress.settled(again.channel, 2, 1, []))
+            await acked
+            assert (await consumer.__anext__()).offset == 1
+            cluster["b"].answer_settles = True

@@ -295,6 +295,7 @@ def test_who_leads_again_has_what_it_settled_alone_and_goes_on_without_a_gap() -
             message.ack()  # committed nowhere
         with pytest.raises(UnknownOutcome):
             await publisher.send(b"nobody else has it")
+        await vanish(client)  # else it tells the next owner what it settled
         copy = run.copy(owner)
         assert owner.running is not None
         shown = owner.running.broker.checkpoint(copy.pid)
@@ -365,6 +366,8 @@ def test_what_an_owner_alone_settled_is_not_erased() -> None:
         run.store.unreachable(owner.name)
         for message in messages:
             message.ack()  # committed nowhere
+        await asyncio.sleep(0.05)
+        await vanish(client)  # else it tells the next owner
         await run.owner(but=owner)
         for _ in range(20):
             await store.maintenance()

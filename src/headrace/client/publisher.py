@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from headrace.client.connection import Connection
-from headrace.client.lane import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt, Waiter
+from headrace.client.lane import BATCH_BYTES_MAX, Envelope, Frame, Lane, Receipt, Waiter
+from headrace.client.lane_user import LaneUser
 from headrace.client.payload import Duration, Headers, encode_headers, encode_key, encode_value, milliseconds
 from headrace.client.routing import Router
 from headrace.core.partitioner import key_slot, partition_for
 from headrace.model import limits
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge, Unavailable, UnknownOutcome
+from headrace.model.errors import ConfirmTimeout, HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge
 from headrace.model.ids import NO_PRODUCER
 from headrace.wire import control
 from headrace.wire.batch import Record
@@ -38,10 +39,7 @@ _LEVELS: Final = {
 _NONE: Final = int(Level.NONE)
 _CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 _RECORD_OVERHEAD: Final = 24
-_FLUSH_BYTES: Final = 1024 * 1024
 
-AGAIN_S: Final = 0.2
-"""After so long what has no answer is offered again."""
 MAX_IN_FLIGHT: Final = 100_000
 MAX_IN_FLIGHT_BYTES: Final = 64 * 1024 * 1024
 
@@ -69,116 +67,6 @@ class Outgoing:
         self.ttl = ttl
         self.priority = priority
         self.timestamp_ms = timestamp_ms
-
-
-class _LaneUser:
-    """A lane's channel on the connection."""
-
-    __slots__ = ("_open", "_publisher", "channel", "connection", "lane", "marked", "name", "partition")
-
-    def __init__(self, publisher: "Publisher", lane: Lane) -> None:
-        self._publisher = publisher
-        self.connection = publisher._connection
-        self.lane = lane
-        self.name, self.partition = publisher.name, lane.partition
-        self.channel = 0
-        self.marked = False
-        self._open = False
-
-    def opening(self, *, resumed: bool) -> control.Message:
-        self._open = False
-        lane = self.lane
-        lane.bind(self.channel)
-        return control.OpenPublisher(channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id)
-
-    def opened(self, reply: Any) -> None:
-        self._open = True
-        self._publisher._router.sat_down(self)
-        self.lane.records_max = BATCH_RECORDS_MAX if reply.kind == "stream" else QUEUE_BATCH_RECORDS_MAX
-        self._publisher._learned(reply)
-        if self.lane.sent or self.lane.gathered:
-            again: list[bytes] = []
-            self.lane.again(again)
-            if again:
-                self.connection.send(again)
-            self.connection.mark(self)
-
-    def open_failed(self, error: HeadraceError) -> bool:
-        if self._follows(error):
-            return False
-        if isinstance(error, Unavailable) and error.retriable:
-            return True
-        self.channel = 0
-        self._publisher._refused_whole(self, error)
-        return False
-
-    def _follows(self, error: HeadraceError) -> bool:
-        """Goes to who serves the partition, if ``error`` says that this is not who it was asked of."""
-        router = self._publisher._router
-        if not router.follows(self, error):
-            return False
-        self.lane.why = error
-        self.connection.detach(self)
-        router.moved(self, error)
-        return True
-
-    def goodbye(self) -> control.Message:
-        return control.ClosePublisher(channel=self.channel)
-
-    def lost(self) -> None:
-        self._open = False
-
-    def closed_by_broker(self, error: HeadraceError | None) -> None:
-        self._open = False
-        if error is not None and not self._follows(error):
-            self.connection.forget(self)
-            self._publisher._refused_whole(self, error)
-
-    def event(self, event: control.Event) -> None:
-        pass
-
-    def flush(self, out: list[bytes], writable: bool) -> None:
-        if self._open and writable and self.lane.take(out, _FLUSH_BYTES) >= _FLUSH_BYTES:
-            self.connection.mark(self)
-
-    def tick(self, now_ms: int) -> None:
-        if self.lane.count:
-            self.lane.expire(now_ms)
-            if self.lane.gathered:
-                self.connection.mark(self)
-        self._publisher._expire_unrouted(now_ms)
-
-    def idle(self) -> bool:
-        return not self.lane.count and not self._publisher._unrouted
-
-    def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
-        self.lane.confirmed(first, count, base_offset, level, duplicate)
-        if self.lane.gathered:
-            self.connection.mark(self)
-
-    def refused(self, first: int, count: int, error: HeadraceError) -> None:
-        self.lane.refused(first, count, error)
-        if isinstance(error, Draining) or (type(error) is UnknownOutcome and self.lane.sent):
-            self.connection.loop.call_later(AGAIN_S, self._once_more, self.connection, self.connection.connects, self.channel)
-        elif self.lane.gathered:
-            self.connection.mark(self)
-
-    def _once_more(self, connection: Connection, connects: int, channel: int) -> None:
-        """The broker said it was going away, or did not know, but the channel lives on: offer again what has no answer."""
-        if self.connection is connection and self.channel == channel and connection.connects == connects and connection.up and self._open:
-            out: list[bytes] = []
-            self.lane.returned(out)
-            if out:
-                connection.send(out)
-
-    def delivered(self, partition: int, epoch: int, attempt: int, first_offset: int, count: int, base_offset: int, blob: bytes, flags: int) -> None:
-        pass
-
-    def settled(self, correlation: int, count: int, stale: list[tuple[int, int]]) -> None:
-        pass
-
-    def fetch_ended(self, correlation: int, count: int) -> None:
-        pass
 
 
 class Publisher:
@@ -218,7 +106,7 @@ class Publisher:
         self._max_in_flight_bytes = max_in_flight_bytes
         self._producer_id = connection.ambient.bits(62) if idempotent else NO_PRODUCER
         self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
-        self._lanes: dict[tuple[int, bool], _LaneUser] = {}
+        self._lanes: dict[tuple[int, bool], LaneUser] = {}
         self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int]] = []
         self._sticky = connection.ambient.bits(16)
         self._in_flight = 0
@@ -499,12 +387,12 @@ class Publisher:
         if not user.marked:
             user.connection.mark(user)
 
-    def _lane(self, partition: int, confirmed: bool) -> _LaneUser:
+    def _lane(self, partition: int, confirmed: bool) -> LaneUser:
         user = self._lanes.get((partition, confirmed))
         if user is None:
             lane = Lane(partition, self._producer_id if confirmed else NO_PRODUCER, self._done, keeps=confirmed)
             lane.bytes_max = min(BATCH_BYTES_MAX, self._message_bytes_max)
-            user = self._lanes[(partition, confirmed)] = _LaneUser(self, lane)
+            user = self._lanes[(partition, confirmed)] = LaneUser(self, lane)
         if not user.channel:
             self._router.place(user)
         return user
@@ -530,7 +418,7 @@ class Publisher:
         if self._idle and not self._in_flight:
             _wake(self._idle)
 
-    def _refused_whole(self, user: _LaneUser, error: HeadraceError) -> None:
+    def _refused_whole(self, user: LaneUser, error: HeadraceError) -> None:
         """The channel could not be opened, or was closed: everything on it fails, and so does what waited to learn the partitions."""
         self._fail_unrouted(error)
         user.lane.fail(error)

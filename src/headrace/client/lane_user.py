@@ -1,7 +1,7 @@
 """A lane's channel: opened where its partition is served, moved when that changes, and what goes out and comes back on it.
 
-Belongs to a publisher and knows it well; the lane knows no connection. Invariant: whenever the channel is opened anew, everything that has no answer is
-sent first, in order.
+Belongs to a publisher and knows it well; the lane knows no connection. Invariant: whenever the channel is opened anew, everything that has no
+answer is sent first, in order.
 """
 
 from typing import TYPE_CHECKING, Any, Final

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.broker.catalogue import Item
 from headrace.broker.publisher import Publisher
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
@@ -67,11 +68,14 @@ class Attachments:
             _bound("lease_ms", asked.lease_ms, limits.LEASE_MS_MIN, limits.LEASE_MS_MAX)
         if asked.cohort and asked.pull:
             raise Invalid("a cohort's members are pushed to; leave pull out")
+        if asked.cohort and asked.partitions:
+            raise Invalid("a cohort assigns the partitions; name a cohort or partitions, not both")
         item = await broker.catalogue.use(asked.name, "queue")
         self._check_current()
         assert item.queue is not None
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
-        partitions = [p for p in broker.all_partitions(item) if isinstance(p, QueuePartition)]
+        served = [broker.partition(item, n) for n in self._named(item, asked.partitions)] if asked.partitions else broker.served(item)
+        partitions = [p for p in served if isinstance(p, QueuePartition)]
         broker.groups.check_alone(item.id, asked.cohort)
         self._take_channel(asked.channel)
         old = self.session.subscriptions.get(asked.token) if asked.token else None
@@ -106,7 +110,7 @@ class Attachments:
         assigned, generation = broker.groups.assignment(subscription)
         return control.Subscribed(
             partitions=len(item.partitions),
-            assigned=assigned,
+            assigned=asked.partitions or assigned,
             generation=generation,
             lease_ms=asked.lease_ms or item.queue.lease_ms,
             epochs={p.number: p.epoch for p in partitions},
@@ -135,13 +139,9 @@ class Attachments:
         item = await broker.catalogue.use(asked.name, "stream")
         self._check_current()
         assert item.stream is not None
-        if len(set(asked.partitions)) != len(asked.partitions):
-            raise Invalid("partitions are named once each")
+        self._named(item, asked.partitions)
         if len(asked.starts) > len(item.partitions):
             raise Invalid(f"starts for {len(asked.starts)} partitions were given; {item.name!r} has {len(item.partitions)}")
-        wrong = [n for n in asked.partitions if not 0 <= n < len(item.partitions)]
-        if wrong:
-            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {wrong[0]}")
         if asked.filter is not None:
             filters.compile(asked.filter)
         self._take_channel(asked.channel)
@@ -220,6 +220,16 @@ class Attachments:
                 raise Invalid(f"the name of a {name} has at most {limits.NAME_BYTES_MAX} bytes in UTF-8, this one has {len(text.encode())}")
         if len(self.session.channels) >= self.broker.config.limits.channels_max:
             raise Conflict(f"this connection has {len(self.session.channels)} subscriptions, the most that are allowed")
+
+    @staticmethod
+    def _named(item: Item, partitions: tuple[int, ...]) -> tuple[int, ...]:
+        """Those that a subscription names; raises if they cannot be."""
+        if len(set(partitions)) != len(partitions):
+            raise Invalid("partitions are named once each")
+        wrong = [n for n in partitions if not 0 <= n < len(item.partitions)]
+        if wrong:
+            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {wrong[0]}")
+        return partitions
 
     def _check_current(self) -> None:
         if self.session.sink is not self.sink:

@@ -12,7 +12,7 @@ import contextlib
 import heapq
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.ambient import ambient
 from headrace.broker.catalogue import Catalogue, Item
@@ -30,11 +30,16 @@ from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
-from headrace.model.errors import Damaged, DiskFull, Draining, HeadraceError, Quarantined, StorageError, SyncFailed
+from headrace.model.errors import Damaged, DiskFull, Draining, Elsewhere, Fenced, HeadraceError, NotFound, Quarantined, StorageError, SyncFailed
 from headrace.model.specs import QueueSpec, Spec
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
 from headrace.wire import control
+
+if TYPE_CHECKING:
+    from headrace.broker.cluster import Cluster, Means
+    from headrace.broker.copies import Copy
+    from headrace.cluster.mirrored import Documents
 
 HOUSEKEEPING_S = 1.0
 AT_ONCE_BYTES_MAX = 4096
@@ -64,11 +69,17 @@ def _make_store(config: Config, loop: asyncio.AbstractEventLoop) -> Store:
     return DiskStore(Path(config.broker.data_dir), config, loop)
 
 
+def _make_cluster(broker: Broker, means: Means) -> Cluster:
+    from headrace.broker.cluster import Cluster  # a lone broker needs none of it
+
+    return Cluster(broker, means)
+
+
 class Broker:
     """See the module's head. ``start`` before anything else; ``stop`` ends it cleanly."""
 
-    def __init__(self, config: Config, *, make_store: MakeStore | None = None) -> None:
-        """``make_store``: another store than the one ``config`` names, for a simulator."""
+    def __init__(self, config: Config, *, make_store: MakeStore | None = None, means: Means | None = None) -> None:
+        """``make_store``: another store than the one ``config`` names, for a simulator. ``means``: of coordinated mode; None: it is alone."""
         self.config = config
         self.loop = asyncio.get_running_loop()
         self.ambient = ambient()
@@ -86,6 +97,7 @@ class Broker:
         self.precise_ms = 0.0
         """As ``now_ms`` with a fraction, for latencies."""
         self.refresh()
+        self.cluster: Cluster | None = _make_cluster(self, means) if means is not None else None
         self.partitions: dict[int, Partition] = {}
         self.sessions: dict[str, Session] = {}
         self.sinks: dict[int, Any] = {}
@@ -121,27 +133,35 @@ class Broker:
 
     async def start(self) -> None:
         """Recovers the store and makes the broker ready to serve."""
+        if self.cluster is not None:
+            self.cluster.reserve()
         await self.store.open(self)
         known = self.store.state.get(_ID_KEY)
         self.id = known.decode() if known else self.ambient.token(8)
         if not known:
             await self.store.commit_state({_ID_KEY: self.id.encode()})
-        self.coordinator = LocalCoordinator(self.store.state, self.store.commit_state)
-        self.catalogue = Catalogue(
-            self.coordinator,
-            new_id=lambda: self.ambient.token(16),
-            wall_ms=lambda: self.wall_ms,
-            undeclared=self._undeclared,
-            changed=self._catalogue_changed,
-        )
-        await self.catalogue.open()
         self.owners: dict[int, tuple[str, int]] = {}
-        await self._finish_deletions()
-        await self._wake_partitions()
+        if self.cluster is not None:
+            await self.cluster.start()
+        else:
+            self.catalogue = self.make_catalogue(LocalCoordinator(self.store.state, self.store.commit_state))
+            await self.catalogue.open()
+            await self._finish_deletions()
+            await self._wake_partitions()
         self.refresh()
         self.started_ms = self.now_ms
         self.state = "serving"
         self.spawn(self._housekeep())
+
+    def make_catalogue(self, documents: Documents, known: Callable[[], bool] | None = None) -> Catalogue:
+        return Catalogue(
+            documents,
+            new_id=lambda: self.ambient.token(16),
+            wall_ms=lambda: self.wall_ms,
+            undeclared=self._undeclared,
+            changed=self._catalogue_changed,
+            known=known,
+        )
 
     async def drain(self, grace_ms: int, message: str) -> None:
         """Tells every client, refuses new publishes after the grace, and waits until what was accepted is durable."""
@@ -152,6 +172,8 @@ class Broker:
         for connection in list(self.sinks.values()):
             connection.event(control.GoingAway(grace_ms=grace_ms, message=message))
             connection.flush()
+        if self.cluster is not None:
+            await self.cluster.drain(grace_ms)
         if self.sinks:
             self.all_gone.clear()
             with contextlib.suppress(TimeoutError):
@@ -177,6 +199,8 @@ class Broker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._timer is not None:
             self._timer.cancel()
+        if self.cluster is not None:
+            await self.cluster.stop()
         await self.store.close()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -222,6 +246,8 @@ class Broker:
 
     def _partition_failed(self, lane: Lane, error: Exception) -> None:
         """A mistake in one partition must not stop the others; a failed log stops all."""
+        if isinstance(error, Fenced) and self.cluster is not None:
+            return  # its epoch has ended in this turn, and it is told so at the end of it
         if isinstance(error, StorageError):
             self._fail(error)
             return
@@ -325,6 +351,9 @@ class Broker:
     # ------------------------------------------------------------ what the store says
 
     def checkpoint(self, pid: int) -> Checkpoint | None:
+        if self.cluster is not None:
+            copy = self.cluster.copies.get(pid)
+            return None if copy is None else copy.checkpoint()
         partition = self.partitions.get(pid)
         return None if partition is None or partition.quarantined else partition.checkpoint()
 
@@ -334,7 +363,8 @@ class Broker:
             return
         self.refresh()
         self.counters.flushes += 1
-        all_flushed(self.partitions, result.partitions, self.now_ms, Confirms(self.counters, self.turn, self.precise_ms))
+        if self.cluster is None:  # else the replicas were told, and say what is committed
+            all_flushed(self.partitions, result.partitions, self.now_ms, Confirms(self.counters, self.turn, self.precise_ms))
         if self.turn.dirty or not self._flushing:  # else the tick that flushed goes on with what was written to sinks
             self._tick()
 
@@ -355,6 +385,8 @@ class Broker:
 
     def quarantined(self, pid: int, why: str) -> None:
         _log.error("partition %d is quarantined: %s", pid, why)
+        if self.cluster is not None:
+            self.cluster.damaged(pid, why)
         partition = self.partitions.get(pid)
         if partition is not None:
             partition.quarantined = why
@@ -392,9 +424,22 @@ class Broker:
     def _end(self, subscription: Subscription, error: HeadraceError) -> None:
         """Ends a subscription and says why."""
         if subscription.sink is not None:
-            subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error)))
+            event = control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error), detail=dict(error.detail))
+            subscription.sink.event(event)
             self.touch(subscription.sink)
         self.end_subscription(subscription)
+
+    def end_subscriptions(self, item: Item) -> HeadraceError:
+        """Ends all that this broker has of a queue or stream that was deleted; what they were told."""
+        gone = NotFound(f"{item.kind} {item.name!r} was deleted")
+        for session in list(self.sessions.values()):
+            for subscription in [*session.channels.values(), *session.subscriptions.values()]:
+                if subscription.item.id == item.id and not subscription.closed:
+                    if subscription.sink is not None:
+                        subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=gone.code, message=str(gone)))
+                        self.touch(subscription.sink)
+                    self.end_subscription(subscription)
+        return gone
 
     def _fail(self, error: HeadraceError) -> None:
         """A failed write or sync is never retried: nothing is confirmed any more and the process is to end."""
@@ -404,6 +449,8 @@ class Broker:
         self.store_error = error
         self.state = "failed"
         self._update_refusing()
+        if self.cluster is not None:
+            self.cluster.failed(error)
         for partition in self.partitions.values():
             partition.failed(error)
         for connection in list(self.sinks.values()):
@@ -421,9 +468,15 @@ class Broker:
     # ------------------------------------------------------------ partitions
 
     def partition(self, item: Item, number: int) -> Partition:
-        """The runtime of one partition, loaded at first use."""
+        """The runtime of one partition, loaded at first use. In a cluster: if it is served here; else raises what says who does."""
         pid = item.partitions[number]
         partition = self.partitions.get(pid)
+        if self.cluster is not None:
+            if partition is None:
+                raise Elsewhere(f"partition {number} of {item.name!r} is not served here", hint=self.where(pid), detail=self.detail(pid))
+            if partition.barred is not None:
+                raise partition.barred
+            return partition
         if partition is None:
             partition = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, number, pid)
             damage = self.store.damaged().get(pid)
@@ -442,6 +495,36 @@ class Broker:
 
     def all_partitions(self, item: Item) -> list[Partition]:
         return [self.partition(item, n) for n in range(len(item.partitions))]
+
+    def served(self, item: Item) -> list[Partition]:
+        """Those that this broker serves: all, or in a cluster at least one; else raises what says who does."""
+        if self.cluster is None:
+            return self.all_partitions(item)
+        found = [p for p in self.loaded(item) if p.barred is None]
+        return found or [self.partition(item, 0)]
+
+    def copy_of(self, pid: int) -> Copy | None:
+        """What says which entries of a partition are committed; None: this broker is alone."""
+        return None if self.cluster is None else self.cluster.copies[pid]
+
+    def make_partition(self, pid: int, name: str) -> QueuePartition | StreamPartition | None:
+        """The runtime of a copied partition, without any state; None: there is no such queue or stream (any more, or yet)."""
+        item = self.catalogue.find(name)
+        if item is None or pid not in item.partitions:
+            return None
+        made = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, item.partitions.index(pid), pid)
+        self.partitions[pid] = made
+        return made
+
+    def where(self, pid: int) -> str:
+        """What to do to reach who serves a partition."""
+        assert self.cluster is not None
+        return self.cluster.where(pid)
+
+    def detail(self, pid: int) -> dict[str, Any]:
+        """Who serves a partition, for programs; see ``Cluster.detail``."""
+        assert self.cluster is not None
+        return self.cluster.detail(pid)
 
     def loaded(self, item: Item) -> list[Partition]:
         """Those of its partitions that are in memory."""
@@ -498,7 +581,7 @@ class Broker:
                 partition.sample(seconds)
                 if isinstance(partition, StreamPartition):
                     partition.housekeep(self.wall_ms)
-                if partition.idle() and self.now_ms - partition.used_ms >= self.config.storage.idle_unload_ms:
+                if self.cluster is None and partition.idle() and self.now_ms - partition.used_ms >= self.config.storage.idle_unload_ms:
                     await self._unload(partition)
                 if i % 64 == 63:
                     await asyncio.sleep(0)
@@ -580,6 +663,11 @@ class Broker:
         return spec if spec is not None and (not kind or isinstance(spec, QueueSpec) == (kind == "queue")) else None
 
     def _catalogue_changed(self, item: Item, change: str) -> None:
+        if self.cluster is not None:
+            if change == "deleted":
+                self.cluster.deleted(item, self.end_subscriptions(item))
+            else:
+                self.cluster.declared(item)
         if change == "altered":
             for partition in self.loaded(item):
                 partition.configure(item)
@@ -593,6 +681,8 @@ class Broker:
         """Counters, gauges and the figures of the busiest names, for /metrics and the overview."""
         by_item: dict[str, list[Partition]] = {}
         for partition in self.partitions.values():
+            if self.cluster is not None and partition.barred is not None:
+                continue  # who serves it counts it
             by_item.setdefault(partition.item.name, []).append(partition)
         stats = self.store.stats()
         gauges = {

@@ -7,15 +7,19 @@ Partition ids are allocated from one counter and never used twice. 100,000 names
 import asyncio
 import fnmatch
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from headrace.cluster.coordinator import Document
-from headrace.cluster.local import LocalCoordinator
-from headrace.model.errors import Conflict, Invalid, NotFound, Unavailable
+from headrace.log import get_logger
+from headrace.model.errors import Conflict, CoordinatorUnavailable, Invalid, NotFound, Unavailable
 from headrace.model.specs import FIXED, QueueSpec, Spec, StreamSpec, check_name, check_queue, check_stream, difference
 
+if TYPE_CHECKING:
+    from headrace.cluster.mirrored import Documents
+
+_log = get_logger("catalogue")
 ID_BLOCK = 256
 CACHE_MAX = 10_000
 _RETRIES = 64
@@ -62,13 +66,16 @@ class Catalogue:
 
     def __init__(
         self,
-        coordinator: LocalCoordinator,
+        coordinator: "Documents",
         *,
         new_id: Callable[[], str],
         wall_ms: Callable[[], int],
         undeclared: Callable[[str, str], Spec | None],
         changed: Callable[[Item, str], None],
+        known: Callable[[], bool] | None = None,
     ) -> None:
+        """``known``: whether the names of the cluster have been read; then its changes come by ``told``. None: nobody else changes anything."""
+        self._known = known
         self._coordinator = coordinator
         self._new_id = new_id
         self._wall_ms = wall_ms
@@ -110,6 +117,7 @@ class Catalogue:
         item = self.find(name)
         if item is None:
             check_name(name)
+            self._check_known(name)
             raise NotFound(f"there is no {kind or 'queue or stream'} named {name!r}")
         if kind and item.kind != kind:
             raise Conflict(f"{name!r} is a {item.kind}, not a {kind}; a name keeps its kind", hint=f"use the {item.kind} commands, or another name")
@@ -119,6 +127,7 @@ class Catalogue:
         """As ``get``, but an undeclared name is declared first where a policy for it exists."""
         if self.find(name) is None:
             check_name(name)
+            self._check_known(name)
             spec = self._undeclared(name, kind)
             if spec is not None:
                 return await self.declare(name, spec)
@@ -141,6 +150,7 @@ class Catalogue:
                     was = ", ".join(f"{f} = {getattr(item.spec, f)!r} (asked {getattr(spec, f)!r})" for f in fields)
                     raise Conflict(f"{kind} {name!r} exists with other settings: {was}")
                 return item
+            self._check_known(name)
             item = Item(
                 name=name,
                 kind=kind,
@@ -151,9 +161,7 @@ class Catalogue:
                 created_ms=self._wall_ms(),
             )
             if await self._coordinator.transact({_NAMES + name: 0}, {_NAMES + name: _encode(item)}):
-                self._cache[name] = item
-                self._count(kind, 1)
-                self._changed(item, "declared")
+                self._recorded(item, "declared")
                 return item
             await asyncio.sleep(0.001)
         raise Unavailable(f"{name!r} is being changed by others; try again")
@@ -190,9 +198,7 @@ class Catalogue:
             item = self.get(name, kind)
             document = self._document(name)
             if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: None, "deleted/" + item.id: _encode(item)}):
-                self._cache.pop(name, None)
-                self._count(item.kind, -1)
-                self._changed(item, "deleted")
+                self._recorded(item, "deleted")
                 return item
             self._cache.pop(name, None)
         raise Unavailable(f"{name!r} is being changed by others; try again")
@@ -221,7 +227,39 @@ class Catalogue:
             after = page.documents[-1].key
             await asyncio.sleep(0)
 
+    # ------------------------------------------------------------ what others change
+
+    def told(self, key: str, before: Document | None, now: Document | None) -> None:
+        """A document under ``names/`` has changed, whoever did it; for a cluster's mirror."""
+        self._cache.pop(key[len(_NAMES) :], None)
+        try:
+            if now is not None:
+                self._change(_decode(now.value), "declared" if before is None else "altered")
+            elif before is not None:
+                self._change(_decode(before.value), "deleted")
+        except (msgspec.DecodeError, UnicodeDecodeError) as e:
+            _log.error("%s of the catalogue cannot be read: %s", key, e)
+
+    def _recorded(self, item: Item, change: str) -> None:
+        """What was asked for here is recorded; where all changes are told there is nothing more to do."""
+        if self._known is not None:
+            return
+        if change == "deleted":
+            self._cache.pop(item.name, None)
+        else:
+            self._cache[item.name] = item
+        self._change(item, change)
+
+    def _change(self, item: Item, change: str) -> None:
+        if change != "altered":
+            self._count(item.kind, 1 if change == "declared" else -1)
+        self._changed(item, change)
+
     # ------------------------------------------------------------ inside
+
+    def _check_known(self, name: str) -> None:
+        if self._known is not None and not self._known():
+            raise CoordinatorUnavailable(f"whether there is {name!r} is not known: this broker has not reached the coordinator since it started")
 
     def _document(self, name: str) -> Document:
         document = self._coordinator.peek(_NAMES + name)
@@ -241,8 +279,7 @@ class Catalogue:
                 self._changed(old, "altered")
                 return old
             if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: _encode(new)}):
-                self._cache[name] = new
-                self._changed(new, "altered")
+                self._recorded(new, "altered")
                 return new
         raise Unavailable(f"{name!r} is being changed by others; try again")
 

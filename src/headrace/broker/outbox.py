@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.broker import forwarding
 from headrace.broker.catalogue import Item
-from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition, stamped
 from headrace.broker.reading import unpacked
 from headrace.core import filters
@@ -77,7 +77,7 @@ class Outbox:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._next_job = 1
         self._stuck: dict[tuple[int, int], str] = {}
-        self._queued: dict[int, deque[Transfer]] = {}
+        self._queued: dict[QueuePartition, deque[Transfer]] = {}
         self._done: dict[tuple[int, int], asyncio.Event] = {}
         """Set when the transfer (source partition, number) has ended, for the job that waits for it."""
 
@@ -85,9 +85,9 @@ class Outbox:
 
     def start(self, source: QueuePartition, transfer: Transfer) -> None:
         """Publishes one transfer in the background, after those of the same source that came before it."""
-        waiting = self._queued.get(source.pid)
+        waiting = self._queued.get(source)
         if waiting is None:
-            self._queued[source.pid] = waiting = deque()
+            self._queued[source] = waiting = deque()
             waiting.append(transfer)
             self.broker.spawn(self._work(source, waiting))
         else:
@@ -100,7 +100,7 @@ class Outbox:
                 await self._carry(source, transfer)
                 waiting.popleft()
         finally:
-            del self._queued[source.pid]
+            del self._queued[source]
 
     async def _carry(self, source: QueuePartition, transfer: Transfer) -> None:
         """Repeats until the target has it; what the target refuses for good stays here and is said in ``attention``."""
@@ -117,6 +117,7 @@ class Outbox:
         key = (source.pid, transfer.number)
         while True:
             if source.barred is not None:
+                self._stuck.pop(key, None)
                 return
             try:
                 if source.in_flight or source.dirty:
@@ -143,7 +144,7 @@ class Outbox:
             # A dead-letter queue is declared by being named in its queue's settings; a job's target was checked when it began and must exist.
             if transfer.reason in (Reason.MOVED, Reason.REDRIVEN):
                 raise
-            target = await broker.catalogue.declare(transfer.target, QueueSpec())
+            target = await broker.catalogue.declare(transfer.target, QueueSpec() if broker.cluster is None else _as_durable(source.spec))
         digest = blake2b(f"{source.pid}/{transfer.number}".encode(), digest_size=8).digest()
         producer_id = int.from_bytes(digest, "big") >> 1
         records: dict[int, list[Record]] = {}
@@ -161,11 +162,12 @@ class Outbox:
                             records.setdefault(number, []).append(made)
                 at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
         for number, batch in sorted(records.items()):
-            await self._append(broker.partition(target, number), producer_id, batch)
+            await self._append(target, number, producer_id, batch)
 
-    async def _append(self, target: Partition, producer_id: int, records: list[Record]) -> None:
+    async def _append(self, item: Item, number: int, producer_id: int, records: list[Record]) -> None:
         """Publishes ``records`` to one partition, in frames of bounded size, and waits until all are committed."""
         loop = self.broker.loop
+        target = self.broker.partition(item, number) if self.broker.cluster is None else None
         waits = []
         at = 0
         while at < len(records):
@@ -178,6 +180,10 @@ class Outbox:
                 records[at:stop], base_timestamp_ms=records[at].timestamp_ms, producer_id=producer_id, producer_epoch=0, base_sequence=at
             )
             blob = encode_publish(batch, channel=0, correlation=0, flags=Level.QUEUE | PublishFlag.STAMPED)
+            if target is None:
+                await forwarding.give(self.broker, item, forwarding.Given(name=item.name, partition=number, frames=blob))
+                at = stop
+                continue
             done: asyncio.Future[int] = loop.create_future()
 
             def answer(base: int, error: HeadraceError | None, done: asyncio.Future[int] = done) -> None:
@@ -309,6 +315,11 @@ class Outbox:
                         found.setdefault(target, []).append(offset)
             at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
         return found
+
+
+def _as_durable(spec: QueueSpec) -> QueueSpec:
+    """What takes the dead letters of a queue in a cluster survives what the queue does."""
+    return QueueSpec(replication_factor=spec.replication_factor, durability=spec.durability, min_in_sync_replicas=spec.min_in_sync_replicas)
 
 
 def _ranges(offsets: list[int]) -> list[tuple[int, int]]:

@@ -2,8 +2,10 @@
 
 Owns a partition's journal position (epoch, last index, next offset), what is gathered and what is in flight. Knows nothing of readiness or cursors:
 subclasses do.
+Where an appended entry becomes committed is the one thing in which a lone broker and one of a cluster differ here: by the flush that makes it
+durable, or by what the replica says (``copies``, then ``copy`` is set).
 Invariants: offsets are given out in the order in which runs are gathered, which is the order of the journal; a confirm above ``accepted`` is sent
-only from ``flushed``;
+only from ``flushed``, or ``Copy.satisfied``;
 the epoch grows at each activation, before the first entry of this incarnation.
 """
 
@@ -21,7 +23,7 @@ from headrace.broker.lane import Confirms, InFlight, Lane, Meta, Publish, lane_a
 from headrace.broker.sink import Sink
 from headrace.core.dedup import Duplicate, ProducerTable
 from headrace.model import limits
-from headrace.model.errors import DiskFull, Draining, HeadraceError, LevelUnavailable, Quarantined, TooLarge
+from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, TooLarge, Unavailable
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
 from headrace.wire import ingress
 from headrace.wire.entry import runs
@@ -30,14 +32,29 @@ from headrace.wire.journal import RECORDS_HEAD, Kind
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
+    from headrace.broker.copies import Copy
+    from headrace.wire import replication
 
 OVERHEAD_BYTES = ENVELOPE.size + BATCH.size
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
+class Waiting:
+    """Somebody who waits until everything up to some entry is committed, and is told so by a call; or by ``unknown`` that nobody will know."""
+
+    __slots__ = ("_committed", "unknown")
+
+    def __init__(self, committed: Callable[[], None], unknown: Callable[[HeadraceError], None]) -> None:
+        self._committed = committed
+        self.unknown = unknown
+
+    def __call__(self) -> None:
+        self._committed()
+
+
 class Partition(Lane, ABC):
-    """One owned partition, loaded. Made by ``Broker.partition`` at first use."""
+    """One partition, loaded: made by ``Broker.partition`` at first use, or by the ``Copy`` that a broker of a cluster has of it."""
 
     def __init__(self, broker: Broker, item: Item, number: int, pid: int) -> None:
         super().__init__(broker.turn, broker.store, ProducerTable(), pid)
@@ -45,8 +62,12 @@ class Partition(Lane, ABC):
         self.store = broker.store
         self.item = item
         self.number = number
+        self.copy: Copy | None = broker.copy_of(pid)
+        """What says which entries are committed; None: this broker is alone, and its flushes do."""
+        if self.copy is not None:
+            self.append_entry, self.intake = self.copy.append, None
         self.epoch_kept = False
-        """The epoch is durable: nobody is shown one that a crash could give to another start."""
+        """The epoch is durable: nobody is shown one that a crash could give to another start. In a cluster: it may deliver, lease and assign."""
         self.epochs: list[tuple[int, int]] = []
         """(epoch, offset at which it began) of the newest epochs, ascending: what an older one had there and beyond was taken back."""
         self.deadline_ms: int | None = None
@@ -72,12 +93,13 @@ class Partition(Lane, ABC):
         for pending in state.get("pending", ()):
             self._committed_again(*pending, now_ms=now_ms)
         for entry in log.entries:
-            self._replay(entry, now_ms, wall_ms)
+            self.apply(entry, now_ms, wall_ms)
         self.next_offset = max(self.next_offset, log.next_offset)
         self.high_watermark = self.next_offset
         self.recovered(now_ms, wall_ms)
 
-    def _replay(self, entry: StoredEntry, now_ms: int, wall_ms: int) -> None:
+    def apply(self, entry: StoredEntry | replication.Entry, now_ms: int, wall_ms: int) -> None:
+        """Takes a committed entry into the state: of the log at a start, or of another broker's journal that is copied here."""
         if entry.kind != Kind.RECORDS:
             if entry.kind == Kind.EPOCH_START:
                 self._epoch_began(entry.epoch)
@@ -106,6 +128,8 @@ class Partition(Lane, ABC):
         """Takes a new epoch before the first entry, lease or subscription of this incarnation."""
         if self.active:
             return
+        if self.copy is not None:
+            raise self.barred or self.copy.elsewhere()
         self.active = True
         self.epoch += 1
         body = _encode({"epoch": self.epoch, "broker": self.broker.id, "incarnation": self.broker.incarnation, "wall_ms": self.broker.wall_ms})
@@ -114,6 +138,34 @@ class Partition(Lane, ABC):
         self.in_flight.append(started)
         self._epoch_began(self.epoch)
         self.turn.schedule(self)
+
+    def lead(self, epoch: int, index: int, now_ms: int, wall_ms: int) -> None:
+        """Its copy serves from now on, in an epoch whose beginning, the entry at ``index``, was the last to be applied."""
+        self.epoch, self.last_index, self.flushed_index = epoch, index, index
+        self.active, self.barred = True, None
+        self.recovered(now_ms, wall_ms)
+        self.broker.mark(self)
+
+    def taken_away(self, why: HeadraceError, unknown: HeadraceError) -> None:
+        """Its epoch has ended: what was gathered is refused with ``why``; whether what was appended will be committed nobody knows."""
+        self.barred = why
+        self.active = self.epoch_kept = False
+        confirms = Confirms(self.broker.counters, self.turn, self.broker.precise_ms)
+        gathered, self.gathered = self.gathered, []
+        for publish in gathered:
+            confirms.take(publish, False, True)
+            if publish.sink is not None:
+                self.refuse(publish.sink, publish.channel, publish.run, publish.level, why)
+        in_flight, self.in_flight = self.in_flight, []
+        answers, self._answers = self._answers, []
+        for entry in in_flight:
+            for publish in entry.publishes:
+                confirms.take(publish, False, True)
+            answers.extend(entry.answers or ())
+        confirms.send()
+        for answer in answers:
+            if isinstance(answer, Waiting):
+                answer.unknown(unknown)
 
     def _epoch_began(self, epoch: int) -> None:
         self.epochs = [*self.epochs[1 - limits.EPOCHS_KEPT :], (epoch, self.next_offset)]
@@ -132,6 +184,10 @@ class Partition(Lane, ABC):
     def own_level(self) -> int:
         """The confirm level that ``Level.QUEUE`` stands for."""
 
+    def level_here(self) -> int:
+        """The highest confirm level that there is here."""
+        return self.copy.level if self.copy is not None else Level.LOCAL if self.broker.durable else Level.ACCEPTED
+
     @abstractmethod
     def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
         """Limits, checked before anything is gathered; called only while ``limited``. ``whole``: as for the queue's machine."""
@@ -140,10 +196,10 @@ class Partition(Lane, ABC):
         """Takes what the hot path needs of the settings: which level each asked one means (-1 = cannot be had)."""
         own = self.own_level()
         self.levels = [int(own) if asked == Level.QUEUE else asked if asked <= own else -1 for asked in range(8)]
-        self.early = own < Level.LOCAL
+        self.early = own < Level.LOCAL or self.copy is not None
 
-    def refusal(self) -> HeadraceError | None:
-        """Why nothing may be published now, or None."""
+    def refusal(self, level: int = Level.QUEUE) -> HeadraceError | None:
+        """Why nothing may be published now at that level, or None."""
         if self.barred is not None:
             return self.barred
         if self.quarantined:
@@ -153,38 +209,51 @@ class Partition(Lane, ABC):
             return Draining("this broker is going away and takes no publishes any more")
         if broker.disk_nearly_full:
             return DiskFull("the disk is nearly full, so publishes are refused while acks and reads go on")
+        if broker.store_error is None and self.copy is not None:
+            return self.copy.refusal(level)
         return broker.store_error
 
-    def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> None:
-        """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``."""
+    def publish(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> HeadraceError | None:
+        """Takes one run of frames as it arrived; its confirm or refusal goes to ``sink``. In a cluster: says why nothing that follows on this channel
+        may be taken, None = it may."""
         level = self.levels[asked_level]
         nbytes = len(blob)
-        if level < 0 or self.broker.refusing or self.barred is not None or self.quarantined or 0 < self.message_bytes_max < nbytes:
-            error = self.refusal() or self._above(asked_level) or self._too_large(blob)
+        copy = self.copy
+        if (
+            level < 0
+            or self.broker.refusing
+            or self.barred is not None
+            or self.quarantined
+            or 0 < self.message_bytes_max < nbytes
+            or (copy is not None and copy.refusal(level) is not None)
+        ):
+            error = self.refusal(level) or self._above(asked_level) or self._too_large(blob)
             if error is not None:
-                if isinstance(error, (DiskFull, Draining)) and level >= 0 and run.producer_id >= 0:
+                passing = isinstance(error, (DiskFull, Unavailable)) and self.barred is None and not self.quarantined
+                if passing and level >= 0 and run.producer_id >= 0:
                     # sent again because its confirm was lost: what is stored must not be refused for certain
                     stored = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
                     if stored is not None:
-                        self._not_new(sink, channel, asked_level, level, run, blob, stored, now_ms)
-                        return
-                self._refuse(sink, channel, run, asked_level, error)
-                return
+                        return self._not_new(sink, channel, asked_level, level, run, blob, stored, now_ms)
+                self.refuse(sink, channel, run, asked_level, error)
+                return error if copy is not None and type(error) in (Elsewhere, Unavailable) else None
         records = run.record_count
         if run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, records)
             if verdict is not None:
-                self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
-                return
+                return self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
         if self.limited:
             error = self.admit(records, nbytes)
             if error is not None:
-                self._refuse(sink, channel, run, asked_level, error)
-                return
+                self.refuse(sink, channel, run, asked_level, error)
+                return None
         sink.in_flight_bytes += nbytes
         if level == 1:
             self.accepted = True
+        if copy is not None:
+            self.poked = True  # a tick asks first whether it may append
         lane_gather(self, Publish(sink, channel, run, level, self.next_offset, blob, now_ms))
+        return None
 
     def _above(self, asked_level: int) -> HeadraceError | None:
         if self.levels[asked_level] >= 0:
@@ -202,7 +271,7 @@ class Partition(Lane, ABC):
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
             if isinstance(verdict, Duplicate):
                 base = verdict.base_offset
-                self.when_committed(lambda: done(base, None))
+                self.when_committed(lambda: done(base, None), lambda why: done(-1, why))
                 return
             error = verdict if isinstance(verdict, HeadraceError) else self.admit(run.record_count, len(blob), whole=True) if self.limited else None
         if error is not None:
@@ -210,11 +279,13 @@ class Partition(Lane, ABC):
             return
         base = self.next_offset
         lane_gather(self, Publish(None, 0, run, Level.NONE, base, blob, self.broker.now_ms))
-        self._answers.append(lambda: done(base, None))
+        self._answers.append(Waiting(lambda: done(base, None), lambda why: done(-1, why)))
         self.broker.mark(self)
 
-    def when_committed(self, answer: Callable[[], None]) -> None:
-        """Calls ``answer`` once everything gathered or appended up to now is committed."""
+    def when_committed(self, answer: Callable[[], None], unknown: Callable[[HeadraceError], None] | None = None) -> None:
+        """Calls ``answer`` once everything gathered or appended up to now is committed, or ``unknown`` when nobody will know whether it is."""
+        if unknown is not None:
+            answer = Waiting(answer, unknown)
         if self.gathered or self.dirty:
             self._answers.append(answer)
             self.broker.mark(self)
@@ -222,11 +293,20 @@ class Partition(Lane, ABC):
             self._answer_when_flushed([answer])
 
     async def settled_down(self) -> None:
-        """Returns once everything gathered or appended up to now is committed."""
-        done = asyncio.Event()
+        """Returns once everything gathered or appended up to now is committed; ``UnknownOutcome`` when nobody will know whether it is."""
+        done: asyncio.Future[None] = self.broker.loop.create_future()
+
+        def committed() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        def unknown(why: HeadraceError) -> None:
+            if not done.done():
+                done.set_exception(why)
+
         self.broker.mark(self)
-        self.when_committed(done.set)
-        await done.wait()
+        self.when_committed(committed, unknown)
+        await done
 
     @property
     def _gathered(self) -> list[Publish]:
@@ -243,14 +323,14 @@ class Partition(Lane, ABC):
 
     def _append(self, kind: Kind, payload: Sequence[bytes], nbytes: int, base_offset: int = -1, record_count: int = 0) -> int:
         self.last_index += 1
-        self.store.append(self.pid, self.epoch, self.last_index, kind, payload, nbytes, base_offset, record_count)
+        self.append_entry(self.pid, self.epoch, self.last_index, kind, payload, nbytes, base_offset, record_count)
         return self.last_index
 
     # ------------------------------------------------------------ each tick
 
     def step(self, now_ms: int, wall_ms: int) -> None:
         """Appends what this tick gathered and journals what was decided, grants and sends."""
-        if self.barred is not None:
+        if self.barred is not None or (self.copy is not None and not self.copy.turn()):
             return
         if self.gathered:
             lane_append(self, wall_ms)
@@ -258,6 +338,8 @@ class Partition(Lane, ABC):
             self.poked = False
             self.serve(now_ms, wall_ms)
             self.append_journal()
+            if self.copy is not None:
+                self.copy.journalled()
 
     def append_journal(self) -> None:
         """Appends the machine's decisions since the last call; settle confirmations wait for them."""
@@ -282,6 +364,13 @@ class Partition(Lane, ABC):
             entry.answers = answers
             self.in_flight.append(entry)
 
+    def floor_moved(self, floor: int) -> None:
+        """Offsets below ``floor`` are settled, once what was decided is committed."""
+        if self.copy is None:
+            self.store.set_floor(self.pid, floor)
+        else:
+            self.copy.floor_moved(floor)
+
     def failed(self, error: HeadraceError) -> None:
         """The log failed: everything that waits has an unknown outcome."""
         for entry in [*self.in_flight]:
@@ -293,16 +382,18 @@ class Partition(Lane, ABC):
 
     # ------------------------------------------------------------ refusals and duplicates
 
-    def _refuse(self, sink: Sink, channel: int, run: ingress.Run, asked_level: int, error: HeadraceError) -> None:
+    def refuse(self, sink: Sink, channel: int, run: ingress.Run, asked_level: int, error: HeadraceError) -> None:
         self.broker.counters.refused += run.record_count
         if asked_level != Level.NONE:
             sink.refused(channel, run.first_correlation, run.frame_count, error)
             self.broker.touch(sink)
 
-    def _not_new(self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float) -> None:
+    def _not_new(
+        self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float
+    ) -> HeadraceError | None:
         """A run that the producer table does not take as simply the next: stored before, fenced, or only partly new."""
         if isinstance(verdict, HeadraceError):
-            self._refuse(sink, channel, run, asked, verdict)
+            self.refuse(sink, channel, run, asked, verdict)
         elif isinstance(verdict, Duplicate):
             base, first, count = verdict.base_offset, run.first_correlation, run.frame_count
             self.broker.counters.duplicates += run.record_count
@@ -312,17 +403,22 @@ class Partition(Lane, ABC):
                     sink.confirmed(channel, first, count, base, level, True)
                     self.broker.touch(sink)
 
-                self.when_committed(confirm)
+                def unknown(why: HeadraceError) -> None:
+                    self.refuse(sink, channel, run, asked, why)
+
+                self.when_committed(confirm, unknown)
         else:
-            pos, single = 0, len(blob)
+            pos, single, why = 0, len(blob), None
             if run.frame_count == 1:
-                self._refuse(sink, channel, run, asked, verdict.error)
-                return
+                self.refuse(sink, channel, run, asked, verdict.error)
+                return None
             while pos < single:
                 stop = pos + 4 + int.from_bytes(blob[pos : pos + 4], "big")
                 part = ingress.scan_run(blob, pos, stop, limits.FRAME_BYTES_MAX)
-                self.publish(sink, channel, asked, part, blob[pos:stop], now_ms)
+                why = self.publish(sink, channel, asked, part, blob[pos:stop], now_ms) or why
                 pos = stop
+            return why
+        return None
 
     def _too_large(self, blob: bytes) -> HeadraceError | None:
         for pos, length, count in ingress.walk(blob):
@@ -338,9 +434,13 @@ class Partition(Lane, ABC):
         if self.gathered:
             lane_append(self, self.broker.wall_ms)
         self.append_journal()
+        return self.state(self.epoch, self.last_index)
+
+    def state(self, epoch: int, index: int) -> Checkpoint:
+        """What is here, as the state at ``index``."""
         pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]
         data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending, "epochs": self.epochs})
-        return Checkpoint(self.epoch, self.last_index, data, self.floor(), self.next_offset, self.wake_at_ms())
+        return Checkpoint(epoch, index, data, self.floor(), self.next_offset, self.wake_at_ms())
 
     def sample(self, seconds: float) -> None:
         """Measures the rates since the last call."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace.broker.lane import Lane, lane_publish
-from headrace.model.errors import Refused
+from headrace.model.errors import HeadraceError, Refused, Unavailable
+from headrace.wire import control
 from headrace.wire.ingress import Run, Shape, scan_alike, scan_run, shape_of
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ if TYPE_CHECKING:
 
 
 class Publisher:
-    """A publish channel bound to a partition and a producer."""
+    """A publish channel bound to a partition and a producer. In a cluster: I1 once a run was refused because the partition is not served here, or not
+    now, all that follow are, until the channel is opened anew: else they would overtake it."""
 
-    __slots__ = ("broker", "channel", "lane", "partition", "producer_id")
+    __slots__ = ("broker", "channel", "lane", "partition", "producer_id", "stopped")
 
     def __init__(self, broker: Broker, channel: int, partition: Any, producer_id: int) -> None:
         """``partition``: a ``Partition``."""
@@ -29,6 +31,7 @@ class Publisher:
         self.partition = partition
         self.lane: Lane = partition
         self.producer_id = producer_id
+        self.stopped: HeadraceError | None = None
         partition.publishers += 1
 
     def publish(self, sink: Sink, run: Run, blob: bytes, now_ms: float) -> None:
@@ -39,18 +42,29 @@ class Publisher:
             self.broker.touch(sink)
             return
         if self.lane.quarantined:
-            self._follow()
-        if not lane_publish(self.lane, sink, self.channel, run.flags & 7, run, blob, now_ms):
-            self.partition.publish(sink, self.channel, run.flags & 7, run, blob, now_ms)
+            self._follow(sink)
+        if self.stopped is not None:
+            self.partition.refuse(sink, self.channel, run, run.flags & 7, self.stopped)
+        elif not lane_publish(self.lane, sink, self.channel, run.flags & 7, run, blob, now_ms):
+            why = self.partition.publish(sink, self.channel, run.flags & 7, run, blob, now_ms)
+            if why is not None:
+                self._stop(sink, why)
 
-    def _follow(self) -> None:
-        """After a repair the partition is another object."""
+    def _stop(self, sink: Sink, why: HeadraceError) -> None:
+        self.stopped = why
+        sink.event(control.PublisherClosed(channel=self.channel, code=why.code, message=str(why), detail=dict(why.detail)))
+        self.broker.touch(sink)
+
+    def _follow(self, sink: Sink) -> None:
+        """After a repair, or when its epoch in a cluster has ended, the partition is another object."""
         current = self.broker.partitions.get(self.lane.pid)
         if current is not None and current is not self.partition:
             self.partition.publishers -= 1
             current.publishers += 1
             self.partition = current
             self.lane = current
+            if current.copy is not None and self.stopped is None:
+                self._stop(sink, current.barred or Unavailable(f"partition {current.number} of {current.item.name!r} has a new epoch"))
 
     def close(self) -> None:
         self.partition.publishers -= 1

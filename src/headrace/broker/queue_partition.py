@@ -20,7 +20,7 @@ from headrace.log import get_logger
 from headrace.model.errors import Damaged, HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.storage.api import StoredEntry
-from headrace.wire.frames import DeliverFlag, Level, PublishFlag
+from headrace.wire.frames import DeliverFlag, PublishFlag
 from headrace.wire.journal import Kind, Reason
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ class QueuePartition(Partition):
 
     def _take_settings(self, spec: QueueSpec) -> None:
         self.message_bytes_max = spec.max_message_bytes
-        self.limited = bool(spec.max_messages or spec.max_bytes)
-        self._eager = bool(self.limited or spec.ttl_ms or spec.max_age_ms)
+        self._bounded = bool(spec.max_messages or spec.max_bytes)
+        self.limited = self._bounded or self.copy is not None  # whether it may publish a copy is asked each time
+        self._eager = bool(self._bounded or spec.ttl_ms or spec.max_age_ms)
         self._look_who_consumes()
         self.settings_changed()
 
@@ -81,9 +82,11 @@ class QueuePartition(Partition):
     # ------------------------------------------------------------ log
 
     def own_level(self) -> int:
-        return Level.LOCAL if self.broker.durable else Level.ACCEPTED
+        return self.level_here()
 
     def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
+        if not self._bounded:
+            return None
         return self.machine.admit(count, nbytes, self.broker.wall_ms, whole=whole)
 
     def appended(self, base: int, count: int, nbytes: int, wall_ms: int) -> None:
@@ -166,7 +169,7 @@ class QueuePartition(Partition):
         floor = machine.floor
         if floor != self._floor:
             self._floor = floor
-            self.store.set_floor(self.pid, floor)
+            self.floor_moved(floor)
         due = machine.next_deadline_ms(now_ms, wall_ms)
         if due != self.deadline_ms:
             self.deadline_ms = due

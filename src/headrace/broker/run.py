@@ -9,12 +9,16 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
+from typing import TYPE_CHECKING
 
 from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
 from headrace.model.config import Config, advertised
 from headrace.model.errors import Invalid, StorageError
+
+if TYPE_CHECKING:
+    from headrace.broker.cluster import Means
 
 __all__ = ["Listener", "RunningBroker", "start"]
 
@@ -72,10 +76,16 @@ class RunningBroker:
 
 
 async def start(
-    config: Config, listeners: tuple[Listener, ...] | None = None, *, tune: bool = True, make_store: MakeStore | None = None
+    config: Config,
+    listeners: tuple[Listener, ...] | None = None,
+    *,
+    tune: bool = True,
+    make_store: MakeStore | None = None,
+    means: Means | None = None,
 ) -> RunningBroker:
-    """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector)."""
-    if config.coordination.mode != "standalone":
+    """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector).
+    ``means``: of a broker in coordinated mode; without them it is refused."""
+    if config.coordination.mode != "standalone" and means is None:
         raise Invalid(
             "coordination.mode is coordinated, and this version serves alone: it would be a lone broker where a cluster is meant",
             hint="remove coordination.mode (--voters and --cluster set it) until a version that forms clusters is installed",
@@ -83,7 +93,7 @@ async def start(
     if tune:
         sys.setswitchinterval(0.0001)
         gc.set_threshold(50_000, 50, 1_000)  # young cycles go; a full collection would stop the loop for as long as there is state
-    broker = Broker(config, make_store=make_store)
+    broker = Broker(config, make_store=make_store, means=means)
     running = RunningBroker(broker)
     await broker.start()
     try:
@@ -97,6 +107,8 @@ async def start(
         await broker.stop()
         raise
     running.url = broker.listeners.get("url", "")
+    if broker.cluster is not None:
+        broker.cluster.advertise(running.url)
     running.admin_url = broker.listeners.get("admin", "")
     broker.spawn(running._on_failure())
     if tune:

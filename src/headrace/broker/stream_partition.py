@@ -41,6 +41,7 @@ class StreamPartition(Partition):
         self.machine = StreamMachine(item.stream)
         self.message_bytes_max = item.stream.max_message_bytes
         self.settings_changed()
+        self.limited = self.copy is not None  # whether it may publish a copy is asked each time
         self.tells_appended = item.stream.tier != "durable"
         self.subscriptions: dict[int, StreamSubscription] = {}
         self._filters: dict[int, Compiled] = {}
@@ -61,7 +62,7 @@ class StreamPartition(Partition):
     # ------------------------------------------------------------ log
 
     def own_level(self) -> int:
-        return Level.LOCAL if self.broker.durable and self.spec.tier != "ephemeral" else Level.ACCEPTED
+        return self.level_here() if self.spec.tier != "ephemeral" else Level.ACCEPTED
 
     def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
         return None
@@ -218,7 +219,7 @@ class StreamPartition(Partition):
 
     def housekeep(self, wall_ms: int) -> None:
         """Applies retention, whole segments at a time, and begins a compaction where one is due."""
-        if self.quarantined:
+        if self.quarantined or self.barred is not None:
             return
         spec = self.spec
         if spec.compaction and self._compacting is None and compacting.due(self):

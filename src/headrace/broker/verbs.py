@@ -92,14 +92,9 @@ class Verbs:
             if waiting:
                 raise Conflict(f"queue {r.name!r} holds {waiting} messages", hint="purge it, or delete it without the condition")
         item = await broker.catalogue.delete(r.name, r.kind)
-        gone = NotFound(f"{item.kind} {item.name!r} was deleted")
-        for session in list(broker.sessions.values()):
-            for subscription in [*session.channels.values(), *session.subscriptions.values()]:
-                if subscription.item.id == item.id and not subscription.closed:
-                    if subscription.sink is not None:
-                        subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=gone.code, message=str(gone)))
-                        broker.touch(subscription.sink)
-                    broker.end_subscription(subscription)
+        if broker.cluster is not None:
+            return control.Done(count=1)  # every broker hears of it and erases what it has
+        gone = broker.end_subscriptions(item)
         for partition in broker.loaded(item):
             if partition.gathered:
                 lane_append(partition, broker.wall_ms)
@@ -133,13 +128,16 @@ class Verbs:
         damaged = broker.store.damaged()
         consumers: set[int] = set()
         for number, pid in enumerate(item.partitions):
-            loaded = broker.partition(item, number) if load else broker.partitions.get(pid)
+            loaded = broker.partition(item, number) if load and broker.cluster is None else broker.partitions.get(pid)
             if pid in damaged or (loaded is not None and loaded.quarantined):
                 why = damaged[pid].why if pid in damaged else loaded.quarantined if loaded is not None else ""
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="quarantined", why=why))
                 continue
             if loaded is None:
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle"))
+                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.cluster is None else "elsewhere"))
+                continue
+            if loaded.barred is not None:
+                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=loaded.epoch, state="elsewhere", why=str(loaded.barred)))
                 continue
             totals["publishers"] += loaded.publishers
             consumers.update(loaded.subscription_ids())
@@ -329,7 +327,7 @@ class Verbs:
             release=__version__,
             state=broker.state,
             uptime_ms=broker.now_ms - broker.started_ms,
-            mode="standalone",
+            mode="standalone" if broker.cluster is None else "coordinated",
             storage=broker.config.broker.storage,
             compiled=compiled(),
             listeners=broker.listeners,
@@ -416,6 +414,10 @@ class Verbs:
             raise NotFound(f"no partition of {r.name!r} is quarantined", hint="`headrace quarantine list` shows those that are")
         detail: dict[str, Any] = {}
         for pid in pids:
+            if broker.cluster is not None and not r.dry_run:
+                await broker.cluster.renew(pid)  # nothing is cut that others may count on
+                detail[str(item.partitions.index(pid))] = {"why": damaged[pid].why}
+                continue
             damage = await broker.store.repair(pid, dry_run=r.dry_run)
             detail[str(item.partitions.index(pid))] = {
                 "why": damage.why,
@@ -435,6 +437,8 @@ class Verbs:
 
     async def _topology(self, r: control.Topology) -> control.Reply:
         broker = self.broker
+        if broker.cluster is not None:
+            return broker.cluster.topology(r.names[:1000])
         name = broker.config.broker.name or broker.id
         rows = []
         for asked in r.names[:1000]:
@@ -444,7 +448,12 @@ class Verbs:
                     loaded = broker.partitions.get(pid)
                     rows.append(
                         control.PartitionOwner(
-                            name=asked, partition=number, owner=name, epoch=loaded.epoch if loaded else 0, routing_version=item.routing_version
+                            name=asked,
+                            partition=number,
+                            owner=name,
+                            epoch=loaded.epoch if loaded else 0,
+                            routing_version=item.routing_version,
+                            id=pid,
                         )
                     )
         return control.TopologyInfo(brokers={name: (broker.listeners.get("url", ""),)}, partitions=tuple(rows))

@@ -18,11 +18,13 @@ from headrace.client.publisher import MAX_IN_FLIGHT, MAX_IN_FLIGHT_BYTES, Compre
 from headrace.client.reader import PREFETCH as STREAM_PREFETCH
 from headrace.client.reader import Reader, Strategy
 from headrace.client.requests import Requester, Responder
+from headrace.client.routing import Router, addresses
+from headrace.client.spread import SpreadConsumer, SpreadReader
 from headrace.client.target import Target, parse_target
 from headrace.client.verbs import Verbs
 from headrace.client.worker import Handler, Worker
 from headrace.model import limits
-from headrace.model.errors import HeadraceError, Invalid, NotConnected
+from headrace.model.errors import Elsewhere, HeadraceError, Invalid, NotConnected
 from headrace.model.ports import DefaultPort
 from headrace.wire import control
 
@@ -49,14 +51,14 @@ class Client(Verbs):
         connect_timeout: float = 5.0,
         request_timeout: float = 30.0,
     ) -> None:
-        self._connection = Connection(
-            target,
-            heartbeat_ms=milliseconds(heartbeat, what="heartbeat"),
-            connect_timeout_s=connect_timeout,
-            request_timeout_s=request_timeout,
-            on_event=self._on_event,
-            on_state=self._on_state,
-        )
+        self._timing: dict[str, Any] = {
+            "heartbeat_ms": milliseconds(heartbeat, what="heartbeat"),
+            "connect_timeout_s": connect_timeout,
+            "request_timeout_s": request_timeout,
+        }
+        self._request_timeout = request_timeout
+        self._connection = Connection(target, on_event=self._on_event, on_state=self._on_state, **self._timing)
+        self._router = Router(self._connection, self._connect_to)
         self._confirm_timeout = confirm_timeout
         self._publishers: dict[str, Publisher] = {}
         self._made: list[Publisher] = []
@@ -89,7 +91,7 @@ class Client(Verbs):
         if self._requester is not None:
             await self._requester.close()
         publishers = [*self._publishers.values(), *self._made]
-        if self.connected:
+        if self._router.up:
             for publisher in publishers:
                 with suppress(HeadraceError):  # told to whoever awaits the receipt; without receipts, flush() is where to ask
                     await publisher.close()
@@ -98,11 +100,12 @@ class Client(Verbs):
             publisher.fail(error)
         for puller in self._pullers.values():
             await puller.close()
+        await self._router.close()
         await self._connection.close()
 
     @property
     def connected(self) -> bool:
-        """Whether there is a connection right now; the client reconnects by itself."""
+        """Whether there is a connection right now; the client reconnects by itself. In a cluster: the one that any broker can serve."""
         return self._connection.up
 
     @property
@@ -139,8 +142,32 @@ class Client(Verbs):
         elif isinstance(event, control.CatalogueChanged):
             for listener in list(self._catalogue):
                 listener(event)
+        elif isinstance(event, control.TopologyChanged):
+            self._router.event(event)
+
+    def _connect_to(self, broker: str, urls: tuple[str, ...], session: str) -> Connection:
+        """The connection to one broker of a cluster, for what it alone serves."""
+
+        def on_event(event: control.Event) -> None:
+            welcome = self._connection.welcome
+            if isinstance(event, control.GoingAway) and not (self._connection.up and welcome is not None and welcome.broker == broker):
+                self._on_event(event)  # else the client's own connection tells it
+
+        mine = self._connection.target
+        target = Target(addresses=addresses(urls), user=mine.user, password=mine.password, name=mine.name)
+        made = Connection(
+            target,
+            on_event=on_event,
+            on_state=lambda up: self._router.state_changed(made, up),
+            session=session,
+            expected=broker,
+            push=(),
+            **self._timing,
+        )
+        return made
 
     def _on_state(self, connected: bool) -> None:
+        self._router.state_changed(self._connection, connected)
         for callback in self._states:
             callback(connected)
         if connected and self._connection.connects > 1:
@@ -148,7 +175,13 @@ class Client(Verbs):
                 listener(None)
 
     async def _request(self, message: control.Message, expected: type[M], *, again: bool = True, timeout_s: float | None = None) -> M:
-        return await self._connection.request(message, expected, again=again, timeout_s=timeout_s)
+        try:
+            return await self._connection.request(message, expected, again=again, timeout_s=timeout_s)
+        except Elsewhere as e:
+            if type(e) is not Elsewhere or not self._router.clustered:
+                raise
+            error = e
+        return await self._router.request(message, expected, error, again=again, timeout_s=timeout_s or self._request_timeout)
 
     # ------------------------------------------------------------ publishing
 
@@ -195,6 +228,7 @@ class Client(Verbs):
         publisher = Publisher(
             self._connection,
             name,
+            router=self._router,
             confirm=confirm,
             compression=compression,
             confirm_timeout=self._confirm_timeout if confirm_timeout is None else confirm_timeout,
@@ -216,7 +250,9 @@ class Client(Verbs):
                 if idle is not None:
                     del self._publishers[idle.name]
                     idle.fail(NotConnected("closed"))
-            publisher = self._publishers[name] = Publisher(self._connection, name, confirm_timeout=self._confirm_timeout)
+            publisher = self._publishers[name] = Publisher(
+                self._connection, name, router=self._router, confirm_timeout=self._confirm_timeout
+            )
         return publisher
 
     def _check_open(self) -> None:
@@ -247,8 +283,7 @@ class Client(Verbs):
         ``pull``: deliver nothing by itself, only what ``consumer.fetch`` asks for.
         """
         self._check_open()
-        consumer = Consumer(
-            self._connection,
+        consumer = self._consumer(
             name,
             prefetch=prefetch,
             prefetch_bytes=prefetch_bytes,
@@ -270,12 +305,17 @@ class Client(Verbs):
             raise Invalid(f"max_messages is {max_messages}; it lies in 1..{limits.PREFETCH_MESSAGES_MAX}")
         async with self._opening:
             puller = self._pullers.get(name)
-            if puller is None or not puller.channel:
+            if puller is None or puller.ended:
                 self._check_open()
-                puller = Consumer(self._connection, name, pull=True)
+                puller = self._consumer(name, pull=True)
                 await puller.start()
                 self._pullers[name] = puller
         return await puller.fetch(max_messages, wait_ms=milliseconds(wait, what="wait"))
+
+    def _consumer(self, name: str, **options: Any) -> Consumer:
+        if self._router.clustered:
+            return SpreadConsumer(self._connection, self._router, name, options, self._request_timeout)
+        return Consumer(self._connection, name, **options)
 
     def _keep(self, subscription: "Consumer | Reader | PatternReader") -> None:
         self._subscriptions = [s for s in self._subscriptions if isinstance(s, PatternReader) or not s.ended]
@@ -306,21 +346,23 @@ class Client(Verbs):
         the partitions with its other members. ``on_event`` is told ``Assigned``, ``Retracted`` and ``CursorMoved``.
         """
         self._check_open()
-        reader = Reader(
-            self._connection,
-            name,
-            start=start,
-            cursor=cursor,
-            group=group,
-            member=member,
-            strategy=strategy,
-            partitions=partitions,
-            commit=commit,
-            prefetch=prefetch,
-            prefetch_bytes=prefetch_bytes,
-            filter=filter,
-            on_event=on_event,
-        )
+        options: dict[str, Any] = {
+            "start": start,
+            "cursor": cursor,
+            "group": group,
+            "member": member,
+            "strategy": strategy,
+            "partitions": tuple(partitions),
+            "commit": commit,
+            "prefetch": prefetch,
+            "prefetch_bytes": prefetch_bytes,
+            "filter": filter,
+            "on_event": on_event,
+        }
+        if self._router.clustered:
+            reader: Reader = SpreadReader(self._connection, self._router, name, options, self._request_timeout)
+        else:
+            reader = Reader(self._connection, name, **options)
         self._keep(reader)
         return reader
 

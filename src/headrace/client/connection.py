@@ -95,17 +95,25 @@ class Connection:
         request_timeout_s: float,
         on_event: Callable[[control.Event], None],
         on_state: Callable[[bool], None],
+        session: str = "",
+        expected: str = "",
+        push: tuple[str, ...] = ("catalogue", "topology"),
     ) -> None:
         self.target = target
+        self.others: tuple[tuple[str, int], ...] = ()
+        """Addresses learned since, tried after those of the target."""
         self.loop = asyncio.get_running_loop()
         self.ambient = ambient()
         self.channels: dict[int, User] = {}
         self.welcome: control.Welcome | None = None
-        self.session = ""
+        self.session = session
         self.connects = 0
         self.closed = False
         self.up = False
         """A link is live and has said hello."""
+        self._expected = expected
+        """Id of the only broker that is meant, "" = any."""
+        self._push = push
         self._heartbeat_ms = heartbeat_ms
         self._connect_timeout_s = connect_timeout_s
         self._request_timeout_s = request_timeout_s
@@ -123,7 +131,7 @@ class Connection:
         self._supervisor: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._last_error: HeadraceError | None = None
-        self._first_address = 0
+        self._last_address = ("", 0)
 
     # ------------------------------------------------------------ life
 
@@ -142,6 +150,12 @@ class Connection:
                     raise
             await asyncio.sleep(min(left, backoff.next_s(self.ambient.random())))
         self._supervisor = self.loop.create_task(self._supervise(), name="headrace-reconnect")
+        self._tick()
+
+    def begin(self) -> None:
+        """Connects for the first time in the background, and for ever."""
+        self._went_down.set()
+        self._supervisor = self.loop.create_task(self._supervise(), name="headrace-connect")
         self._tick()
 
     async def close(self, error: HeadraceError | None = None) -> None:
@@ -166,17 +180,21 @@ class Connection:
         backoff = Backoff()
         while True:
             await self._went_down.wait()
-            log.warning("lost the connection to %s: %s; reconnecting", self.target, self._last_error)
+            if self.connects:
+                log.warning("lost the connection to %s: %s; reconnecting", self.target, self._last_error)
             backoff.reset()
             while not self.up:
-                await asyncio.sleep(backoff.next_s(self.ambient.random()) if backoff.attempts or self.connects > 1 else backoff.next_s(0.0))
+                if self.connects or backoff.attempts:
+                    await asyncio.sleep(backoff.next_s(self.ambient.random()) if backoff.attempts or self.connects > 1 else backoff.next_s(0.0))
+                else:
+                    backoff.attempts = 1
                 try:
                     await self._attempt()
                 except HeadraceError as e:
                     self._last_error = e
                     log.debug("attempt %d to reach %s failed: %s", backoff.attempts, self.target, e)
             log.info(
-                "connected to %s again after %d attempt(s), session %s",
+                "connected to %s after %d attempt(s), session %s",
                 self.target,
                 backoff.attempts,
                 "resumed" if self.welcome and self.welcome.resumed else "new",
@@ -185,13 +203,13 @@ class Connection:
     async def _attempt(self) -> None:
         """One round over the addresses; the one that worked last comes first."""
         error: HeadraceError = NotConnected(f"no broker answers at {self.target}")
-        addresses = self.target.addresses
+        addresses = (*self.target.addresses, *(other for other in self.others if other not in self.target.addresses))
         for i in range(len(addresses)):
-            n = (self._first_address + i) % len(addresses)
-            host, port = addresses[n]
+            first = addresses.index(self._last_address) if self._last_address in addresses else 0
+            host, port = addresses[(first + i) % len(addresses)]
             try:
                 await self._connect(host, port)
-                self._first_address = n
+                self._last_address = (host, port)
                 return
             except HeadraceError as e:
                 error = e
@@ -213,7 +231,7 @@ class Connection:
                     user=self.target.user,
                     password=self.target.password,
                     heartbeat_ms=self._heartbeat_ms,
-                    push=("catalogue", "topology"),
+                    push=self._push,
                 )
                 welcomed: asyncio.Future[Any] = self.loop.create_future()
                 self._ask(hello, _resolve(welcomed))
@@ -232,6 +250,10 @@ class Connection:
         if not isinstance(welcome, control.Welcome):
             link.close()
             raise Malformed(f"the broker answered the hello with {type(welcome).__name__}")
+        if self._expected and welcome.broker != self._expected:
+            self._link = None
+            link.close()
+            raise NotConnected(f"{host}:{port} is broker {welcome.broker}, not {self._expected}")
         link.frame_bytes_max = welcome.frame_bytes_max + 64 * 1024
         self.welcome, self.session = welcome, welcome.session
         self._came_online(welcome)
@@ -373,7 +395,7 @@ class Connection:
         out = self._out
         for user in marked:
             user.marked = False
-            if user.channel:
+            if self.channels.get(user.channel) is user:  # it may have moved to another connection
                 user.flush(out, link.writable)
         if out:
             link.write(out[0] if len(out) == 1 else b"".join(out))
@@ -458,7 +480,7 @@ class Connection:
             user = self.channels.get(event.channel)
             if user is not None:
                 drained = event.code in (0, Draining.code)
-                user.closed_by_broker(None if drained else from_wire(event.code, event.message))
+                user.closed_by_broker(None if drained else from_wire(event.code, event.message, detail=event.detail))
         elif isinstance(event, (control.Assigned, control.Retracted, control.CursorMoved, control.PartitionIsolated)):
             user = self.channels.get(event.channel)
             if user is not None:
@@ -487,7 +509,7 @@ def _failure(body: bytes) -> HeadraceError:
         failure = control.decode_failure(body)
     except msgspec.MsgspecError as e:
         return Malformed(f"the broker's refusal cannot be read: {e}")
-    return from_wire(failure.code, failure.message, failure.hint)
+    return from_wire(failure.code, failure.message, failure.hint, failure.detail)
 
 
 def _verb(message: control.Message) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from headrace.client.connection import Connection
 from headrace.client.message import NOTHING, Message
 from headrace.client.payload import Duration, milliseconds
+from headrace.client.routing import Router
 from headrace.client.settlements import EXTENSION, Settlements
 from headrace.client.spans import Span, spans
 from headrace.client.subscription import AUTO_ACK, CLOSE_TIMEOUT_S, Delivery, Subscription
@@ -44,8 +45,10 @@ class Consumer(Subscription):
         auto_extend: bool = False,
         pull: bool = False,
         on_event: Callable[[control.Event], None] | None = None,
+        partitions: tuple[int, ...] = (),
+        router: Router | None = None,
     ) -> None:
-        super().__init__(connection, name, on_event)
+        super().__init__(connection, name, on_event, router=router, partitions=partitions)
         if not 1 <= prefetch <= limits.PREFETCH_MESSAGES_MAX:
             raise Invalid(f"prefetch is {prefetch}; it lies in 1..{limits.PREFETCH_MESSAGES_MAX}")
         self.prefetch = prefetch
@@ -218,6 +221,7 @@ class Consumer(Subscription):
             filter=self._filter,
             cohort=self._cohort,
             member=self._member,
+            partitions=self._partitions,
             resume=again,
             held=tuple(control.Held(partition=p, ranges=tuple(spans(o))) for p, o in sorted(held.items()) if o) if again else (),
             token=self._token,

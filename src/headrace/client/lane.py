@@ -15,7 +15,7 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, QueueFull, UnknownOutcome
+from headrace.model.errors import ConfirmTimeout, Draining, Elsewhere, HeadraceError, QueueFull, Unavailable, UnknownOutcome
 from headrace.model.ids import NO_PRODUCER, SEQUENCE_MODULUS
 from headrace.wire.batch import Record, encode_batch, encode_publish
 from headrace.wire.frames import Level
@@ -26,6 +26,10 @@ BATCH_BYTES_MAX: Final = 256 * 1024
 QUEUE_BATCH_RECORDS_MAX: Final = 128
 """A queue shares batches out in parts, and each part travels as the whole batch: small ones keep that cheap, and are large enough for the rest."""
 _CORRELATIONS: Final = 1 << 32
+_CHANNEL: Final = slice(6, 8)
+"""Where a frame names its channel."""
+_PASSING: Final = (Elsewhere, Unavailable)
+"""Exactly these: some errors derived from them are for good."""
 _PERHAPS: Final = "whether they are stored is not known; publish again if a duplicate does no harm"
 
 
@@ -61,7 +65,7 @@ class Envelope(msgspec.Struct, frozen=True):
 class Frame:
     """Messages on their way: gathered while ``data`` is empty, sent from then on."""
 
-    __slots__ = ("again", "correlation", "count", "data", "deadline_ms", "envelope", "nbytes", "records", "repeated", "waiters")
+    __slots__ = ("again", "correlation", "count", "data", "deadline_ms", "doubtful", "envelope", "nbytes", "records", "repeated", "waiters")
 
     def __init__(self, envelope: Envelope, deadline_ms: int) -> None:
         self.envelope = envelope
@@ -73,7 +77,9 @@ class Frame:
         self.data = b""
         self.correlation = 0
         self.again = False
-        """Refused because the broker is going away: to be sent on the next connection."""
+        """Refused for certain, because the broker is going away or does not serve the partition (now): to be sent to who does."""
+        self.doubtful = False
+        """The broker that had it does not know what became of it: to be sent again."""
         self.repeated = False
         """Sent before, on a connection that broke without an answer: it may be stored already."""
 
@@ -96,6 +102,7 @@ class Lane:
         "producer_id",
         "records_max",
         "sent",
+        "why",
     )
 
     def __init__(self, partition: int, producer_id: int, on_done: Callable[[Frame, HeadraceError | None], None], *, keeps: bool = True) -> None:
@@ -112,6 +119,8 @@ class Lane:
         """Frames sent on this connection that waited for too long, with how many records: a confirm may still count them in."""
         self.count = 0
         self.nbytes = 0
+        self.why: HeadraceError | None = None
+        """Why nothing was taken the last time, until something is."""
         self._correlation = 0
         self._sequence = 0
         self._on_done = on_done
@@ -156,13 +165,28 @@ class Lane:
                 self._finish(frame, -1, Level.NONE, False, None)
         return size
 
+    def bind(self, channel: int) -> None:
+        """What is sent from now on names ``channel``, also what was sent on another before. No other byte of it changes."""
+        self.channel = channel
+        number = channel.to_bytes(2, "big")
+        for frame in self.sent.values():
+            if frame.data[_CHANNEL] != number:
+                frame.data = frame.data[: _CHANNEL.start] + number + frame.data[_CHANNEL.stop :]
+
     def again(self, out: list[bytes]) -> None:
-        """Appends every unconfirmed frame in order: the connection is new."""
+        """Appends every unconfirmed frame in order: the channel is new."""
         self._given_up.clear()
         for frame in self.sent.values():
             frame.repeated = frame.repeated or not frame.again
-            frame.again = False
+            frame.again = frame.doubtful = False
             out.append(frame.data)
+
+    def returned(self, out: list[bytes]) -> None:
+        """Appends the frames that were answered without an end, for the same channel."""
+        for frame in self.sent.values():
+            if frame.again or frame.doubtful:
+                frame.again = frame.doubtful = False
+                out.append(frame.data)
 
     def _encode(self, frame: Frame) -> bytes:
         envelope, records = frame.envelope, frame.records
@@ -197,6 +221,7 @@ class Lane:
     def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         """``count`` frames from ``first`` on are stored densely from ``base_offset`` on."""
         sent, given = self.sent, Level(level)
+        self.why = None
         for i in range(first, first + count):
             frame = sent.pop(i % _CORRELATIONS, None)
             if frame is None:
@@ -206,15 +231,19 @@ class Lane:
             base_offset += frame.count
 
     def refused(self, first: int, count: int, error: HeadraceError) -> None:
-        """``count`` frames from ``first`` on were not stored. A broker that is going away is not an answer: they are sent to its successor."""
+        """``count`` frames from ``first`` on were not stored. A broker that is going away, or does not serve the partition (now), is no answer: they
+        are sent to its successor. Neither is one that does not know, if a second time does no harm."""
         for i in range(first, first + count):
             i %= _CORRELATIONS
             frame = self.sent.get(i)
             if frame is None:
                 self._given_up.pop(i, None)
                 continue
-            if isinstance(error, Draining):
-                frame.again = True
+            if isinstance(error, Draining) or type(error) in _PASSING:
+                frame.again, self.why = True, error
+            elif type(error) is UnknownOutcome and self.producer_id != NO_PRODUCER:
+                frame.doubtful = frame.repeated = True
+                self.why = error
             else:
                 del self.sent[i]
                 # Whether an idempotent message is stored already is looked up before there is room for it, and after everything else.
@@ -231,15 +260,17 @@ class Lane:
                 break
             del sent[correlation]
             self._given_up[correlation] = frame.count
-            error = ConfirmTimeout(
+            error: HeadraceError = ConfirmTimeout(
                 f"no confirm for {frame.count} message(s) to partition {self.partition} came in time: whether they are stored is not known",
                 hint="publish again if a duplicate does no harm, raise confirm_timeout, or see whether the broker is overloaded",
             )
+            if frame.again and not frame.repeated and type(self.why) in _PASSING:
+                error = Unavailable(f"{frame.count} message(s) to partition {self.partition} were not taken in time, nor stored: {self.why}")
             self._finish(frame, -1, Level.NONE, False, error)
         while gathered and gathered[0].deadline_ms <= now_ms:
             frame = gathered.popleft()
             unsent = ConfirmTimeout(
-                f"{len(frame.records)} message(s) could not be sent in time: there was no connection, or the broker took nothing",
+                f"{len(frame.records)} message(s) could not be sent in time: {self.why or 'there was no connection, or the broker took nothing'}",
                 hint="they were not stored; publish again when the broker is back, or raise confirm_timeout",
             )
             self._finish(frame, -1, Level.NONE, False, unsent)

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
 
 from headrace.client.connection import Connection
-from headrace.client.lane import BATCH_BYTES_MAX, BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt, Waiter
+from headrace.client.lane import BATCH_BYTES_MAX, Envelope, Frame, Lane, Receipt, Waiter
+from headrace.client.lane_user import LaneUser
 from headrace.client.payload import Duration, Headers, encode_headers, encode_key, encode_value, milliseconds
+from headrace.client.routing import Router
 from headrace.core.partitioner import key_slot, partition_for
 from headrace.model import limits
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge, Unavailable
+from headrace.model.errors import ConfirmTimeout, HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge
 from headrace.model.ids import NO_PRODUCER
 from headrace.wire import control
 from headrace.wire.batch import Record
@@ -37,7 +39,6 @@ _LEVELS: Final = {
 _NONE: Final = int(Level.NONE)
 _CODECS: Final = ("none", "gzip", "snappy", "lz4", "zstd")
 _RECORD_OVERHEAD: Final = 24
-_FLUSH_BYTES: Final = 1024 * 1024
 
 MAX_IN_FLIGHT: Final = 100_000
 MAX_IN_FLIGHT_BYTES: Final = 64 * 1024 * 1024
@@ -68,98 +69,6 @@ class Outgoing:
         self.timestamp_ms = timestamp_ms
 
 
-class _LaneUser:
-    """A lane's channel on the connection."""
-
-    __slots__ = ("_open", "_publisher", "channel", "lane", "marked")
-
-    def __init__(self, publisher: "Publisher", lane: Lane) -> None:
-        self._publisher = publisher
-        self.lane = lane
-        self.channel = 0
-        self.marked = False
-        self._open = False
-
-    def opening(self, *, resumed: bool) -> control.Message:
-        self._open = False
-        lane = self.lane
-        lane.channel = self.channel
-        return control.OpenPublisher(channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id)
-
-    def opened(self, reply: Any) -> None:
-        self._open = True
-        self.lane.records_max = BATCH_RECORDS_MAX if reply.kind == "stream" else QUEUE_BATCH_RECORDS_MAX
-        self._publisher._learned(reply)
-        if self.lane.sent or self.lane.gathered:
-            again: list[bytes] = []
-            self.lane.again(again)
-            if again:
-                self._publisher._connection.send(again)
-            self._publisher._connection.mark(self)
-
-    def open_failed(self, error: HeadraceError) -> bool:
-        if isinstance(error, Unavailable) and error.retriable:
-            return True
-        self.channel = 0
-        self._publisher._refused_whole(self, error)
-        return False
-
-    def lost(self) -> None:
-        self._open = False
-
-    def closed_by_broker(self, error: HeadraceError | None) -> None:
-        self._open = False
-        if error is not None:
-            self._publisher._connection.forget(self)
-            self._publisher._refused_whole(self, error)
-
-    def event(self, event: control.Event) -> None:
-        pass
-
-    def flush(self, out: list[bytes], writable: bool) -> None:
-        if self._open and writable and self.lane.take(out, _FLUSH_BYTES) >= _FLUSH_BYTES:
-            self._publisher._connection.mark(self)
-
-    def tick(self, now_ms: int) -> None:
-        if self.lane.count:
-            self.lane.expire(now_ms)
-            if self.lane.gathered:
-                self._publisher._connection.mark(self)
-        self._publisher._expire_unrouted(now_ms)
-
-    def idle(self) -> bool:
-        return not self.lane.count and not self._publisher._unrouted
-
-    def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
-        self.lane.confirmed(first, count, base_offset, level, duplicate)
-        if self.lane.gathered:
-            self._publisher._connection.mark(self)
-
-    def refused(self, first: int, count: int, error: HeadraceError) -> None:
-        self.lane.refused(first, count, error)
-        if isinstance(error, Draining):
-            self._publisher._connection.loop.call_later(0.2, self._once_more, self._publisher._connection.connects)
-        elif self.lane.gathered:
-            self._publisher._connection.mark(self)
-
-    def _once_more(self, connects: int) -> None:
-        """The broker said it was going away but the connection lives on: offer again what it refused."""
-        connection = self._publisher._connection
-        if connection.connects == connects and connection.up and self._open:
-            out = [f.data for f in self.lane.sent.values() if f.again]
-            if out:
-                connection.send(out)
-
-    def delivered(self, partition: int, epoch: int, attempt: int, first_offset: int, count: int, base_offset: int, blob: bytes, flags: int) -> None:
-        pass
-
-    def settled(self, correlation: int, count: int, stale: list[tuple[int, int]]) -> None:
-        pass
-
-    def fetch_ended(self, correlation: int, count: int) -> None:
-        pass
-
-
 class Publisher:
     """Publishes to one name. Made by ``client.publisher``; use it as a context manager to be sure that everything posted is confirmed on leaving."""
 
@@ -168,6 +77,7 @@ class Publisher:
         connection: Connection,
         name: str,
         *,
+        router: Router,
         confirm: Confirm = "queue",
         compression: Compression = "none",
         confirm_timeout: float = limits.CONFIRM_TIMEOUT_MS / 1000,
@@ -185,6 +95,8 @@ class Publisher:
         self.partitions = 0
         """0 until the first publish learned it from the broker."""
         self._connection = connection
+        """The client's own; each lane has its own way."""
+        self._router = router
         self._level = _level(confirm)
         self._codec = compression
         self._plain = Envelope(level=self._level, codec=compression)
@@ -194,7 +106,7 @@ class Publisher:
         self._max_in_flight_bytes = max_in_flight_bytes
         self._producer_id = connection.ambient.bits(62) if idempotent else NO_PRODUCER
         self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
-        self._lanes: dict[tuple[int, bool], _LaneUser] = {}
+        self._lanes: dict[tuple[int, bool], LaneUser] = {}
         self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int]] = []
         self._sticky = connection.ambient.bits(16)
         self._in_flight = 0
@@ -325,7 +237,7 @@ class Publisher:
             if user is not None and user.channel and nbytes <= self._message_bytes_max:
                 if not user.marked:  # once per loop iteration: later posts of the same one share the time
                     self._look()
-                    self._connection.mark(user)
+                    user.connection.mark(user)
                 user.lane.add(envelope, Record(None, value, (), self._wall_ms), nbytes, waiter, self._deadline_ms)
                 self._in_flight += 1
                 self._in_flight_bytes += nbytes
@@ -429,7 +341,7 @@ class Publisher:
         finally:
             self.closed = True
             for user in self._lanes.values():
-                self._connection.detach(user)
+                self._router.leave(user)
             self._lanes.clear()
 
     @property
@@ -473,16 +385,16 @@ class Publisher:
         user = self._lane(partition, envelope.level != _NONE)
         user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
         if not user.marked:
-            self._connection.mark(user)
+            user.connection.mark(user)
 
-    def _lane(self, partition: int, confirmed: bool) -> _LaneUser:
+    def _lane(self, partition: int, confirmed: bool) -> LaneUser:
         user = self._lanes.get((partition, confirmed))
         if user is None:
             lane = Lane(partition, self._producer_id if confirmed else NO_PRODUCER, self._done, keeps=confirmed)
             lane.bytes_max = min(BATCH_BYTES_MAX, self._message_bytes_max)
-            user = self._lanes[(partition, confirmed)] = _LaneUser(self, lane)
+            user = self._lanes[(partition, confirmed)] = LaneUser(self, lane)
         if not user.channel:
-            self._connection.attach(user)
+            self._router.place(user)
         return user
 
     def _learned(self, reply: control.PublisherOpened) -> None:
@@ -506,7 +418,7 @@ class Publisher:
         if self._idle and not self._in_flight:
             _wake(self._idle)
 
-    def _refused_whole(self, user: _LaneUser, error: HeadraceError) -> None:
+    def _refused_whole(self, user: LaneUser, error: HeadraceError) -> None:
         """The channel could not be opened, or was closed: everything on it fails, and so does what waited to learn the partitions."""
         self._fail_unrouted(error)
         user.lane.fail(error)
@@ -525,9 +437,10 @@ class Publisher:
 
     def _expire_unrouted(self, now_ms: int) -> None:
         if self._unrouted and self._unrouted[0][4] <= now_ms:
+            why = next((str(u.lane.why) for u in self._lanes.values() if u.lane.why is not None), "the broker did not open the publisher")
             self._fail_unrouted(
                 ConfirmTimeout(
-                    f"messages to {self.name!r} could not be sent in time: the broker did not open the publisher",
+                    f"messages to {self.name!r} could not be sent in time: {why}",
                     hint="they were not stored; publish again when the broker is back, or raise confirm_timeout",
                 )
             )
@@ -537,6 +450,7 @@ class Publisher:
         self.closed = True
         for user in self._lanes.values():
             self._refused_whole(user, error)
+            self._router.forget(user)
 
 
 def _wake(waiting: list["asyncio.Future[None]"]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.client.connection import Connection, log
 from headrace.client.message import NOTHING, Content
+from headrace.client.routing import Router
 from headrace.client.settlements import Settlements
 from headrace.client.spans import Span, members
 from headrace.client.subscription import CLOSE_TIMEOUT_S, Delivery, Subscription
@@ -80,8 +81,9 @@ class Reader(Subscription):
         prefetch_bytes: int = limits.PREFETCH_BYTES,
         filter: str | control.Filter | None = None,
         on_event: Callable[[control.Event], None] | None = None,
+        router: Router | None = None,
     ) -> None:
-        super().__init__(connection, name, on_event)
+        super().__init__(connection, name, on_event, router=router, partitions=tuple(partitions))
         if commit not in ("auto", "explicit"):
             raise Invalid(f"commit is {commit!r}; it is auto or explicit")
         if not 1 <= prefetch <= limits.PREFETCH_MESSAGES_MAX:
@@ -95,7 +97,6 @@ class Reader(Subscription):
         self._group = group
         self._member = member
         self._strategy = strategy
-        self._partitions = tuple(partitions)
         self._auto = commit == "auto"
         self._prefetch = prefetch
         self._prefetch_bytes = prefetch_bytes
@@ -255,7 +256,7 @@ class Reader(Subscription):
             name=self.name,
             partitions=self._partitions,
             start="cursor" if self.cursor and self._once_open else self._start,
-            starts={} if self.cursor else dict(self.positions),
+            starts={} if self.cursor else {p: at for p, at in self.positions.items() if not self._partitions or p in self._partitions},
             epochs={} if self.cursor else dict(self._read_in),
             cursor=self.cursor,
             group=self._group,

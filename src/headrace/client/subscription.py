@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from headrace.client.connection import Connection
 from headrace.client.opening import Item, Opener
+from headrace.client.routing import Router
 from headrace.model.errors import ConnectionLost, HeadraceError, Unavailable
 from headrace.wire import control
 from headrace.wire.batch import Record
@@ -43,13 +44,25 @@ class Delivery:
 class Subscription:
     """See the module's head."""
 
-    def __init__(self, connection: Connection, name: str, on_event: Callable[[control.Event], None] | None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        on_event: Callable[[control.Event], None] | None,
+        *,
+        router: Router | None = None,
+        partitions: tuple[int, ...] = (),
+    ) -> None:
+        """``router``: in a cluster, who leads it to the owner of the first of ``partitions``."""
         self.name = name
+        self.partition = partitions[0] if partitions else 0
         self.channel = 0
         self.marked = False
         self.assigned: tuple[int, ...] = ()
         """Partitions this subscription has now."""
         self.generation = 0
+        self._partitions = partitions
+        self._router = router
         self._connection = connection
         self._on_event = on_event
         self._buffer: deque[Delivery] = deque()
@@ -67,18 +80,47 @@ class Subscription:
     async def start(self) -> None:
         """Opens it; raises what the broker refuses it for."""
         self._ready = self._connection.loop.create_future()
-        self._connection.attach(self)
+        if self._router is None:
+            self._connection.attach(self)
+        else:
+            self._router.place(self)
         try:
             await self._ready
         except asyncio.CancelledError:
+            if self._router is not None:
+                self._router.forget(self)
             self._connection.detach(self, control.Unsubscribe(channel=self.channel))
             raise
+
+    @property
+    def connection(self) -> Connection:
+        """Where it sits now."""
+        return self._connection
+
+    @connection.setter
+    def connection(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def goodbye(self) -> control.Message:
+        return control.Unsubscribe(channel=self.channel)
+
+    def _follows(self, error: HeadraceError) -> bool:
+        """Goes to who serves its partition, if ``error`` says that this is not who it was asked of."""
+        router = self._router
+        if router is None or self._stopping or not router.follows(self, error):
+            return False
+        self.lost()
+        self._connection.forget(self)
+        router.moved(self, error)
+        return True
 
     def opening(self, *, resumed: bool) -> control.Message:
         raise NotImplementedError
 
     def opened(self, reply: Any) -> None:
         self._open = True
+        if self._router is not None:
+            self._router.sat_down(self)
         self.assigned, self.generation = tuple(reply.assigned), reply.generation
         self._epochs.update(reply.epochs)
         if self._ready is not None and not self._ready.done():
@@ -87,6 +129,8 @@ class Subscription:
         self._connection.mark(self)
 
     def open_failed(self, error: HeadraceError) -> bool:
+        if self._follows(error):
+            return False
         if isinstance(error, ConnectionLost) or (isinstance(error, Unavailable) and error.retriable):
             return True
         self.end(error)
@@ -97,6 +141,8 @@ class Subscription:
 
     def closed_by_broker(self, error: HeadraceError | None) -> None:
         self._open = False
+        if error is not None and self._follows(error):
+            return
         if isinstance(error, Unavailable) and error.retriable and not self._stopping:  # a partition was repaired
             self.lost()
             self._connection.reopen(self, resumed=False)
@@ -117,6 +163,8 @@ class Subscription:
         """Nothing more will come."""
         self._error = self._error or error
         self._stopping = True
+        if self._router is not None:
+            self._router.forget(self)
         if self._ready is not None and not self._ready.done():
             if error is not None:
                 self._ready.set_exception(error)

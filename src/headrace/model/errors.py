@@ -4,13 +4,19 @@ Every error has a number that travels on the wire, a family, says whether the ou
 or *unknown* (it may have happened: retry with the same producer sequence), whether a retry can help, and its face in HTTP, the CLI and MQTT 5.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar, Final, Literal
 
 Family = Literal["malformed", "refused", "elsewhere", "unavailable", "unknown_outcome", "storage", "invariant"]
 
 
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
 class HeadraceError(Exception):
-    """Root of all errors that the broker and the client raise. ``str(e)`` says what and why; ``hint`` says what to do."""
+    """Root of all errors that the broker and the client raise. ``str(e)`` says what and why; ``hint`` says what to do.
+    ``detail`` is for programs: of ``Elsewhere`` who serves it, as in ``wire.control.TopologyInfo``."""
 
     code: ClassVar[int] = 1
     family: ClassVar[Family] = "invariant"
@@ -20,11 +26,14 @@ class HeadraceError(Exception):
     exit: ClassVar[int] = 1
     mqtt: ClassVar[int] = 0x80
     hint: str = ""
+    detail: Mapping[str, Any] = _NOTHING
 
-    def __init__(self, message: str = "", *, hint: str = "") -> None:
+    def __init__(self, message: str = "", *, hint: str = "", detail: Mapping[str, Any] = _NOTHING) -> None:
         super().__init__(message or (type(self).__doc__ or "").split("\n")[0])
         if hint:
             self.hint = hint
+        if detail:
+            self.detail = detail
 
 
 class Malformed(HeadraceError):
@@ -266,6 +275,6 @@ BY_CODE: dict[int, type[HeadraceError]] = {c.code: c for c in _walk(HeadraceErro
 assert len(BY_CODE) == len(_walk(HeadraceError)), "two errors share a number"
 
 
-def from_wire(code: int, message: str, hint: str = "") -> HeadraceError:
+def from_wire(code: int, message: str, hint: str = "", detail: Mapping[str, Any] = _NOTHING) -> HeadraceError:
     """The error that a number on the wire stands for (an unknown number: the root)."""
-    return BY_CODE.get(code, HeadraceError)(message, hint=hint)
+    return BY_CODE.get(code, HeadraceError)(message, hint=hint, detail=detail)

@@ -6,12 +6,14 @@ Owns what a machine's death means on its disk and on the network. Does not decid
 import asyncio
 import errno
 import logging
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Literal
 
 import msgspec
 
 from headrace.broker import run
+from headrace.broker.cluster import Means
 from headrace.model.config import Broker as BrokerSection
 from headrace.model.config import Config, Listen
 from headrace.sim.chance import Chance
@@ -53,6 +55,8 @@ class SimBroker:
             broker=msgspec.structs.replace(config.broker, data_dir=DATA, storage=storage),
             listen=Listen(native=f"{name}:{PORT}", admin="off"),
         )
+        self.means: Callable[[], Means] | None = None
+        """What it is given to be one of a cluster, on its machine; None: it is alone."""
         self.speeds = Speeds()
         self.incarnation = 0
         self.lives: list[tuple[float, float]] = []
@@ -93,7 +97,8 @@ class SimBroker:
 
     async def _run(self, machine: Machine) -> None:
         try:
-            running = await run.start(self.config, tune=False, make_store=lambda config, loop: self._store(machine, config, loop))
+            means = self.means() if self.means is not None else None
+            running = await run.start(self.config, tune=False, make_store=lambda config, loop: self._store(machine, config, loop), means=means)
         except Exception as e:
             self.failure = e
             self.world.note(self.name, "cannot start", f"{type(e).__name__}: {e}")

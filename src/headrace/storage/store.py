@@ -447,7 +447,8 @@ class DiskStore:
         self._rounds += 1
         if self._rounds == RECOVERED_ROUNDS:
             self._ground.recovered.clear()
-            self._ground.epochs.clear()
+            if self._ground.replication is None:  # else a replica may be opened later, when the coordinator is reached
+                self._ground.epochs.clear()
         await self._space.look()
         async with self._ground.moving:
             await self._mover.round()

@@ -134,6 +134,8 @@ class Subscribe(Message, tag="subscribe"):
     cohort: str = ""
     member: str = ""
     """Static member name within the cohort ("" = dynamic)."""
+    partitions: tuple[int, ...] = ()
+    """() = all, or in a cluster those that this broker serves now; named ones that another serves are refused as ``elsewhere``. Not with a cohort."""
     resume: bool = False
     held: tuple[Held, ...] = ()
     token: int = 0
@@ -499,7 +501,8 @@ class QuarantineRepair(Message, tag="quarantine.repair"):
 
 
 class Topology(Message, tag="topology"):
-    """Asks where partitions are owned: ``TopologyInfo``."""
+    """Asks where partitions are owned: ``TopologyInfo``. In a cluster a connection that wanted the event "topology" is told by ``event.topology`` of
+    every change of these names from now on."""
 
     names: tuple[str, ...] = ()
 
@@ -508,12 +511,16 @@ class PartitionOwner(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     partition: int
     owner: str
+    """Id of the broker, "" = nobody serves it now."""
     epoch: int
     routing_version: int = 1
+    id: int = 0
+    """Of the partition: of two answers the one with the higher id, then the higher epoch, is the newer one."""
 
 
 class TopologyInfo(Message, tag="topology.info"):
     brokers: dict[str, tuple[str, ...]]
+    """Where clients reach each broker that runs now, by id: addresses as ``headrace://HOST:PORT``."""
     partitions: tuple[PartitionOwner, ...] = ()
 
 
@@ -543,7 +550,8 @@ class Connections(Message, tag="connections"):
 
 
 class Failure(Message, tag="failure"):
-    """Body of ERROR: see ``model.errors``. ``detail`` may name differing fields (Conflict) or addresses (Elsewhere)."""
+    """Body of ERROR: see ``model.errors``. ``detail`` of Elsewhere: ``brokers`` and ``partitions`` as in ``TopologyInfo``, as far as
+    they are known."""
 
     code: int
     message: str
@@ -562,12 +570,18 @@ class SubscriptionClosed(Message, tag="event.subscription_closed"):
     channel: int
     code: int
     message: str
+    detail: dict[str, Any] = {}
+    """As of ``Failure``."""
 
 
 class PublisherClosed(Message, tag="event.publisher_closed"):
+    """A publish channel takes nothing more before it is opened anew, there or where ``detail`` says: what comes on it is refused, so that nothing
+    overtakes what was refused before it."""
+
     channel: int
     code: int
     message: str
+    detail: dict[str, Any] = {}
 
 
 class Assigned(Message, tag="event.assigned"):
@@ -612,6 +626,14 @@ class CatalogueChanged(Message, tag="event.catalogue"):
     kind: str
     change: str
     """declared, altered or deleted."""
+
+
+class TopologyChanged(Message, tag="event.topology"):
+    """Who serves these names now, after a change; a name without partitions is there no more."""
+
+    names: tuple[str, ...]
+    brokers: dict[str, tuple[str, ...]]
+    partitions: tuple[PartitionOwner, ...] = ()
 
 
 Request = (
@@ -664,7 +686,7 @@ Reply = (
     | TopologyInfo
     | Connections
 )
-Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | PartitionIsolated | CatalogueChanged
+Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | PartitionIsolated | CatalogueChanged | TopologyChanged
 
 encode = msgspec.msgpack.Encoder().encode
 decode_request = msgspec.msgpack.Decoder(Request).decode

@@ -53,7 +53,7 @@ def fetch_end(channel: int, correlation: int, count: int) -> bytes:
 
 def failure(correlation: int, error: HeadraceError) -> bytes:
     """An ERROR frame (correlation 0: the connection itself failed and is closed)."""
-    body = control.encode(control.Failure(code=error.code, message=str(error), hint=error.hint))
+    body = control.encode(control.Failure(code=error.code, message=str(error), hint=error.hint, detail=dict(error.detail)))
     return HEADER.pack(8 + len(body), Op.ERROR, 0, 0, correlation) + body
 
 

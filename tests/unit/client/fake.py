@@ -180,6 +180,8 @@ class FakeConnection(asyncio.Protocol):
     def request(self, message: control.Message, correlation: int) -> None:
         broker = self.broker
         broker.requests.append(message)
+        if isinstance(message, (control.Subscribe, control.SubscribeStream)):
+            self.subscriptions[message.channel] = message.name
         answer: Any = broker.reply(message)
         if answer is None:
             answer = self.answer(message)
@@ -208,7 +210,6 @@ class FakeConnection(asyncio.Protocol):
             self.publishers[message.channel] = message.name
             return control.PublisherOpened(kind=broker.kind, partitions=broker.partitions, routing_version=1, level=2)
         if isinstance(message, (control.Subscribe, control.SubscribeStream)):
-            self.subscriptions[message.channel] = message.name
             starts = getattr(message, "starts", {}) or {0: 0}
             return control.Subscribed(partitions=1, assigned=(0,), lease_ms=30_000, epochs={0: 1}, starts=starts, tier="durable")
         return control.Done()

@@ -60,6 +60,10 @@ class Mirror:
     def get(self, key: str) -> Document | None:
         return self._documents.get(key)
 
+    def follows(self, key: str) -> bool:
+        """Whether a document of that key is kept here."""
+        return key.startswith(self._prefixes)
+
     def under(self, prefix: str) -> Iterator[Document]:
         """Documents by key; the copy must not change meanwhile, so: no await."""
         return (self._documents[key] for key in sorted(self._documents) if key.startswith(prefix))
@@ -113,7 +117,7 @@ class Mirror:
         """Makes all changes, then tells of them: who is told finds them all made."""
         told: list[tuple[str, Document | None, Document | None]] = []
         for key, document in changes:
-            if key.startswith(self._prefixes):
+            if self.follows(key):
                 before = self._documents.get(key)
                 if document is not None:
                     self._documents[key] = document

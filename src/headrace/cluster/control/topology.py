@@ -13,7 +13,7 @@ from headrace.cluster.control.mirror import Mirror
 from headrace.cluster.control.picturing import Picturing
 from headrace.cluster.coordinator import Document
 from headrace.core.control.picture import Stored
-from headrace.model.cluster import NOBODY, PARTITIONS_PREFIX, BrokerId
+from headrace.model.cluster import NOBODY, PARTITIONS_PREFIX, BrokerId, Registered
 from headrace.model.ids import Epoch, PartitionId
 
 
@@ -104,6 +104,10 @@ class Topology:
         if declared is None:
             return ()
         return tuple(self.place(p, item=name, routing_version=declared.routing_version) for p in declared.partitions)
+
+    def present(self) -> dict[BrokerId, Registered]:
+        """The brokers that are registered now."""
+        return self._picturing.present()
 
     def places(self) -> tuple[Place, ...]:
         """All of the cluster, by partition."""

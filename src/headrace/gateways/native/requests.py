@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 PENDING_MAX = 4096
 PENDING_BYTES_MAX = 8 * 1024 * 1024
 FEATURES = ("batches", "streams", "pull", "filters", "cohorts")
+CLUSTER = "cluster"
+"""Partitions may be served by other brokers: ``topology`` says where."""
 _SCOPED = (control.Hello, control.OpenPublisher, control.ClosePublisher, control.Subscribe, control.SubscribeStream, control.Unsubscribe)
 _HEAVY = (
     *(control.List, control.Describe, control.Inspect, control.Status, control.ConnectionsList, control.Topology, control.CursorsList),
@@ -146,6 +148,8 @@ class Requests:
             return await attachments.subscribe_stream(request)
         if isinstance(request, control.Unsubscribe):
             return attachments.unsubscribe(request)
+        if isinstance(request, control.Topology):
+            connection.server.watches.add(connection, request.names[:1000])
         return await connection.server.verbs.call(request)
 
     def _hello(self, hello: control.Hello) -> control.Welcome:
@@ -166,7 +170,7 @@ class Requests:
         connection.ready(Attachments(broker, session, connection), hello, heartbeat_ms)
         return control.Welcome(
             version=version,
-            features=tuple(f for f in FEATURES if not hello.features or f in hello.features),
+            features=tuple(f for f in (*FEATURES, *((CLUSTER,) if broker.cluster is not None else ())) if not hello.features or f in hello.features),
             broker=broker.id,
             incarnation=broker.incarnation,
             session=session.token,

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from headrace.gateways.native.connection import NativeConnection
+from headrace.gateways.native.watching import Watches
 from headrace.model.config import parse_address
 from headrace.model.errors import LimitExceeded
 
@@ -24,6 +25,7 @@ class NativeServer:
         self.broker = broker
         self.verbs = verbs
         self.config = broker.config
+        self.watches = Watches(broker)
         self.port = 0
         self.lingering_max = self.config.limits.connections_max + LINGERING_MAX
         """With more connections than this none is kept open to tell its peer why it is closed."""
@@ -51,6 +53,7 @@ class NativeServer:
             connection.close(LimitExceeded(f"this broker takes {self.config.limits.connections_max} connections and has them"))
 
     def closed(self, connection: NativeConnection) -> None:
+        self.watches.drop(connection)
         sinks = self.broker.sinks
         sinks.pop(connection.id, None)
         if not sinks:

@@ -1,0 +1,296 @@
+"""A broker's part in a cluster, put together: coordinator, transport, membership, control, the driver of its replicas, its copies of partitions.
+
+Owns their order at start and stop, and which copies there are. What is assigned to whom the coordinator says; what is committed, the replicas.
+Nothing here is made by a lone broker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import msgspec
+
+from headrace import __version__
+from headrace.broker import forwarding
+from headrace.broker.catalogue import Item
+from headrace.broker.copies import Copy
+from headrace.cluster.control.control import Control
+from headrace.cluster.control.declared import NAMES_PREFIX
+from headrace.cluster.control.opening import make_control, registration
+from headrace.cluster.control.sightings import PEER, Sightings
+from headrace.cluster.control.topology import Place, Reassigned
+from headrace.cluster.coordinator import Coordinator
+from headrace.cluster.membership import Membership, Pauses
+from headrace.cluster.mirrored import Mirrored
+from headrace.cluster.replication import interface
+from headrace.cluster.replication.driver import OWN_PID, Driver
+from headrace.cluster.swapping import Swapping
+from headrace.cluster.transport import Transport
+from headrace.log import get_logger
+from headrace.model.cluster import BrokerId, Incarnation
+from headrace.model.config import advertised, parse_address
+from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound, Refused
+from headrace.model.ids import PartitionId
+from headrace.storage.api import Replication
+from headrace.wire import control
+from headrace.wire.peer import Service
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+
+_log = get_logger("cluster")
+NATIVE: Final = "native"
+HANDOVER_LOOK_S: Final = 0.05
+ERASE_AGAIN_S: Final = 1.0
+
+
+class Means(Protocol):
+    """What a coordinated broker is given by whoever starts it, made once its id is known. It stops what it was given."""
+
+    async def coordinator(self, me: BrokerId) -> Coordinator: ...
+
+    def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport: ...
+
+    def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership: ...
+
+
+class ReplicatedStore(interface.Store, Protocol):
+    """A store that has a log for replicas."""
+
+    def reserve(self, replication: Replication) -> None: ...
+
+
+class Nothing:
+    """What is known of replicas before there is a driver: nothing of anybody is committed."""
+
+    def committed_index(self, pid: int) -> int | None:
+        return None if pid == OWN_PID else 0
+
+    def epoch_at(self, pid: int, index: int) -> int:
+        return 0
+
+    def moved(self, pid: int, moved_to: int) -> None: ...
+
+
+class Cluster:
+    """See the module's head."""
+
+    def __init__(self, broker: Broker, means: Means) -> None:
+        self.broker = broker
+        self.copies: dict[int, Copy] = {}
+        self._means = means
+        self._coordinator: Coordinator
+        self._transport: Transport
+        self._membership: Membership
+        self._sightings: Sightings
+        self._swapping: Swapping
+        self._driver: Driver | None = None
+        self._erased: list[int] = []
+        """Deleted partitions whose data are still there."""
+        self._erasing = asyncio.Event()
+        self._pauses: Pauses
+        self.control: Control
+
+    # ------------------------------------------------------------ life
+
+    @property
+    def _store(self) -> ReplicatedStore:
+        return cast(ReplicatedStore, self.broker.store)
+
+    def reserve(self) -> None:
+        """Before the store is opened. ``Invalid`` where it cannot replicate."""
+        if not self.broker.durable:
+            raise Invalid("a broker of a cluster keeps its data on disk", hint="set broker.storage to disk")
+        if self.broker.config.recovery.on_mismatch == "truncate":
+            raise Invalid("recovery.on_mismatch = truncate would cut what other brokers count on", hint="set it to quarantine or refuse")
+        self._store.reserve(Nothing())
+
+    async def start(self) -> None:
+        """Once the store is open and the broker has its id. The coordinator need not be reached: what is assigned is served when it is heard."""
+        broker, config = self.broker, self.broker.config
+        me, incarnation = BrokerId(broker.id), Incarnation(broker.incarnation)
+        self._coordinator = await self._means.coordinator(me)
+        self._transport = transport = self._means.transport(me, incarnation)
+        self._membership = self._means.membership(me, incarnation)
+        self._swapping = Swapping(self._coordinator)
+        self._driver = driver = Driver(me, incarnation, transport, self._swapping)
+        transport.watch(driver)
+        transport.on_batch(Service.REPLICAS, driver.take)
+        forwarding.serve(broker, transport)
+        await driver.start(self._store)
+        await transport.start(parse_address(config.listen.peer))
+        registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
+        self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
+        mirror = self.control.mirror
+        broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
+        mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
+        self.control.topology.on_reassigned(self._reassigned)
+        await self._membership.start()
+        self._sightings.start()
+        self.control.start()
+        self._pauses = Pauses()
+        self._pauses.tell(self.control.controller.stood_still)
+        self._pauses.start()
+        broker.spawn(self._keep_erasing())
+
+    def _peer_address(self) -> str:
+        listen = self.broker.config.listen
+        return str(advertised(listen.peer, listen.peer_advertise, port=self._transport.port, hostname=socket.gethostname()))
+
+    async def stop(self) -> None:
+        """Before the store is closed. What waits has an unknown outcome."""
+        if self._driver is None:
+            return
+        self._pauses.stop()
+        await self.control.stop()
+        await self._driver.stop()
+        await self._swapping.stop()
+        await self._sightings.stop()
+        await self._membership.leave()
+        await self._transport.stop()
+        await self._coordinator.close()
+
+    def advertise(self, url: str) -> None:
+        """Clients reach this broker there."""
+        self.control.presence.update(addresses={**self.control.presence.me.addresses, NATIVE: url.removeprefix("headrace://")})
+
+    async def drain(self, grace_ms: int) -> None:
+        """Gives what it serves to others, as far as they have everything; the controller moves the rest, and gives nothing back. For at most that
+        long."""
+        loop = self.broker.loop
+        end = loop.time() + grace_ms / 1000
+        while True:
+            for copy in self._serving():
+                copy.hand_over()
+            self.control.drain()
+            if not self._serving() or loop.time() >= end:
+                return
+            await asyncio.sleep(min(HANDOVER_LOOK_S, end - loop.time()))
+
+    def _serving(self) -> list[Copy]:
+        """Those that another could serve."""
+        return [c for c in self.copies.values() if c.serving and c.document.level != "local_durable" and len(c.document.replicas) > 1]
+
+    def failed(self, error: BaseException) -> None:
+        """The log has failed."""
+        if self._driver is not None:
+            self._driver.failed(error)
+
+    def damaged(self, pid: int, why: str) -> None:
+        """Damage was found in the copy here: it takes and gives nothing until ``renew``."""
+        if self._driver is not None:
+            self._driver.damaged(pid, why)
+
+    async def renew(self, pid: int) -> None:
+        """The copy here, which is damaged, is made anew from another broker's; see ``Driver.renew``."""
+        assert self._driver is not None
+        if pid not in self.copies:
+            raise Refused(f"partition {pid} is not assigned to this broker; what is damaged of it here is not used")
+        await self._driver.renew(pid, "an operator wants its damaged copy to be replaced")
+
+    # ------------------------------------------------------------ copies
+
+    def _reassigned(self, news: tuple[Reassigned, ...]) -> None:
+        assert self._driver is not None
+        for one in news:
+            if one.now is None:
+                if one.recorded:
+                    self._erase(one.partition)
+                else:
+                    _log.error("partition %d is assigned to nobody any more and was not deleted; its copy here is left as it is", one.partition)
+                continue
+            document = one.now.assignment
+            copy = self.copies.get(one.partition)
+            if copy is None:
+                copy = self.copies[one.partition] = Copy(self.broker, document)
+                copy.replicated = self._driver.open(one.partition, copy)
+                item = self.broker.catalogue.find(document.item)
+                if item is not None and one.partition in item.partitions:
+                    copy.wish(item)
+            copy.assigned(document)
+            self._driver.assigned(document)
+            if document.owner == self.broker.id:
+                copy.replicated.activate()
+
+    def declared(self, item: Item) -> None:
+        """A queue or stream is known, or altered."""
+        for pid in item.partitions:
+            copy = self.copies.get(pid)
+            if copy is not None:
+                copy.wish(item)
+
+    def deleted(self, item: Item, why: HeadraceError) -> None:
+        """Nothing is done for it any more. Its data stay until nobody is assigned any of it."""
+        for pid in item.partitions:
+            copy = self.copies.get(pid)
+            if copy is not None:
+                copy.close(why)
+
+    def _erase(self, pid: int) -> None:
+        copy = self.copies.pop(pid, None)
+        if copy is not None:
+            copy.close(NotFound(f"{copy.document.item!r} was deleted"))
+            self._erased.append(pid)
+            self._erasing.set()
+
+    async def _keep_erasing(self) -> None:
+        """Removes the data of what was deleted; on a full disk once there is room."""
+        while True:
+            await self._erasing.wait()
+            self._erasing.clear()
+            pids, self._erased = self._erased, []
+            try:
+                await self.broker.store.delete(pids)
+            except DiskFull:
+                self._erased += pids
+                await asyncio.sleep(ERASE_AGAIN_S)
+                self._erasing.set()
+
+    # ------------------------------------------------------------ who serves what
+
+    def owner(self, pid: int) -> str:
+        """Id of the broker that serves a partition, "" = nobody does."""
+        return self.control.topology.place(PartitionId(pid)).owner
+
+    async def request(self, peer: BrokerId, body: bytes, *, timeout_ms: int) -> bytes:
+        """Asks another broker; see ``Transport.request``."""
+        return await self._transport.request(peer, Service.VERBS, body, timeout_ms=timeout_ms)
+
+    def where(self, pid: int) -> str:
+        """What to do to reach who serves a partition."""
+        address = self.control.topology.place(PartitionId(pid)).addresses.get(NATIVE, "")
+        return f"connect to headrace://{address}" if address else "ask again in a moment: nobody who serves it is registered now"
+
+    def topology(self, names: tuple[str, ...], *, all_brokers: bool = True) -> control.TopologyInfo:
+        """Who serves the partitions of those queues and streams; with the addresses of everybody, or of those alone."""
+        rows = [_row(name, number, place) for name in names for number, place in enumerate(self.control.topology.item(name))]
+        wanted = {row.owner for row in rows}
+        brokers: dict[str, tuple[str, ...]] = {
+            str(id): (f"headrace://{registered.addresses[NATIVE]}",)
+            for id, registered in self.control.topology.present().items()
+            if (all_brokers or id in wanted) and NATIVE in registered.addresses
+        }
+        return control.TopologyInfo(brokers=brokers, partitions=tuple(rows))
+
+    def on_topology(self, told: Callable[[], None]) -> None:
+        """Calls ``told`` whenever ``topology`` may have another answer."""
+        self.control.topology.on_change(told)
+
+    def detail(self, pid: int) -> dict[str, Any]:
+        """What an ``Elsewhere`` says of who serves a partition; empty if nobody does."""
+        place = self.control.topology.place(PartitionId(pid))
+        address = place.addresses.get(NATIVE, "")
+        numbers = [n for n, other in enumerate(self.control.topology.item(place.item)) if other.partition == pid]
+        if not address or not numbers:
+            return {}
+        row = msgspec.to_builtins(_row(place.item, numbers[0], place))
+        return {"brokers": {place.owner: [f"headrace://{address}"]}, "partitions": [row]}
+
+
+def _row(name: str, number: int, place: Place) -> control.PartitionOwner:
+    return control.PartitionOwner(
+        name=name, partition=number, owner=place.owner, epoch=place.epoch, routing_version=place.routing_version, id=place.partition
+    )

@@ -1,0 +1,129 @@
+"""A lane's channel: opened where its partition is served, moved when that changes, and what goes out and comes back on it.
+
+Belongs to a publisher and knows it well; the lane knows no connection. Invariant: whenever the channel is opened anew, everything that has no
+answer is sent first, in order.
+"""
+
+from typing import TYPE_CHECKING, Any, Final
+
+from headrace.client.connection import Connection
+from headrace.client.lane import BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Lane
+from headrace.model.errors import Draining, HeadraceError, Unavailable, UnknownOutcome
+from headrace.wire import control
+
+if TYPE_CHECKING:
+    from headrace.client.publisher import Publisher
+
+AGAIN_S: Final = 0.2
+"""After so long what has no answer is offered again."""
+_FLUSH_BYTES: Final = 1024 * 1024
+
+
+class LaneUser:
+    """See the module's head."""
+
+    __slots__ = ("_open", "_publisher", "channel", "connection", "lane", "marked", "name", "partition")
+
+    def __init__(self, publisher: "Publisher", lane: Lane) -> None:
+        self._publisher = publisher
+        self.connection = publisher._connection
+        self.lane = lane
+        self.name, self.partition = publisher.name, lane.partition
+        self.channel = 0
+        self.marked = False
+        self._open = False
+
+    def opening(self, *, resumed: bool) -> control.Message:
+        self._open = False
+        lane = self.lane
+        lane.bind(self.channel)
+        return control.OpenPublisher(channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id)
+
+    def opened(self, reply: Any) -> None:
+        self._open = True
+        self._publisher._router.sat_down(self)
+        self.lane.records_max = BATCH_RECORDS_MAX if reply.kind == "stream" else QUEUE_BATCH_RECORDS_MAX
+        self._publisher._learned(reply)
+        if self.lane.sent or self.lane.gathered:
+            again: list[bytes] = []
+            self.lane.again(again)
+            if again:
+                self.connection.send(again)
+            self.connection.mark(self)
+
+    def open_failed(self, error: HeadraceError) -> bool:
+        if self._follows(error):
+            return False
+        if isinstance(error, Unavailable) and error.retriable:
+            return True
+        self.channel = 0
+        self._publisher._refused_whole(self, error)
+        return False
+
+    def _follows(self, error: HeadraceError) -> bool:
+        """Goes to who serves the partition, if ``error`` says that this is not who it was asked of."""
+        router = self._publisher._router
+        if not router.follows(self, error):
+            return False
+        self.lane.why = error
+        self.connection.detach(self)
+        router.moved(self, error)
+        return True
+
+    def goodbye(self) -> control.Message:
+        return control.ClosePublisher(channel=self.channel)
+
+    def lost(self) -> None:
+        self._open = False
+
+    def closed_by_broker(self, error: HeadraceError | None) -> None:
+        self._open = False
+        if error is not None and not self._follows(error):
+            self.connection.forget(self)
+            self._publisher._refused_whole(self, error)
+
+    def event(self, event: control.Event) -> None:
+        pass
+
+    def flush(self, out: list[bytes], writable: bool) -> None:
+        if self._open and writable and self.lane.take(out, _FLUSH_BYTES) >= _FLUSH_BYTES:
+            self.connection.mark(self)
+
+    def tick(self, now_ms: int) -> None:
+        if self.lane.count:
+            self.lane.expire(now_ms)
+            if self.lane.gathered:
+                self.connection.mark(self)
+        self._publisher._expire_unrouted(now_ms)
+
+    def idle(self) -> bool:
+        return not self.lane.count and not self._publisher._unrouted
+
+    def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
+        self.lane.confirmed(first, count, base_offset, level, duplicate)
+        if self.lane.gathered:
+            self.connection.mark(self)
+
+    def refused(self, first: int, count: int, error: HeadraceError) -> None:
+        self.lane.refused(first, count, error)
+        if isinstance(error, Draining) or (type(error) is UnknownOutcome and self.lane.sent):
+            self.connection.loop.call_later(AGAIN_S, self._once_more, self.connection, self.connection.connects, self.channel)
+        elif self.lane.gathered:
+            self.connection.mark(self)
+
+    def _once_more(self, connection: Connection, connects: int, channel: int) -> None:
+        """The broker said it was going away, or did not know, but the channel lives on: offer again what has no answer."""
+        if self.connection is connection and self.channel == channel and connection.connects == connects and connection.up and self._open:
+            out: list[bytes] = []
+            self.lane.returned(out)
+            if out:
+                connection.send(out)
+
+    def delivered(self, partition: int, epoch: int, attempt: int, first_offset: int, count: int, base_offset: int, blob: bytes, flags: int) -> None:
+        pass
+
+    def settled(self, correlation: int, count: int, stale: list[tuple[int, int]]) -> None:
+        pass
+
+    def fetch_ended(self, correlation: int, count: int) -> None:
+        pass

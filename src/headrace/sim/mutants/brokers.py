@@ -95,8 +95,9 @@ BROKERS: Final = (
         edits=(
             Edit(
                 "broker.partition:Partition.publish",
-                "error = self.admit(records, nbytes)\nif error is not None:\n    self._refuse(sink, channel, run, asked_level, error)\n    return",
-                "error = self.admit(records, nbytes)\nif error is not None:\n    self._refuse(sink, channel, run, asked_level, error)",
+                "error = self.admit(records, nbytes)\nif error is not None:\n"
+                "    self.refuse(sink, channel, run, asked_level, error)\n    return None",
+                "error = self.admit(records, nbytes)\nif error is not None:\n    self.refuse(sink, channel, run, asked_level, error)",
             ),
         ),
     ),
@@ -106,7 +107,7 @@ BROKERS: Final = (
         notices=("I11", "I4"),
         edits=(
             Edit(
-                "broker.partition:Partition._replay",
+                "broker.partition:Partition.apply",
                 "self.producers.stored(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count, offset)",
                 "pass",
             ),
@@ -116,14 +117,14 @@ BROKERS: Final = (
         name="producers-not-in-the-checkpoint",
         wrong="a checkpoint has an empty table of producers",
         notices=("I11", "I4", "I18"),
-        edits=(Edit("broker.partition:Partition.checkpoint", "self.producers.snapshot()", "ProducerTable().snapshot()"),),
+        edits=(Edit("broker.partition:Partition.state", "self.producers.snapshot()", "ProducerTable().snapshot()"),),
     ),
     Mutant(
         name="duplicate-confirmed-early",
         wrong="a publish that was sent again is confirmed while the first one is not durable yet",
         notices=("I1", "I13"),
         stir=("slow", "reset", "reset", "power"),
-        edits=(Edit("broker.partition:Partition._not_new", "self.when_committed(confirm)", "confirm()"),),
+        edits=(Edit("broker.partition:Partition._not_new", "self.when_committed(confirm, unknown)", "confirm()"),),
     ),
     Mutant(
         name="sent-again-in-the-wrong-order",
@@ -137,7 +138,7 @@ BROKERS: Final = (
         notices=("I1", "I18"),
         edits=(
             Edit(
-                "broker.partition:Partition.checkpoint",
+                "broker.partition:Partition.state",
                 "pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]",
                 "pending: list[object] = []",
             ),

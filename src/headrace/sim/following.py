@@ -104,7 +104,7 @@ class Following(Run):
                 number = int(message.value.split()[0])
                 if number not in book.sent:
                     self.broken.append(f"K2 {number} was delivered from {book.name} and nobody sent it")
-                if number in book.acked:
+                if message.attempt >= book.acked.get(number, message.attempt + 1):  # an earlier one may have been on its way
                     self.broken.append(f"F5 {number} was delivered from {book.name} after its ack was confirmed")
                 self.at_one_place(book, message.partition, message.offset, number)
                 rejected = book.name == "orders" and self.load.happens(0.1)
@@ -112,7 +112,7 @@ class Following(Run):
                     self.books["dead"].sent.setdefault(number, False)
                 with suppress(StaleSettle):  # it comes again, or an ack that was under way counted
                     await (message.reject(confirmed=True) if rejected else message.ack(confirmed=True))
-                    book.acked[number] = True
+                    book.acked[number] = message.attempt
                     self.totals.acked += 1
                     if rejected:
                         self.books["dead"].sent[number] = True

@@ -85,17 +85,6 @@ def test_mistakes_are_told_before_anything_is_started(tmp_path: Path) -> None:
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("flags", [("--set", "coordination.mode=coordinated"), ("--voters", "a,b,c"), ("--cluster", "cluster.toml")])
-def test_what_is_to_be_a_member_of_a_cluster_never_serves_alone(tmp_path: Path, flags: tuple[str, ...]) -> None:
-    started = Started(tmp_path, *flags)
-    try:
-        assert started.process.wait(30) == 64
-    finally:
-        started.stop()
-    assert "coordination.mode" in started.log.read_text()
-    assert not started.ready_file.exists()
-
-
 def test_a_ready_file_in_no_directory_is_refused(tmp_path: Path) -> None:
     started = Started(tmp_path, "--ready-file", str(tmp_path / "none" / "ready"))
     try:

@@ -18,6 +18,7 @@ class StubBroker:
         self.state = "serving"
         self.fail: HeadraceError | None = None
         self.counters = Counters()
+        self.formation = None
 
     def metrics(self) -> Snapshot:
         names = tuple(NameMetrics(name=i.name, kind=i.kind, ready=i.ready, published=7) for i in self.items.values())

@@ -22,7 +22,7 @@ from headrace.admin.exposition import exposition
 from headrace.admin.overview import Overview
 from headrace.admin.service import Service
 from headrace.model import limits
-from headrace.model.errors import HeadraceError, Invalid, Invariant, NotFound, Unauthorized, Unavailable
+from headrace.model.errors import HeadraceError, Invalid, Invariant, NotFound, Refused, Unauthorized, Unavailable
 from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.wire import control
 
@@ -148,6 +148,12 @@ def _broker_routes(app: FastAPI, broker: Service, call: Call) -> None:
     @app.get(f"{API}/topology", tags=["broker"], summary="Who owns which partition", responses=answers(control.TopologyInfo))
     async def topology(name: Annotated[list[str] | None, Query()] = None) -> Response:
         return await call(control.Topology(names=tuple(name or ())))
+
+    @app.get(f"{API}/cluster", tags=["broker"], summary="How this broker stands with its cluster: what it waits for, on whom and since when")
+    async def cluster() -> Response:
+        if broker.formation is None:
+            raise Refused("this broker is alone: it belongs to no cluster", hint="docs/cluster.md says how brokers are started as one")
+        return answer(broker.formation())
 
     @app.get(f"{API}/quarantine", tags=["broker"], summary="Partitions isolated because of damage", responses=answers(control.Quarantine))
     async def quarantine() -> Response:

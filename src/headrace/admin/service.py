@@ -1,6 +1,7 @@
 """What the admin interface asks of a broker, and nothing more."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 from headrace.broker.metrics import Snapshot
 from headrace.wire import control
@@ -18,6 +19,10 @@ class Service(Protocol):
 
     @property
     def verbs(self) -> Verbs: ...
+
+    @property
+    def formation(self) -> Callable[[], dict[str, Any]] | None:
+        """How the formation of the cluster stands, as JSON; None: this broker is alone."""
 
     def metrics(self) -> Snapshot:
         """The figures now; cheap enough to be asked every second."""

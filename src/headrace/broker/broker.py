@@ -136,8 +136,24 @@ class Broker:
         if self.cluster is not None:
             self.cluster.reserve()
         await self.store.open(self)
+        try:
+            await self._begin(self.cluster.node_id if self.cluster is not None else "")
+        except BaseException:
+            with contextlib.suppress(StorageError):
+                await self.store.close()
+            raise
+        self.refresh()
+        self.started_ms = self.now_ms
+        self.state = "serving"
+        self.spawn(self._housekeep())
+
+    async def _begin(self, node_id: str) -> None:
         known = self.store.state.get(_ID_KEY)
-        self.id = known.decode() if known else self.ambient.token(8)
+        self.id = known.decode() if known else node_id or self.ambient.token(8)
+        if node_id and self.id != node_id:
+            raise StorageError(
+                f"the store is of broker {self.id}, its directory is {node_id}'s", hint="a store is never moved into another broker's directory"
+            )
         if not known:
             await self.store.commit_state({_ID_KEY: self.id.encode()})
         self.owners: dict[int, tuple[str, int]] = {}
@@ -148,10 +164,6 @@ class Broker:
             await self.catalogue.open()
             await self._finish_deletions()
             await self._wake_partitions()
-        self.refresh()
-        self.started_ms = self.now_ms
-        self.state = "serving"
-        self.spawn(self._housekeep())
 
     def make_catalogue(self, documents: Documents, known: Callable[[], bool] | None = None) -> Catalogue:
         return Catalogue(

@@ -31,7 +31,7 @@ from headrace.cluster.swapping import Swapping
 from headrace.cluster.transport import Transport
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
-from headrace.model.config import advertised, parse_address
+from headrace.model.config import advertised
 from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound, Refused
 from headrace.model.ids import PartitionId
 from headrace.storage.api import Replication
@@ -48,13 +48,24 @@ ERASE_AGAIN_S: Final = 1.0
 
 
 class Means(Protocol):
-    """What a coordinated broker is given by whoever starts it, made once its id is known. It stops what it was given."""
+    """What a coordinated broker is given by whoever starts it. Coordinator and transport are its own only as long as it runs."""
+
+    node_id: str
+    """Of the data directory; "" = the broker draws one for it."""
 
     async def coordinator(self, me: BrokerId) -> Coordinator: ...
 
-    def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport: ...
+    def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport:
+        """To be watched and served; nobody is let in yet."""
 
-    def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership: ...
+    def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership:
+        """To be started, and left."""
+
+    async def admit(self) -> None:
+        """Other brokers are let in from now on."""
+
+    async def release(self) -> None:
+        """All that used coordinator and transport has ended."""
 
 
 class ReplicatedStore(interface.Store, Protocol):
@@ -97,6 +108,11 @@ class Cluster:
     # ------------------------------------------------------------ life
 
     @property
+    def node_id(self) -> str:
+        """The id that the broker has to have, "" = any."""
+        return self._means.node_id
+
+    @property
     def _store(self) -> ReplicatedStore:
         return cast(ReplicatedStore, self.broker.store)
 
@@ -110,25 +126,33 @@ class Cluster:
 
     async def start(self) -> None:
         """Once the store is open and the broker has its id. The coordinator need not be reached: what is assigned is served when it is heard."""
-        broker, config = self.broker, self.broker.config
-        me, incarnation = BrokerId(broker.id), Incarnation(broker.incarnation)
+        me, incarnation = BrokerId(self.broker.id), Incarnation(self.broker.incarnation)
         self._coordinator = await self._means.coordinator(me)
-        self._transport = transport = self._means.transport(me, incarnation)
+        self._transport = self._means.transport(me, incarnation)
         self._membership = self._means.membership(me, incarnation)
+        try:
+            await self._membership.start()
+            await self._begin(me, incarnation)
+        except BaseException:
+            await self._membership.close()
+            await self._means.release()
+            raise
+
+    async def _begin(self, me: BrokerId, incarnation: Incarnation) -> None:
+        broker, config, transport = self.broker, self.broker.config, self._transport
         self._swapping = Swapping(self._coordinator)
         self._driver = driver = Driver(me, incarnation, transport, self._swapping)
         transport.watch(driver)
         transport.on_batch(Service.REPLICAS, driver.take)
         forwarding.serve(broker, transport)
         await driver.start(self._store)
-        await transport.start(parse_address(config.listen.peer))
+        await self._means.admit()
         registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
         self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
         mirror = self.control.mirror
         broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
         mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
         self.control.topology.on_reassigned(self._reassigned)
-        await self._membership.start()
         self._sightings.start()
         self.control.start()
         self._pauses = Pauses()
@@ -150,8 +174,7 @@ class Cluster:
         await self._swapping.stop()
         await self._sightings.stop()
         await self._membership.leave()
-        await self._transport.stop()
-        await self._coordinator.close()
+        await self._means.release()
 
     def advertise(self, url: str) -> None:
         """Clients reach this broker there."""
@@ -169,6 +192,16 @@ class Cluster:
             if not self._serving() or loop.time() >= end:
                 return
             await asyncio.sleep(min(HANDOVER_LOOK_S, end - loop.time()))
+
+    async def empty(self, names: tuple[str, ...]) -> bool:
+        """Has the controller move everything off these brokers; whether that is done."""
+        ids = {id for id, registered in self.control.picturing.brokers().items() if registered.name in names}
+        emptied = self.control.picturing.settings.emptied
+        if not ids <= set(emptied):
+            await self.control.set_placement({"emptied": tuple(sorted({*emptied, *ids}))})
+            return False
+        stored = (s.assignment for s in self.control.picturing.stored.values())
+        return not any(ids & {a.owner, *a.replicas, *a.learners} for a in stored)
 
     def _serving(self) -> list[Copy]:
         """Those that another could serve."""

@@ -15,7 +15,7 @@ from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
 from headrace.model.config import Config, advertised
-from headrace.model.errors import Invalid, StorageError
+from headrace.model.errors import HeadraceError, Invalid, StorageError
 
 if TYPE_CHECKING:
     from headrace.broker.cluster import Means
@@ -41,6 +41,11 @@ class RunningBroker:
         self.draining = asyncio.Event()
         self._stops: list[Stop] = []
         self._stopping: asyncio.Task[None] | None = None
+
+    @property
+    def error(self) -> HeadraceError | None:
+        """Why it has ended, if nobody wanted it to."""
+        return self.broker.store_error
 
     @property
     def addresses(self) -> dict[str, str]:
@@ -84,11 +89,11 @@ async def start(
     means: Means | None = None,
 ) -> RunningBroker:
     """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector).
-    ``means``: of a broker in coordinated mode; without them it is refused."""
+    ``means``: of a broker in coordinated mode, which ``broker.member`` has once there is a cluster; without them it is refused."""
     if config.coordination.mode != "standalone" and means is None:
         raise Invalid(
-            "coordination.mode is coordinated, and this version serves alone: it would be a lone broker where a cluster is meant",
-            hint="remove coordination.mode (--voters and --cluster set it) until a version that forms clusters is installed",
+            "coordination.mode is coordinated: this would be a lone broker where a cluster is meant",
+            hint="start it with `headrace start`, or remove coordination.mode (--voters and --cluster set it)",
         )
     if tune:
         sys.setswitchinterval(0.0001)

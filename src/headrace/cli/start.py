@@ -1,4 +1,4 @@
-"""``headrace start``: one broker in this process, until SIGTERM or Ctrl-C.
+"""``headrace start``: one broker in this process, alone or a member of a cluster, until SIGTERM or Ctrl-C.
 
 Owns the process: flags, signals, the ready file, the banner and the exit code. What a broker is stands in ``headrace.broker``, imported once the
 configuration is known to be good. Invariants: the ready file exists only while the broker serves, and is never seen half written; the first signal
@@ -18,11 +18,12 @@ import typer
 
 from headrace.cli.configuration import File, Set, set_flags
 from headrace.cli.options import DEFAULT_URL
-from headrace.model.errors import HeadraceError, Invalid
+from headrace.model.errors import Invalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from headrace.broker.member import Member
     from headrace.broker.run import RunningBroker
     from headrace.model.config import Config
 
@@ -39,8 +40,8 @@ def start(
     name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status; in a cluster config, its member.")] = None,
     voters: Annotated[str | None, typer.Option("--voters", metavar="A,B,C", help="Form a cluster of these voters (NAME or NAME=HOST:PORT).")] = None,
     cluster: Annotated[str | None, typer.Option("--cluster", metavar="FILE", help="Form the cluster that this TOML file declares.")] = None,
-    peer: Annotated[str | None, typer.Option("--peer", metavar="HOST:PORT", help="Where the cluster's brokers connect (127.0.0.1:7582).")] = None,
-    secret_file: Annotated[str | None, typer.Option("--secret-file", metavar="FILE", help="The cluster's secret.")] = None,
+    peer: Annotated[str | None, typer.Option("--peer", metavar="HOST:PORT", help="Where the cluster's brokers connect (as declared).")] = None,
+    secret_file: Annotated[str | None, typer.Option("--secret-file", metavar="FILE", help="File with the cluster's secret.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
     set_: Set = None,
@@ -102,8 +103,6 @@ async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> in
     import asyncio
     import signal
 
-    from headrace.broker.run import start
-
     loop = asyncio.get_running_loop()
     wanted = asyncio.Event()
 
@@ -116,7 +115,7 @@ async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> in
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, signalled)
 
-    starting = asyncio.ensure_future(start(config))
+    starting = asyncio.ensure_future(_start(config, ready_file, banner=banner))
     stop = asyncio.ensure_future(wanted.wait())
     await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
     if not starting.done():
@@ -126,10 +125,7 @@ async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> in
         return 0
     running = starting.result()
     try:
-        _announce(ready_file, running)
         _notify("READY=1")
-        if banner:
-            print(_banner(config, running), flush=True)
         ended = asyncio.ensure_future(running.stopped.wait())
         await asyncio.wait((stop, ended), return_when=asyncio.FIRST_COMPLETED)
         _notify("STOPPING=1")
@@ -137,11 +133,38 @@ async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> in
         _announce(ready_file, None)
         stop.cancel()
         await running.stop(config.broker.drain_grace_ms, "the broker is being stopped")
-    error: HeadraceError | None = running.broker.store_error
-    return 0 if error is None else error.exit
+    if running.error is None:
+        return 0
+    if config.coordination.mode == "coordinated":
+        raise running.error  # it may never have served, so nothing else has said why
+    return running.error.exit
 
 
-def _announce(path: Path | None, running: RunningBroker | None) -> None:
+async def _start(config: Config, ready_file: Path | None, *, banner: bool) -> RunningBroker | Member:
+    """A broker that serves; or a member of a cluster, which tells by itself when it begins to, and when it ceases."""
+    if config.coordination.mode == "standalone":
+        from headrace.broker import run
+
+        alone = await run.start(config)
+        _announce(ready_file, alone)
+        if banner:
+            print(_banner(config, alone), flush=True)
+        return alone
+    from headrace.broker.member import Member
+
+    def told(serves: bool) -> None:
+        _announce(ready_file, member if serves else None)
+        if banner and serves:
+            print(_banner(config, member), flush=True)
+
+    member = Member(config, tune=True, told=told)
+    await member.start()
+    if banner:
+        print(_waiting(config, member), flush=True)
+    return member
+
+
+def _announce(path: Path | None, running: RunningBroker | Member | None) -> None:
     """Writes the ready file, whole or not at all; takes it away when nothing runs any more."""
     if path is None:
         return
@@ -149,11 +172,20 @@ def _announce(path: Path | None, running: RunningBroker | None) -> None:
         path.unlink(missing_ok=True)
         return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps({"url": running.url, "admin": running.admin_url}) + "\n")
+    partial.write_text(json.dumps(running.addresses) + "\n")
     partial.replace(path)
 
 
-def _banner(config: Config, running: RunningBroker) -> str:
+def _waiting(config: Config, member: Member) -> str:
+    from headrace import __version__
+
+    lines = [f"Headrace {__version__} is a member of a cluster, and serves once that is there; the log says what it waits for."]
+    if member.admin_url:
+        lines.append(f"  status   {member.admin_url}/admin/api/cluster")
+    return "\n".join(lines)
+
+
+def _banner(config: Config, running: RunningBroker | Member) -> str:
     from headrace import __version__
 
     where = os.path.abspath(config.broker.data_dir) if config.broker.storage == "disk" else "memory only: nothing survives a stop"

@@ -17,18 +17,23 @@ from headrace.model.errors import Invalid
 
 _log = get_logger("membership")
 _FILE_BYTES_MAX = 64 * 1024
+MAKE = "(umask 077; python3 -c 'import secrets; print(secrets.token_hex(32))' > cluster-secret)"
 
 
 def read_secrets(path: str) -> Secrets:
     """The cluster's secrets in ``path``; ``Invalid`` if there are none. Warns if others than the owner may read it."""
     if not path:
-        raise Invalid("no cluster secret is given", hint="put one into a file, and name the file in peers.secret_file")
+        raise Invalid(
+            "no cluster secret is given: the brokers of a cluster know each other by it",
+            hint=f"make one ({MAKE}), give every broker the same file, and name it with --secret-file or peers.secret_file",
+        )
     try:
         with open(path, encoding="utf-8") as file:
             mode = os.fstat(file.fileno()).st_mode
             text = file.read(_FILE_BYTES_MAX)
     except (OSError, UnicodeDecodeError) as e:
-        raise Invalid(f"the cluster secret's file {path} cannot be read: {e}", hint="correct peers.secret_file, or the file's owner") from None
+        hint = f"correct peers.secret_file (--secret-file) or the file's owner, or make one: {MAKE}"
+        raise Invalid(f"the cluster secret's file {path} cannot be read: {e}", hint=hint) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         _log.warning("others than its owner may read the cluster's secret in %s; chmod 600 it", path)
     return Secrets.parse(text)

@@ -66,14 +66,16 @@ class Listen(Section, frozen=True):
     """Admin HTTP: API, metrics, overview page. `off` = no admin listener."""
     admin_advertise: str = ""
     """Address under which people and tools reach the admin HTTP; empty = as for `native_advertise`."""
-    peer: str = f"127.0.0.1:{DefaultPort.PEER.value}"
-    """Where other brokers of a cluster connect; opened only in coordinated mode."""
+    peer: str = ""
+    """Where other brokers of a cluster connect; opened only in coordinated mode. Empty = this member's address in the declared cluster (on all
+    addresses of this machine, if it is a host's name), or 127.0.0.1:7582 where none is declared."""
     peer_advertise: str = ""
-    """Address that other brokers are told to use; empty = as for `native_advertise`."""
-    gossip: str = f"127.0.0.1:{DefaultPort.GOSSIP.value}"
-    """Where other brokers' probes arrive, UDP and TCP; opened only in coordinated mode."""
+    """Address that other brokers are told to use; empty = the declared one, else as for `native_advertise`."""
+    gossip: str = ""
+    """Where other brokers' probes arrive, UDP and TCP; opened only in coordinated mode. Empty = the port after `peer`'s, where members of a declared
+    cluster look for it."""
     gossip_advertise: str = ""
-    """Address that other brokers' probes are sent to; empty = as for `native_advertise`."""
+    """Address that other brokers' probes are sent to; empty = the port after `peer_advertise`'s, if that is given or declared."""
 
 
 class Limits(Section, frozen=True):
@@ -390,7 +392,7 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     names = ("native", "admin", "peer", "gossip")
     for name in (*names, *(f"{name}_advertise" for name in names)):
         text = getattr(config.listen, name)
-        if (not text and name not in ("native", "peer", "gossip")) or (name == "admin" and text == "off"):
+        if (not text and name != "native") or (name == "admin" and text == "off"):
             continue
         try:
             address = parse_address(text)

@@ -27,7 +27,7 @@ from headrace.cluster.secret import Secrets
 from headrace.cluster.transport import Me, Transport
 from headrace.model import config
 from headrace.model.cluster import PLACEMENT_KEY, BrokerId, Incarnation, Placement, encode
-from headrace.model.config import KIB, MIB, Address, Config, Listen, Storage
+from headrace.model.config import KIB, MIB, Address, Config, Listen, Storage, parse_address
 from headrace.model.errors import HeadraceError
 from headrace.model.specs import Durability
 from headrace.sim.chance import Chance
@@ -74,12 +74,22 @@ class Host(SimBroker):
     """A broker of the cluster; implements ``broker.cluster.Means``."""
 
     run: "Run"
+    node_id = ""
 
     async def coordinator(self, me: BrokerId) -> Coordinator:
-        return self.run.store.client(self.name)
+        self._coordinator = self.run.store.client(self.name)
+        return self._coordinator
 
     def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport:
-        return Transport(Me(broker=me, incarnation=incarnation, cluster="one"), Secrets([SECRET]))
+        self._transport = Transport(Me(broker=me, incarnation=incarnation, cluster="one"), Secrets([SECRET]))
+        return self._transport
+
+    async def admit(self) -> None:
+        await self._transport.start(parse_address(self.config.listen.peer))
+
+    async def release(self) -> None:
+        await self._transport.stop()
+        await self._coordinator.close()
 
     def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership:
         return SimMembership(

@@ -1,15 +1,20 @@
 """Where a broker's etcd is, by the one address that a declared config has of it: the ports next to its peer listener's.
 
+What a broker's own listeners are told follows from the same address, where its configuration names no other.
+
 A declared member is ``HOST:PORT`` of its peer listener. The port after that is its gossip's, the second its etcd's for clients, the third its etcd's
 for other voters, as the default ports are. So a config needs no more than one address a member, and all brokers know all places without asking.
 
 Owns that rule and what it makes impossible. Knows no etcd.
 """
 
+from ipaddress import ip_address
 from typing import Final
 
+from msgspec.structs import replace
+
 from headrace.core.formation.parsing import Mistake
-from headrace.model.config import Address, parse_address
+from headrace.model.config import Address, Config, parse_address
 from headrace.model.formation import Declared
 from headrace.model.ports import DefaultPort
 
@@ -24,6 +29,10 @@ assert 0 < GOSSIP < ETCD_CLIENT < ETCD_PEER
 def _beside(address: str, step: int) -> Address:
     at = parse_address(address)
     return Address(at.host, at.port + step)
+
+
+def gossip(address: str) -> Address:
+    return _beside(address, GOSSIP)
 
 
 def etcd_client(address: str) -> Address:
@@ -50,3 +59,26 @@ def mistakes(config: Declared) -> tuple[Mistake, ...]:
                 found.append(Mistake(f"members.{member.name}.address", what))
                 break
     return tuple(found)
+
+
+def settled(config: Config, declared: str) -> Config:
+    """``config`` with all of ``listen.peer`` and ``listen.gossip`` filled in, by this broker's ``declared`` address ("" = it has none)."""
+    listen = config.listen
+    peer = listen.peer or (str(_bound(parse_address(declared))) if declared else f"127.0.0.1:{DefaultPort.PEER.value}")
+    advertise = listen.peer_advertise or declared
+    port = parse_address(peer).port
+    near = str(_beside(peer, GOSSIP)) if port else str(parse_address(peer))
+    told = str(gossip(advertise)) if advertise and not listen.gossip else ""
+    return replace(
+        config,
+        listen=replace(listen, peer=peer, peer_advertise=advertise, gossip=listen.gossip or near, gossip_advertise=listen.gossip_advertise or told),
+    )
+
+
+def _bound(declared: Address) -> Address:
+    """A name may lead to this machine from others only, so all of its addresses are bound."""
+    try:
+        ip_address(declared.host)
+    except ValueError:
+        return declared if declared.host == "localhost" else Address("0.0.0.0", declared.port)
+    return declared

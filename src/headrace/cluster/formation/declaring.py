@@ -13,6 +13,7 @@ import msgspec
 
 from headrace.cluster.formation.addresses import mistakes as of_ports
 from headrace.core.formation.parsing import TEXT_CHARACTERS_MAX, Mistake, Parsed, parse, parse_text, parse_voters
+from headrace.core.formation.records import Records
 from headrace.model.config import Config
 from headrace.model.errors import Invalid
 from headrace.model.formation import NAME_PATTERN, RESET, Declared
@@ -56,6 +57,16 @@ def read(config: Config) -> Declaring:
         wrong = of_ports(parsed.config)
     texts = tuple(f"{source}: {mistake}" for mistake in wrong)
     return Declaring(config=None if wrong else parsed.config, setting=setting, source=source, mistakes=texts, warnings=parsed.warnings)
+
+
+def known(records: Records) -> tuple[Declared, ...]:
+    """The configs that are on the disk, what the cluster has committed first."""
+    configs = (
+        records.applied.charter.config if records.applied is not None else None,
+        records.acceptance.bootstrap.config if records.acceptance is not None else None,
+        records.held.config if records.held is not None else None,
+    )
+    return tuple(c for c in configs if c is not None)
 
 
 def _file(path: str) -> Parsed:

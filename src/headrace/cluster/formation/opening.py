@@ -13,6 +13,7 @@ from headrace.ambient import ambient
 from headrace.cluster.etcd.client import EtcdCoordinator
 from headrace.cluster.etcd.opening import open_client
 from headrace.cluster.formation import declaring
+from headrace.cluster.formation.addresses import gossip, settled
 from headrace.cluster.formation.driver import Around, Driver
 from headrace.cluster.formation.external import External
 from headrace.cluster.formation.place import Place
@@ -36,13 +37,29 @@ ETCD = "etcd"
 class Running:
     """A formation that runs."""
 
-    def __init__(self, driver: Driver, transport: Transport, post: Post, slots: Slots, secrets: Secrets, declared: declaring.Declaring) -> None:
+    def __init__(
+        self, config: Config, driver: Driver, transport: Transport, post: Post, slots: Slots, secrets: Secrets, declared: declaring.Declaring
+    ) -> None:
+        self.config = config
+        """With its own addresses as they were declared."""
         self.driver = driver
         self.transport = transport
+        """It takes visits; other brokers are let in by whoever serves."""
         self.secrets = secrets
         self._post = post
         self._slots = slots
         self._declared = declared
+
+    @property
+    def cluster(self) -> str:
+        """Id of the cluster that this broker is a member of, "" = none yet, or not any more."""
+        identity = self.driver.records.identity
+        return _cluster(identity) if identity is not None else ""
+
+    def seeds(self) -> tuple[str, ...]:
+        """Where gossip finds the members that are known now."""
+        found = [gossip(m.address) for c in declaring.known(self.driver.records)[:1] for m in c.members]
+        return tuple(dict.fromkeys(str(address) for address in found))
 
     def status(self) -> dict[str, Any]:
         """As ``Driver.status``, with what this broker's own configuration declares."""
@@ -81,6 +98,8 @@ async def open_formation(config: Config, disk: Disk, around: Around | None = Non
         data = await asyncio.to_thread(slots.data)
         if data and records.identity is None and not damaged and records.aside is None:
             _log.error("there is data without an identity: %s", ", ".join(data))
+        known = [*([declared.config] if declared.config is not None else []), *declaring.known(records)]
+        config = settled(config, next((m.address for c in known if (m := c.member(name)) is not None), ""))
         return await _open(config, name, declared, secrets, slots, folder, records, damaged, bool(data), around or Around(), tryout=tryout)
     except BaseException:
         slots.close()
@@ -99,6 +118,7 @@ async def _open(
         release=__version__,
     )
     transport = make_transport(config, me, secrets)
+    transport.close_to_peers()
     listen = parse_address(config.listen.peer)
     try:
         await transport.start(listen)
@@ -111,13 +131,7 @@ async def _open(
 
         def address() -> str:
             """As it was declared to those who know this broker's member: a config that is only proposed moves nothing."""
-            known = driver.records
-            configs = (
-                known.applied.charter.config if known.applied is not None else None,
-                known.acceptance.bootstrap.config if known.acceptance is not None else None,
-                known.held.config if known.held is not None else None,
-            )
-            return next((m.address for c in configs if c is not None and (m := c.member(name)) is not None), own)
+            return next((m.address for c in declaring.known(driver.records) if (m := c.member(name)) is not None), own)
 
         def identified(identity: Identity) -> None:
             cluster = _cluster(identity)
@@ -144,7 +158,7 @@ async def _open(
     except BaseException:
         await transport.stop()
         raise
-    return Running(driver, transport, post, slots, secrets, declared)
+    return Running(config, driver, transport, post, slots, secrets, declared)
 
 
 def _cluster(identity: Identity) -> str:

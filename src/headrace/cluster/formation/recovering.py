@@ -5,8 +5,10 @@ Owns the reading and writing of that one directory. What is written, and when it
 
 import secrets
 
-from headrace.cluster.formation.declaring import member_name
+from headrace.cluster.formation.addresses import settled
+from headrace.cluster.formation.declaring import known, member_name
 from headrace.cluster.formation.slots import Disk, Slots
+from headrace.core.formation.records import Records
 from headrace.core.formation.recovering import recover
 from headrace.model.config import Config
 from headrace.model.errors import Conflict, Damaged
@@ -25,7 +27,7 @@ def keep(config: Config, disk: Disk, *, confirm: str) -> str:
         records, damaged = slots.read()
         if damaged:
             raise Damaged(f"the records of this directory cannot be read: {damaged}")
-        outcome = recover(records, name=member_name(config), address=config.listen.peer, confirm=confirm, entropy=secrets.token_bytes(32))
+        outcome = recover(records, name=member_name(config), address=_address(config, records), confirm=confirm, entropy=secrets.token_bytes(32))
         if outcome.refusal:
             raise Conflict(outcome.refusal, hint="look at what every survivor holds before anything is given up")
         for record in outcome.records:  # the identity last: until it is written the directory is what it was
@@ -33,3 +35,9 @@ def keep(config: Config, disk: Disk, *, confirm: str) -> str:
         return outcome.cluster_id
     finally:
         slots.close()
+
+
+def _address(config: Config, records: Records) -> str:
+    name = member_name(config)
+    declared = next((m.address for c in known(records) if (m := c.member(name)) is not None), "")
+    return settled(config, declared).listen.peer

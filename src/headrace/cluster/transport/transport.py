@@ -34,7 +34,7 @@ from headrace.cluster.transport.values import Known, Me, Probed, View, Watcher, 
 from headrace.cluster.transport.visits import Host, Visit, Visits
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.cluster import BrokerId
+from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Address
 from headrace.model.errors import (
     Conflict,
@@ -88,6 +88,8 @@ class Transport:
         self._listening: Listening | None = None
         self._beat: asyncio.TimerHandle | None = None
         self._flushing = self._stopped = False
+        self._closed = False
+        """To peers."""
 
     # ------------------------------------------------------------ running
 
@@ -139,6 +141,21 @@ class Transport:
         for remote in list(self._remotes.values()):
             self._forget(remote, Draining(f"broker {self.me.broker} is {broker} from now on"))
         self.me = msgspec.structs.replace(self.me, broker=broker, cluster="")
+
+    def close_to_peers(self) -> None:
+        """Nobody here serves others now: they are forgotten, with those who watched and took, and let in again by ``open_to_peers``. Visits and
+        probes go on."""
+        self._closed = True
+        for remote in list(self._remotes.values()):
+            self._forget(remote, Draining(f"broker {self.me.broker} does not serve now"))
+        self._watchers.clear()
+        self._takes.clear()
+        self._serves.clear()
+
+    def open_to_peers(self, incarnation: Incarnation) -> None:
+        """Whoever watches and takes is in place, in a life of its own."""
+        self.me = msgspec.structs.replace(self.me, incarnation=incarnation)
+        self._closed = False
 
     def remove_secret(self, id: bytes) -> None:
         """Accepts it no more; connections that either side had proven by it end and are opened anew."""
@@ -347,6 +364,8 @@ class Transport:
         if who.purpose == "visit":
             self._visits.admit()
             return
+        if self._closed:
+            raise Draining(f"broker {self.me.broker} does not serve now")
         if who.broker > self.me.broker:
             raise Malformed(f"broker {who.broker} dials {self.me.broker}; the smaller id dials")
         remote = self._remotes.get(BrokerId(who.broker))

@@ -1,0 +1,144 @@
+"""Three brokers of a cluster in processes of their own, by the command line alone: started, killed, stopped, and used by ordinary clients."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+import msgspec
+
+import headrace
+from headrace.client.client import Client, Connecting
+from headrace.cluster.etcd.child import Child, Record
+from tests.integration.coordination.etcds import binary
+from tests.integration.formation.nodes import ports
+
+NAMES = ("a", "b", "c")
+WAIT_S = 60.0
+
+
+class Member:
+    """One of them: its directory, its command line and, while it runs, its process."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name = name
+        self.data = folder / name
+        self.log = folder / f"{name}.log"
+        self.ready_file = folder / f"{name}.json"
+        self.peer = f"127.0.0.1:{ports()}"
+        listens = ports()
+        self.native, self.admin = f"127.0.0.1:{listens}", f"127.0.0.1:{listens + 1}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self, voters: str, secret: Path) -> None:
+        assert self.process is None
+        self.ready_file.unlink(missing_ok=True)
+        command = [
+            sys.executable, "-m", "headrace.cli", "start", "--name", self.name, "--voters", voters, "--secret-file", str(secret), "--data-dir",
+            str(self.data), "--listen", self.native, "--admin", self.admin, "--ready-file", str(self.ready_file),
+            *(("--set", f"coordination.etcd.binary={binary()}") if binary() else ()),
+        ]  # fmt: skip
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+
+    async def ready(self) -> None:
+        """Returns once it serves."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while not self.ready_file.exists():
+                    assert self.process is not None
+                    assert self.process.poll() is None, self.log.read_text()
+                    await asyncio.sleep(0.05)
+        except TimeoutError:
+            raise AssertionError(self.log.read_text()) from None
+        assert json.loads(self.ready_file.read_text()) == {"url": f"headrace://{self.native}", "admin": f"http://{self.admin}"}
+
+    async def get(self, what: str) -> httpx.Response:
+        """Asks its admin interface, once that listens."""
+        async with asyncio.timeout(WAIT_S), httpx.AsyncClient() as http:
+            while True:
+                with suppress(httpx.ConnectError):
+                    return await http.get(f"http://{self.admin}/admin/api/{what}")
+                await asyncio.sleep(0.05)
+
+    async def cluster(self) -> dict[str, Any]:
+        found: dict[str, Any] = (await self.get("cluster")).json()
+        return found
+
+    async def signalled(self, number: signal.Signals) -> int:
+        """Its exit code after that signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+        code = await asyncio.to_thread(self.process.wait, WAIT_S)
+        self.process = None
+        return code
+
+    def end(self) -> None:
+        """With its etcd, whatever state they are in."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+        for path in self.data.glob("etcd/*/etcd.pid"):
+            with suppress(OSError, msgspec.MsgspecError):
+                Child(msgspec.json.decode(path.read_bytes(), type=Record), own=False).send(signal.SIGKILL)
+
+    def etcds(self) -> int:
+        """How many processes of etcd run on its directory."""
+        mark = f"--data-dir={self.data}/".encode()
+        count = 0
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with suppress(OSError):
+                count += mark in path.read_bytes()
+        return count
+
+
+class Three:
+    def __init__(self, folder: Path) -> None:
+        self.secret = folder / "cluster-secret"
+        self.secret.write_text("a secret of the tests' cluster\n")
+        self.secret.chmod(0o600)
+        self.members = {name: Member(name, folder) for name in NAMES}
+        self.voters = ",".join(f"{m.name}={m.peer}" for m in self.members.values())
+
+    def __getitem__(self, name: str) -> Member:
+        return self.members[name]
+
+    def start(self, names: Iterable[str]) -> None:
+        for name in names:
+            self[name].start(self.voters, self.secret)
+
+    async def ready(self, names: Iterable[str] = NAMES) -> None:
+        for name in names:
+            await self[name].ready()
+
+    async def stop(self) -> list[int]:
+        """All that run, at the same moment; their exit codes."""
+        running = [m for m in self.members.values() if m.process is not None]
+        return await asyncio.gather(*(m.signalled(signal.SIGTERM) for m in running))
+
+    def connect(self) -> Connecting:
+        """By all of their addresses."""
+        return headrace.connect("headrace://" + ",".join(m.native for m in self.members.values()), wait=WAIT_S)
+
+    async def owner(self, client: Client, name: str) -> Member:
+        """Who serves the only partition."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                info = await client.topology(name)
+                urls = info.brokers.get(info.partitions[0].owner, ()) if info.partitions else ()
+                for member in self.members.values():
+                    if member.process is not None and f"headrace://{member.native}" in urls:
+                        return member
+                await asyncio.sleep(0.05)
+
+    def end(self) -> None:
+        for member in self.members.values():
+            member.end()

@@ -193,15 +193,14 @@ class Cluster:
                 return
             await asyncio.sleep(min(HANDOVER_LOOK_S, end - loop.time()))
 
-    async def empty(self, names: tuple[str, ...]) -> bool:
-        """Has the controller move everything off these brokers; whether that is done."""
-        ids = {id for id, registered in self.control.picturing.brokers().items() if registered.name in names}
-        emptied = self.control.picturing.settings.emptied
-        if not ids <= set(emptied):
-            await self.control.set_placement({"emptied": tuple(sorted({*emptied, *ids}))})
-            return False
-        stored = (s.assignment for s in self.control.picturing.stored.values())
-        return not any(ids & {a.owner, *a.replicas, *a.learners} for a in stored)
+    async def empty(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Has the controller move everything off these brokers; the queues and streams of which they still have something."""
+        picturing = self.control.picturing
+        ids = {id for id, registered in picturing.brokers().items() if registered.name in names}
+        if not ids <= set(picturing.settings.emptied):
+            await self.control.set_placement({"emptied": tuple(sorted({*picturing.settings.emptied, *ids}))})
+        documents = (s.assignment for s in picturing.stored.values())
+        return tuple(sorted({a.item for a in documents if ids & {a.owner, *a.replicas, *a.learners}}))
 
     def _serving(self) -> list[Copy]:
         """Those that another could serve."""

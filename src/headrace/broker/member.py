@@ -38,6 +38,7 @@ _log = get_logger("member")
 NATIVE: Final = "headrace.gateways.native.listen"
 ADMIN: Final = "headrace.admin.listen"
 EMPTIED_LOOK_S: Final = 1.0
+SHOWN_MAX: Final = 5
 SERVES: Final = (State.ACTIVE, State.DRAINING)
 SHOWN: Final = {State.INIT: "starting", State.WAIT: "waiting", State.CATCHUP: "catching up"}
 """In a broker's status, where the state's own name is no word for it."""
@@ -203,13 +204,21 @@ class Member(Around):
         self._look.set()
 
     async def drain(self, names: tuple[str, ...]) -> None:
+        told = ""
         while True:
             cluster = self.running.broker.cluster if self.running is not None else None
+            why = "no broker serves here now"
             try:
-                if cluster is not None and await cluster.empty(names):
-                    return
+                if cluster is not None:
+                    left = await cluster.empty(names)
+                    if not left:
+                        return
+                    why = f"something of {', '.join(left[:SHOWN_MAX])}{' and others' if left[SHOWN_MAX:] else ''} is there"
             except HeadraceError as e:
-                _log.info("%s cannot be emptied yet: %s", ", ".join(names), e)
+                why = str(e)
+            if why != told:
+                told = why
+                _log.info("%s cannot be removed yet: %s", ", ".join(names), why)
             await asyncio.sleep(EMPTIED_LOOK_S)
 
     async def quiet(self, reason: str) -> None:

@@ -37,11 +37,11 @@ class Member:
         self.native, self.admin = f"127.0.0.1:{listens}", f"127.0.0.1:{listens + 1}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, voters: str, secret: Path) -> None:
+    def start(self, *declared: str, secret: Path) -> None:
         assert self.process is None
         self.ready_file.unlink(missing_ok=True)
         command = [
-            sys.executable, "-m", "headrace.cli", "start", "--name", self.name, "--voters", voters, "--secret-file", str(secret), "--data-dir",
+            sys.executable, "-m", "headrace.cli", "start", "--name", self.name, *declared, "--secret-file", str(secret), "--data-dir",
             str(self.data), "--listen", self.native, "--admin", self.admin, "--ready-file", str(self.ready_file),
             *(("--set", f"coordination.etcd.binary={binary()}") if binary() else ()),
         ]  # fmt: skip
@@ -111,9 +111,16 @@ class Three:
     def __getitem__(self, name: str) -> Member:
         return self.members[name]
 
-    def start(self, names: Iterable[str]) -> None:
+    def start(self, names: Iterable[str], *, declared: Path | None = None) -> None:
+        """With all as voters, or with the config in that file."""
         for name in names:
-            self[name].start(self.voters, self.secret)
+            self[name].start(*(("--voters", self.voters) if declared is None else ("--cluster", str(declared))), secret=self.secret)
+
+    def declare(self, version: int, names: Iterable[str], path: Path) -> Path:
+        """A config with these voters."""
+        rows = "".join(f'{name} = {{ role = "voter", address = "{self[name].peer}" }}\n' for name in names)
+        path.write_text(f"version = {version}\n[members]\n{rows}")
+        return path
 
     async def ready(self, names: Iterable[str] = NAMES) -> None:
         for name in names:

@@ -222,7 +222,8 @@ async def test_an_address_of_its_own_that_is_in_use_ends_it_and_nothing_stays_op
     assert formation.told == ["stopping", "stopped"]
 
 
-async def test_who_is_emptied_holds_nothing_in_the_end(formation: Told) -> None:
+async def test_who_is_emptied_holds_nothing_in_the_end(formation: Told, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     formation.says(SERVES)
     await until(formation, "serves")
     await publish(formation, b"kept")
@@ -231,6 +232,7 @@ async def test_who_is_emptied_holds_nothing_in_the_end(formation: Told) -> None:
     draining = asyncio.ensure_future(formation.around.drain(("a",)))
     await asyncio.wait((draining,), timeout=2.5)
     assert not draining.done(), "nobody could take what it owns"
+    assert "a cannot be removed yet: something of orders is there" in caplog.text
     draining.cancel()
     cluster = formation.around.running.broker.cluster if formation.around.running is not None else None
     assert cluster is not None

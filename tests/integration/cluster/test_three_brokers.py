@@ -80,6 +80,31 @@ async def test_a_killed_owner_loses_nothing_and_all_can_be_started_again(three: 
     assert await three.stop() == [0, 0, 0]
 
 
+async def test_a_member_that_is_removed_gives_all_it_has_to_the_others_first(three: Three, tmp_path: Path) -> None:
+    three.start("abc")
+    await three.ready()
+    async with three.connect() as client:
+        await client.declare_queue("orders", partitions=3, replication_factor=2, durability="replica_durable")
+        sent = [b"%04d" % n for n in range(60)]
+        for value in sent:
+            await client.publish("orders", value)
+        assert await three["a"].signalled(signal.SIGTERM) == 0
+        three.start("a", declared=three.declare(2, "ab", tmp_path / "cluster.toml"))
+        async with asyncio.timeout(WAIT_S):
+            while (status := await three["c"].cluster())["state"] != "removed":
+                await asyncio.sleep(0.1)
+        assert "version 2 removed it" in status["reason"]
+        assert (await three["c"].get("live")).status_code == 200
+        assert (await three["c"].get("ready")).status_code == 503
+        info = await client.topology("orders")
+        assert len(info.partitions) == 3
+        assert {url for urls in info.brokers.values() for url in urls} == {f"headrace://{three[name].native}" for name in "ab"}
+        assert await take(client, "orders", len(sent)) == sent
+    assert three["c"].etcds() == 0
+    assert not three["c"].ready_file.exists()
+    assert await three.stop() == [0, 0, 0]
+
+
 async def test_what_is_deleted_is_gone_everywhere(three: Three) -> None:
     three.start("cab")
     await three.ready()

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from headrace.cluster.transport import Known, Settings
-from headrace.model.cluster import BrokerId
+from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Address
 from headrace.model.errors import UnknownOutcome
 from headrace.sim.chance import Chance
@@ -80,6 +80,24 @@ def simulated(scenario: Callable[[World], Awaitable[None]], seed: int = 1) -> st
         return world.loop.trace._hash.hexdigest()
     finally:
         world.loop.close()
+
+
+def test_who_does_not_serve_is_left_alone_until_it_does_in_another_life() -> None:
+    async def scenario(world: World) -> None:
+        b, seen = world.ends["b"].transport, world.ends["a"]
+        world.machines["b"].context().run(b.close_to_peers)
+        assert await world.until(world.neither) < 0.1
+        assert not b.view(), "peers are forgotten"
+        dials = seen.transport.view()[0].counters.dials_failed
+        await world.sleep(3)
+        assert world.neither()
+        assert seen.transport.view()[0].counters.dials_failed > dials, "a has tried, and was refused"
+        assert "does not serve now" in seen.transport.view()[0].trouble
+        world.machines["b"].context().run(b.open_to_peers, Incarnation("another"))
+        await world.until(world.both)
+        assert seen.transport.view()[0].incarnation == "another"
+
+    simulated(scenario)
 
 
 @pytest.mark.parametrize("cut", [[("a", "b")], [("b", "a")], [("a", "b"), ("b", "a")]])

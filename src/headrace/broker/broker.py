@@ -138,7 +138,7 @@ class Broker:
         await self.store.open(self)
         try:
             await self._begin(self.cluster.node_id if self.cluster is not None else "")
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
             with contextlib.suppress(StorageError):
                 await self.store.close()
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
@@ -32,7 +33,7 @@ from headrace.cluster.transport import Transport
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import advertised
-from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound, Refused
+from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound, Refused, StorageError
 from headrace.model.ids import PartitionId
 from headrace.storage.api import Replication
 from headrace.wire import control
@@ -131,9 +132,11 @@ class Cluster:
         self._transport = self._means.transport(me, incarnation)
         self._membership = self._means.membership(me, incarnation)
         try:
-            await self._membership.start()
             await self._begin(me, incarnation)
-        except BaseException:
+        except (Exception, asyncio.CancelledError):
+            if self._driver is not None:
+                with suppress(StorageError):
+                    await self._driver.stop()
             await self._membership.close()
             await self._means.release()
             raise
@@ -153,6 +156,7 @@ class Cluster:
         broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
         mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
         self.control.topology.on_reassigned(self._reassigned)
+        await self._membership.start()
         self._sightings.start()
         self.control.start()
         self._pauses = Pauses()

@@ -71,7 +71,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[testing.Blocki
 async def healthy(url: str) -> None:
     """A well-behaved client publishes, consumes and acks."""
     name = f"healthy-{secrets.token_hex(4)}"
-    async with asyncio.timeout(10), headrace.connect(url) as client:
+    async with asyncio.timeout(10), headrace.connect(url, wait=8) as client:  # its own hello may come too late on a busy machine
         await client.declare_queue(name)
         for i in range(5):
             await client.publish(name, str(i))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any, Final
 
+from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
@@ -249,7 +250,17 @@ class Workload:
             held = machine.ready_count or machine.leased_count or machine.delayed_count or partition.high_watermark != partition.next_offset
             if partition.item.name in queues and (held or any(t.target not in stuck for t in machine.pending_transfers())):
                 return False
-        return not any(broker.running.broker.outbox._tasks for broker in self.brokers if broker.running is not None)
+        return not any(self._works(broker.running.broker.outbox, stuck) for broker in self.brokers if broker.running is not None)
+
+    @staticmethod
+    def _works(outbox: Outbox, stuck: set[str]) -> bool:
+        """Whether a job runs but those whose transfer waits for an isolated target."""
+        waiting = 0
+        for pid, number in outbox._done:
+            source = outbox.broker.partitions[pid]
+            assert isinstance(source, QueuePartition)
+            waiting += any(t.number == number and t.target in stuck for t in source.machine.pending_transfers())
+        return len(outbox._tasks) > waiting
 
     def figures(self) -> str:
         """What the queues still hold."""

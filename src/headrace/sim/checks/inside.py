@@ -100,7 +100,7 @@ def _bounded(name: str, broker: Broker, *, damaged: bool) -> Iterator[Violation]
     """I17 of a broker whose clients are gone or idle. ``damaged``: something is isolated, for which others may wait."""
     sizes = {
         "transfers under way": 0 if damaged else len(broker.outbox._queued),
-        "jobs that run": len(broker.outbox._tasks),
+        "jobs that run": 0 if damaged else len(broker.outbox._tasks),
         "held connections": len(broker._held),
         "sessions": max(0, len(broker.sessions) - len(broker.sinks) - 32),
     }

@@ -221,7 +221,9 @@ class Copy:
         assert partition is not None
         self.applied = end - 1
         broker = self.broker
-        lane_flushed(partition, end - 1, broker.now_ms, Confirms(broker.counters, broker.turn, broker.precise_ms))
+        confirms = Confirms(broker.counters, broker.turn, broker.precise_ms)
+        lane_flushed(partition, end - 1, broker.now_ms, confirms)
+        confirms.send()  # nobody is confirmed here, but what is committed is in flight no more
         self._erase()
 
     def replaced(self, end: int) -> None:

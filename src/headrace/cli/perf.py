@@ -20,7 +20,7 @@ from headrace.model.errors import HeadraceError
 from headrace.model.ports import DefaultPort
 from headrace.wire.frames import Level
 
-Url = Annotated[str, typer.Option("--url", envvar="HEADRACE_URL", help="The broker.")]
+Url = Annotated[str, typer.Option("--url", envvar="HEADRACE_URL", help="The broker, or several of a cluster.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object instead of text.")]
 Secs = Annotated[float, typer.Option("--secs", min=0.1, max=3600, help="Measured time, after a warm-up that is left out.")]
 Warm = Annotated[float, typer.Option("--warm", min=0, max=60, help="Warm-up in seconds.")]
@@ -32,6 +32,9 @@ Connections = Annotated[int, typer.Option("--connections", min=1, max=500, help=
 Consumers = Annotated[int, typer.Option("--consumers", min=1, max=500, help="Consuming connections.")]
 Rate = Annotated[float, typer.Option("--rate", min=0, help="Messages a second; latency then counts from when each was due. 0 = full speed.")]
 Codec = Annotated[str, typer.Option("--codec", help="none, lz4, zstd, gzip or snappy.")]
+Copies = Annotated[
+    int, typer.Option("--replication-factor", min=0, max=15, help="Copies, confirmed when all in sync have them durably; 0 = the broker's default.")
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the queue or stream behind.")]
 Name = Annotated[str, typer.Option("--name", help="Queue or stream; default: a new one, deleted afterwards.")]
 
@@ -54,6 +57,7 @@ def queue(
     consumers: Consumers = 1,
     queues: Annotated[int, typer.Option(min=1, max=4000, help="Spread over this many queues, one message to each in turn.")] = 1,
     partitions: Annotated[int, typer.Option(min=1, max=1024, help="Partitions of what is measured.")] = 1,
+    replication_factor: Copies = 0,
     prefetch: Annotated[int, typer.Option(min=1, help="Messages that may be on their way to a consumer.")] = 1000,
     rate: Rate = 0,
     secs: Secs = 3,
@@ -75,6 +79,7 @@ def queue(
         name=name or f"perf-{secrets.token_hex(4)}",
         queues=queues,
         partitions=partitions,
+        replication_factor=replication_factor,
         publish=mode != "consume",
         consume=mode != "publish",
         size=size,
@@ -115,6 +120,7 @@ def stream(
     connections: Connections = 1,
     consumers: Consumers = 1,
     partitions: Annotated[int, typer.Option(min=1, max=1024, help="Partitions of what is measured.")] = 1,
+    replication_factor: Copies = 0,
     prefetch: Annotated[int, typer.Option(min=1, help="Records that may be on their way.")] = 200_000,
     rate: Rate = 0,
     secs: Secs = 3,
@@ -131,6 +137,7 @@ def stream(
         kind="stream",
         name=name or f"perf-{secrets.token_hex(4)}",
         partitions=partitions,
+        replication_factor=replication_factor,
         publish=mode != "replay",
         consume=mode != "append",
         size=size,

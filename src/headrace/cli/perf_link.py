@@ -7,10 +7,9 @@ Owns the socket, what was read but not parsed, and what was queued but not sent.
 import socket
 from collections.abc import Iterator
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
+from headrace.client.target import Target, parse_target
 from headrace.model.errors import HeadraceError, NotConnected, from_wire
-from headrace.model.ports import DefaultPort
 from headrace.wire import control, frames
 from headrace.wire.frames import Op
 
@@ -30,12 +29,8 @@ class Link:
     """
 
     def __init__(self, url: str, *, name: str = "headrace perf", session: str = "") -> None:
-        parts = urlsplit(url if "://" in url else f"headrace://{url}")
-        host, port = parts.hostname or "127.0.0.1", parts.port or int(DefaultPort.NATIVE)
-        try:
-            self.socket = socket.create_connection((host, port), timeout=CALL_TIMEOUT_S)
-        except OSError as error:
-            raise NotConnected(f"no broker answers at {host}:{port}: {error}") from error
+        target = parse_target(url)
+        self.socket = _connected(target)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SOCKET_BYTES)
         self.buffer = bytearray(BUFFER_BYTES)
@@ -54,8 +49,8 @@ class Link:
             client="headrace-perf",
             name=name,
             session=session,
-            user=unquote(parts.username or ""),
-            password=unquote(parts.password or ""),
+            user=target.user,
+            password=target.password,
             heartbeat_ms=60_000,
         )
         try:
@@ -192,6 +187,17 @@ class Link:
     def close(self) -> None:
         """Closes the socket."""
         self.socket.close()
+
+
+def _connected(target: Target) -> socket.socket:
+    """To the first of its addresses that answers."""
+    errors = []
+    for host, port in target.addresses:
+        try:
+            return socket.create_connection((host, port), timeout=CALL_TIMEOUT_S)
+        except OSError as error:
+            errors.append(f"{host}:{port}: {error}")
+    raise NotConnected(f"no broker answers at {', '.join(errors)}")
 
 
 def failure_of(body: memoryview) -> HeadraceError:

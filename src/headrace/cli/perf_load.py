@@ -15,9 +15,16 @@ from headrace.cli.perf_ends import Consumer, Publisher
 from headrace.cli.perf_histogram import Histogram
 from headrace.cli.perf_link import Link
 from headrace.cli.perf_plan import Plan, Result, Ring
+from headrace.model.errors import NotConnected
 from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.wire import control
 from headrace.wire.frames import Op
+
+CLUSTER = "cluster"
+"""The feature of a broker that is one of several."""
+SERVED_S = 60.0
+LOOK_S = 0.05
+NAMES_AT_ONCE = 1000
 
 
 class Run:
@@ -39,11 +46,16 @@ class Run:
     def declare(self) -> None:
         """Declares what the run works on."""
         plan = self.plan
+        settings: dict[str, Any] = {"partitions": plan.partitions}
+        if plan.replication_factor:
+            settings["replication_factor"] = plan.replication_factor
+        if plan.replication_factor > 1:
+            settings |= {"durability": "replica_durable", "min_in_sync_replicas": min(2, plan.replication_factor - 1)}
         requests: list[control.Message]
         if plan.kind == "queue":
-            requests = [control.DeclareQueue(name=name, spec=QueueSpec(partitions=plan.partitions)) for name in self.names]
+            requests = [control.DeclareQueue(name=name, spec=QueueSpec(**settings)) for name in self.names]
         else:
-            requests = [control.DeclareStream(name=name, spec=StreamSpec(partitions=plan.partitions)) for name in self.names]
+            requests = [control.DeclareStream(name=name, spec=StreamSpec(**settings)) for name in self.names]
         self.admin.drain_calls(requests, control.Message)
 
     def delete(self) -> None:
@@ -53,24 +65,28 @@ class Run:
     def connect(self) -> None:
         """Opens every connection, publisher channel and subscription."""
         plan = self.plan
+        owners = owners_of(self.admin, plan.url, self.names, plan.partitions)
         if plan.publish:
-            targets = [(name, partition) for name in self.names for partition in range(plan.partitions)]
-            ring = Ring(plan, len(targets))
-            for _ in range(plan.connections):
-                link = Link(plan.url)
-                link.drain_calls(
-                    [control.OpenPublisher(channel=i + 1, name=name, partition=partition) for i, (name, partition) in enumerate(targets)],
-                    control.PublisherOpened,
-                )
-                self.publishers.append(Publisher(link, ring, plan, len(targets), plan.rate / plan.connections))
+            shared = msgspec.structs.replace(plan, window=max(plan.batch, plan.window // len(owners)))
+            for url, targets in owners.items():
+                ring = Ring(shared, len(targets))
+                for _ in range(plan.connections):
+                    link = Link(url)
+                    link.drain_calls(
+                        [control.OpenPublisher(channel=i + 1, name=name, partition=partition) for i, (name, partition) in enumerate(targets)],
+                        control.PublisherOpened,
+                    )
+                    rate = plan.rate / plan.connections * len(targets) / sum(map(len, owners.values()))
+                    self.publishers.append(Publisher(link, ring, shared, len(targets), rate))
         if plan.consume:
             for i in range(plan.consumers):
-                link = Link(plan.url)
-                consumer = Consumer(link, plan)
-                for channel, name in enumerate(self.names, start=1):
-                    if channel % plan.consumers == i % plan.consumers or plan.queues == 1:
-                        link.call(self._subscription(channel, name), control.Subscribed)
-                self.consumers.append(consumer)
+                for url, targets in owners.items():
+                    link = Link(url)
+                    for channel, name in enumerate(self.names, start=1):
+                        mine = tuple(partition for of, partition in targets if of == name)
+                        if mine and (channel % plan.consumers == i % plan.consumers or plan.queues == 1):
+                            link.call(self._subscription(channel, name, mine), control.Subscribed)
+                    self.consumers.append(Consumer(link, plan))
         if plan.publish and plan.consume and plan.connections == 1 and plan.queues == plan.partitions == 1:
             self.publishers[0].born = self.consumers[0].born = deque() if plan.consumers == 1 else None
         for link in self._links():
@@ -287,16 +303,39 @@ class Run:
                 reach = max(reach, end)
         return distinct, doubled, holes
 
-    def _subscription(self, channel: int, name: str) -> control.Message:
+    def _subscription(self, channel: int, name: str, partitions: tuple[int, ...]) -> control.Message:
         plan = self.plan
+        some = () if len(partitions) == plan.partitions else partitions
         if plan.kind == "queue":
-            return control.Subscribe(channel=channel, name=name, prefetch=plan.prefetch, auto_ack=plan.auto_ack)
+            return control.Subscribe(channel=channel, name=name, prefetch=plan.prefetch, auto_ack=plan.auto_ack, partitions=some)
         return control.SubscribeStream(
-            channel=channel, name=name, start="earliest", prefetch=plan.prefetch, prefetch_bytes=64 * 1024 * 1024, auto_commit=True
+            channel=channel, name=name, start="earliest", prefetch=plan.prefetch, prefetch_bytes=64 * 1024 * 1024, auto_commit=True, partitions=some
         )
 
     def _links(self) -> list[Link]:
         return [p.link for p in self.publishers] + [c.link for c in self.consumers]
+
+
+def owners_of(admin: Link, url: str, names: list[str], partitions: int) -> dict[str, list[tuple[str, int]]]:
+    """Where to connect for which (name, partition)s: a lone broker at ``url``, in a cluster who serves them, once all are served. ``NotConnected``:
+    they are not."""
+    if CLUSTER not in admin.welcome.features:
+        return {url: [(name, partition) for name in names for partition in range(partitions)]}
+    end = time.monotonic() + SERVED_S
+    while True:
+        owners: dict[str, list[tuple[str, int]]] = {}
+        served = 0
+        for at in range(0, len(names), NAMES_AT_ONCE):
+            info = admin.call(control.Topology(names=tuple(names[at : at + NAMES_AT_ONCE])), control.TopologyInfo)
+            for row in info.partitions:
+                for address in info.brokers.get(row.owner, ())[:1] if row.epoch else ():
+                    owners.setdefault(address, []).append((row.name, row.partition))
+                    served += 1
+        if served == len(names) * partitions:
+            return owners
+        if time.monotonic() > end:
+            raise NotConnected(f"{len(names) * partitions - served} of {len(names) * partitions} partitions are served by nobody")
+        time.sleep(LOOK_S)
 
 
 def run(

@@ -28,6 +28,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     queues: int = 1
     partitions: int = 1
+    replication_factor: int = 0
+    """Copies of each partition; 0 = what the broker takes for one that is declared without settings."""
     publish: bool = True
     consume: bool = False
     size: int = 100

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 import headrace
+from headrace.cli.perf_load import run
+from headrace.cli.perf_plan import Plan
 from headrace.client.client import Client
+from headrace.model import limits
 from headrace.model.errors import NotConnected, NotFound
 from headrace.wire.frames import Level
 from tests.integration.cluster.members import WAIT_S, Three
@@ -128,4 +131,18 @@ async def test_what_is_deleted_is_gone_everywhere(three: Three) -> None:
         await client.declare_queue("orders", replication_factor=3, durability="majority_durable")
         await client.publish("orders", b"anew")
         assert await take(client, "orders", 1) == [b"anew"]
+    assert await three.stop() == [0, 0, 0]
+
+
+async def test_the_load_generator_follows_owners_and_a_connection_may_send_any_amount(three: Three) -> None:
+    three.start("abc")
+    await three.ready()
+    url = "headrace://" + ",".join(m.native for m in three.members.values())
+    plan = Plan(url=url, name="load", replication_factor=3, size=1024, count=20_000, idle_s=WAIT_S)
+    assert plan.size * plan.count > limits.IN_FLIGHT_BYTES_MAX
+    figures = await asyncio.to_thread(run, plan)
+    assert (figures["confirmed"], figures["lost"], figures["refused"], figures["why"]) == (20_000, 0, 0, "")
+    many = Plan(url=url, name="many", replication_factor=2, partitions=6, consume=True, count=3_000, idle_s=WAIT_S)
+    figures = await asyncio.to_thread(run, many)
+    assert (figures["delivered"], figures["lost"], figures["dup"], figures["refused"], figures["why"]) == (3_000, 0, 0, 0, "")
     assert await three.stop() == [0, 0, 0]

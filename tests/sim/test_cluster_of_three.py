@@ -389,3 +389,21 @@ def test_what_an_owner_alone_settled_is_not_erased() -> None:
                 await message.ack(confirmed=True)
 
     Story(story).go()
+
+
+def test_what_says_nothing_of_its_copies_has_three_and_what_says_one_has_one() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        client = await run.connect(owner)
+        for _ in range(2):  # the second time nothing happens
+            plain = await client.declare_queue("plain", partitions=2)
+            stream = await client.declare_stream("log")
+            alone = await client.declare_queue("alone", replication_factor=1)
+        found = [
+            (info.spec["replication_factor"], info.spec["durability"], info.spec["min_in_sync_replicas"]) for info in (plain, stream, alone)
+        ]
+        assert found == [(3, "replica_durable", 2), (3, "replica_durable", 2), (1, "local_durable", 1)]
+        assert (await client.publish("plain", b"safe", confirm="queue")).level == Level.REPLICA
+        assert (await client.publish("alone", b"here", confirm="queue")).level == Level.LOCAL
+
+    Story(story).go()

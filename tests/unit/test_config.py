@@ -131,8 +131,8 @@ def test_undeclared_rules(tmp_path: Path) -> None:
         '[[undeclared]]\npattern = "log.?"\nkind = "stream"\n',
     )
     config = load(file, {}).config
-    assert config.undeclared_spec("jobs.mail") == QueueSpec(lease_ms=60_000, max_deliveries=3)
-    assert config.undeclared_spec("log.a") == StreamSpec()
+    assert config.undeclared_spec("jobs.mail") == (QueueSpec(lease_ms=60_000, max_deliveries=3), ("lease_ms",))
+    assert config.undeclared_spec("log.a") == (StreamSpec(), ())
     assert config.undeclared_spec("log.ab") is None
     bad = read(write(tmp_path, '[[undeclared]]\npattern = "a"\nsettings = { lease = 1, ttl_ms = "x" }\npatern = 1\n'), {}).mistakes
     assert [m.setting for m in bad] == ["undeclared[0].settings.lease", "undeclared[0].settings.ttl_ms", "undeclared[0].patern"]
@@ -142,6 +142,7 @@ def test_defaults_fill_what_a_declaration_leaves_at_the_builtin_value() -> None:
     config = load(None, {"HEADRACE_DEFAULTS__QUEUE__LEASE_MS": "1m", "HEADRACE_DEFAULTS__STREAM__PARTITIONS": "4"}).config
     assert config.queue_spec(QueueSpec(ttl_ms=5)) == QueueSpec(ttl_ms=5, lease_ms=60_000)
     assert config.queue_spec(QueueSpec(lease_ms=7000)).lease_ms == 7000
+    assert config.queue_spec(QueueSpec(), given=("lease_ms",)).lease_ms == QueueSpec().lease_ms
     assert config.stream_spec(StreamSpec()).partitions == 4
 
 

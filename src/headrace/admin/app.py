@@ -23,7 +23,7 @@ from headrace.admin.overview import Overview
 from headrace.admin.service import Service
 from headrace.model import limits
 from headrace.model.errors import HeadraceError, Invalid, Invariant, NotFound, Refused, Unauthorized, Unavailable
-from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.model.specs import QueueSpec, Spec, StreamSpec, meant
 from headrace.wire import control
 
 API: Final = "/admin/api"
@@ -183,7 +183,7 @@ def _broker_routes(app: FastAPI, broker: Service, call: Call) -> None:
         return Response(exposition(broker.metrics()), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _catalogue_routes(app: FastAPI, kind: str, declare: Any, alter: Any, spec: type[msgspec.Struct], call: Call) -> None:
+def _catalogue_routes(app: FastAPI, kind: str, declare: Any, alter: Any, spec: type[Spec], call: Call) -> None:
     """List, describe, declare, alter and delete: the same for queues and streams."""
     path, tag = f"{API}/{kind}s", f"{kind}s"
 
@@ -200,7 +200,8 @@ def _catalogue_routes(app: FastAPI, kind: str, declare: Any, alter: Any, spec: t
         openapi_extra=accepts(spec, required=False),
     )  # fmt: skip
     async def put(name: Name, body: Body) -> Response:
-        return await call(declare(name=name, spec=make(spec, body)))
+        wanted = make(spec, body)
+        return await call(declare(name=name, spec=wanted, given=meant(wanted, body)))
 
     @app.patch(
         f"{path}/{{name}}", tags=[tag], summary=f"Change settings of a {kind}", responses=answers(control.Info), openapi_extra=accepts(spec)

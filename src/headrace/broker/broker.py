@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,7 +31,7 @@ from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
 from headrace.model.errors import Damaged, DiskFull, Draining, Elsewhere, Fenced, HeadraceError, NotFound, Quarantined, StorageError, SyncFailed
-from headrace.model.specs import QueueSpec, Spec
+from headrace.model.specs import QueueSpec, S, Spec, replicated
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
 from headrace.wire import control
@@ -671,8 +671,18 @@ class Broker:
     # ------------------------------------------------------------ catalogue and figures
 
     def _undeclared(self, name: str, kind: str) -> Spec | None:
-        spec = self.config.undeclared_spec(name)
-        return spec if spec is not None and (not kind or isinstance(spec, QueueSpec) == (kind == "queue")) else None
+        found = self.config.undeclared_spec(name)
+        if found is None or (kind and isinstance(found[0], QueueSpec) != (kind == "queue")):
+            return None
+        spec, given = found
+        return self.replicated(name, spec, given)
+
+    def replicated(self, name: str, spec: S, given: Collection[str]) -> S:
+        """``spec``, in a cluster with its defaults for copies where nothing else was asked for."""
+        if self.cluster is None:
+            return spec
+        item = self.catalogue.find(name)
+        return replicated(spec, given, self.cluster.members, item.spec if item is not None else None)
 
     def _catalogue_changed(self, item: Item, change: str) -> None:
         if self.cluster is not None:

@@ -54,6 +54,10 @@ class Means(Protocol):
     node_id: str
     """Of the data directory; "" = the broker draws one for it."""
 
+    @property
+    def members(self) -> int:
+        """Of the cluster as it was declared, whether they run or not; at least 1."""
+
     async def coordinator(self, me: BrokerId) -> Coordinator: ...
 
     def transport(self, me: BrokerId, incarnation: Incarnation) -> Transport:
@@ -112,6 +116,11 @@ class Cluster:
     def node_id(self) -> str:
         """The id that the broker has to have, "" = any."""
         return self._means.node_id
+
+    @property
+    def members(self) -> int:
+        """How many brokers the cluster is to have."""
+        return self._means.members
 
     @property
     def _store(self) -> ReplicatedStore:

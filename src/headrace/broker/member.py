@@ -53,6 +53,10 @@ class Formed:
         self._config = config
         self._incarnation = Incarnation("")
 
+    @property
+    def members(self) -> int:
+        return self._formation.members
+
     async def coordinator(self, me: BrokerId) -> Coordinator:
         found = self._formation.driver.coordinator
         if found is None:

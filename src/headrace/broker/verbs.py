@@ -73,10 +73,12 @@ class Verbs:
     # ------------------------------------------------------------ catalogue
 
     async def _declare_queue(self, r: control.DeclareQueue) -> control.Reply:
-        return self._info(await self.broker.catalogue.declare(r.name, self.broker.config.queue_spec(r.spec)))
+        spec = self.broker.replicated(r.name, self.broker.config.queue_spec(r.spec, r.given), r.given)
+        return self._info(await self.broker.catalogue.declare(r.name, spec))
 
     async def _declare_stream(self, r: control.DeclareStream) -> control.Reply:
-        return self._info(await self.broker.catalogue.declare(r.name, self.broker.config.stream_spec(r.spec)))
+        spec = self.broker.replicated(r.name, self.broker.config.stream_spec(r.spec, r.given), r.given)
+        return self._info(await self.broker.catalogue.declare(r.name, spec))
 
     async def _alter_queue(self, r: control.AlterQueue) -> control.Reply:
         return self._info(await self.broker.catalogue.alter(r.name, "queue", r.changes))

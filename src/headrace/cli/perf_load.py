@@ -16,7 +16,7 @@ from headrace.cli.perf_histogram import Histogram
 from headrace.cli.perf_link import Link
 from headrace.cli.perf_plan import Plan, Result, Ring
 from headrace.model.errors import NotConnected
-from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.model.specs import QueueSpec, StreamSpec, meant
 from headrace.wire import control
 from headrace.wire.frames import Op
 
@@ -53,9 +53,11 @@ class Run:
             settings |= {"durability": "replica_durable", "min_in_sync_replicas": min(2, plan.replication_factor - 1)}
         requests: list[control.Message]
         if plan.kind == "queue":
-            requests = [control.DeclareQueue(name=name, spec=QueueSpec(**settings)) for name in self.names]
+            queue = QueueSpec(**settings)
+            requests = [control.DeclareQueue(name=name, spec=queue, given=meant(queue, settings)) for name in self.names]
         else:
-            requests = [control.DeclareStream(name=name, spec=StreamSpec(**settings)) for name in self.names]
+            stream = StreamSpec(**settings)
+            requests = [control.DeclareStream(name=name, spec=stream, given=meant(stream, settings)) for name in self.names]
         self.admin.drain_calls(requests, control.Message)
 
     def delete(self) -> None:

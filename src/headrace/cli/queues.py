@@ -11,7 +11,7 @@ from headrace.cli.options import DEFAULT_URL, AsJson, Partition, Pattern, QueueN
 from headrace.cli.output import confirm, count, emit, rate, readable, size, span, table
 from headrace.config.reference import value_text
 from headrace.model.errors import HeadraceError, Invalid
-from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.model.specs import QueueSpec, StreamSpec, meant
 from headrace.wire import control
 
 PAGE: Final = 1000
@@ -81,7 +81,8 @@ def declare(
         ordered_by_key=ordered_by_key, replication_factor=replication_factor, durability=durability, min_in_sync_replicas=min_in_sync_replicas,
         cohort_grace=cohort_grace, cohort_target=cohort_target, binding=binding,
     )  # fmt: skip
-    info = ask(url, control.DeclareQueue(name=name, spec=spec_of(QueueSpec, settings)), control.Info)
+    spec: QueueSpec = spec_of(QueueSpec, settings)
+    info = ask(url, control.DeclareQueue(name=name, spec=spec, given=meant(spec, settings)), control.Info)
     emit(info, as_json, lambda: print(declared(info)))
 
 

@@ -10,7 +10,7 @@ from headrace.cli.options import DEFAULT_URL, AsJson, Partition, Pattern, Stream
 from headrace.cli.output import confirm, count, emit, rate, size, span, table
 from headrace.cli.queues import PAGE, altered, declared, deleted, described, listed, notes, spec_of
 from headrace.model.errors import Invalid
-from headrace.model.specs import StreamSpec
+from headrace.model.specs import StreamSpec, meant
 from headrace.wire import control
 
 app = typer.Typer(no_args_is_help=True, help="Replayable streams: every reader reads every record.")
@@ -58,7 +58,8 @@ def declare(
         compaction=compaction, tombstone=tombstone, max_message_bytes=max_message_bytes, replication_factor=replication_factor,
         durability=durability, min_in_sync_replicas=min_in_sync_replicas, binding=binding,
     )  # fmt: skip
-    info = ask(url, control.DeclareStream(name=name, spec=spec_of(StreamSpec, settings)), control.Info)
+    spec: StreamSpec = spec_of(StreamSpec, settings)
+    info = ask(url, control.DeclareStream(name=name, spec=spec, given=meant(spec, settings)), control.Info)
     emit(info, as_json, lambda: print(declared(info)))
 
 

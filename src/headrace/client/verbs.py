@@ -10,7 +10,7 @@ import msgspec
 
 from headrace.core.filters import parse
 from headrace.model.errors import Invalid
-from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.model.specs import QueueSpec, StreamSpec, meant
 from headrace.wire import control
 
 M = TypeVar("M", bound=control.Message)
@@ -27,11 +27,13 @@ class Verbs:
 
     async def declare_queue(self, /, name: str, spec: QueueSpec | None = None, **settings: Any) -> control.Info:
         """Declares a queue (see ``QueueSpec`` for the settings). Doing it again with the same settings is fine, with others ``Conflict``."""
-        return await self._request(control.DeclareQueue(name=name, spec=_spec(QueueSpec, spec, settings)), control.Info)
+        wanted = _spec(QueueSpec, spec, settings)
+        return await self._request(control.DeclareQueue(name=name, spec=wanted, given=meant(wanted, settings)), control.Info)
 
     async def declare_stream(self, /, name: str, spec: StreamSpec | None = None, **settings: Any) -> control.Info:
         """Declares a stream (see ``StreamSpec`` for the settings)."""
-        return await self._request(control.DeclareStream(name=name, spec=_spec(StreamSpec, spec, settings)), control.Info)
+        wanted = _spec(StreamSpec, spec, settings)
+        return await self._request(control.DeclareStream(name=name, spec=wanted, given=meant(wanted, settings)), control.Info)
 
     async def alter_queue(self, /, name: str, **changes: Any) -> control.Info:
         """Changes settings of a queue; those that are fixed at declaration are refused."""

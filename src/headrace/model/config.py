@@ -8,6 +8,7 @@ I3 an address with an unspecified host (0.0.0.0, ::) is never advertised.
 """
 
 import re
+from collections.abc import Collection
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -302,19 +303,19 @@ class Config(Section, frozen=True):
     metrics: Metrics = Metrics()
     log: Log = Log()
 
-    def queue_spec(self, spec: QueueSpec) -> QueueSpec:
-        """``spec`` with this broker's defaults where it has the built-in value (on the wire "not given" and "the built-in value" are the same)."""
-        return _fill(spec, self.defaults.queue, QueueSpec())
+    def queue_spec(self, spec: QueueSpec, given: Collection[str] = ()) -> QueueSpec:
+        """``spec`` with this broker's defaults where it has the built-in value, but for fields that were ``given``."""
+        return _fill(spec, self.defaults.queue, QueueSpec(), given)
 
-    def stream_spec(self, spec: StreamSpec) -> StreamSpec:
+    def stream_spec(self, spec: StreamSpec, given: Collection[str] = ()) -> StreamSpec:
         """As ``queue_spec``, for a stream."""
-        return _fill(spec, self.defaults.stream, StreamSpec())
+        return _fill(spec, self.defaults.stream, StreamSpec(), given)
 
-    def undeclared_spec(self, name: str) -> Spec | None:
-        """What the first rule that matches ``name`` declares it as; None = nothing, the answer is ``NotFound``."""
+    def undeclared_spec(self, name: str) -> tuple[Spec, tuple[str, ...]] | None:
+        """What the first rule that matches ``name`` declares it as, and which settings the rule gives; None = nothing, the answer is ``NotFound``."""
         for rule in self.undeclared:
             if glob_matches(rule.pattern, name):
-                return rule_spec(rule, self)
+                return rule_spec(rule, self), tuple(rule.settings)
         return None
 
 
@@ -484,8 +485,9 @@ def _membership(m: Membership) -> list[tuple[str, str]]:
     return wrong
 
 
-def _fill(spec: S, configured: S, builtin: S) -> S:
-    changes = {f: getattr(configured, f) for f in spec.__struct_fields__ if getattr(spec, f) == getattr(builtin, f) != getattr(configured, f)}
+def _fill(spec: S, configured: S, builtin: S, given: Collection[str]) -> S:
+    fields = [f for f in spec.__struct_fields__ if f not in given]
+    changes = {f: getattr(configured, f) for f in fields if getattr(spec, f) == getattr(builtin, f) != getattr(configured, f)}
     return msgspec.structs.replace(spec, **changes) if changes else spec
 
 

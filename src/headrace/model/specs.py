@@ -3,7 +3,8 @@
 Times are integer milliseconds; 0 means "none / unlimited" wherever a field says so.
 """
 
-from typing import Literal
+from collections.abc import Collection, Iterable
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -87,6 +88,11 @@ class StreamSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 Spec = QueueSpec | StreamSpec
+S = TypeVar("S", bound=Spec)
+
+COPIES = ("replication_factor", "durability", "min_in_sync_replicas")
+"""Fields whose default depends on how many brokers there are; see ``replicated``."""
+COPIES_DEFAULT = 3
 
 FIXED = frozenset({"partitions", "ordered_by_key", "tier", "replication_factor"})
 """Fields that ``alter`` refuses (changing partitions is repartition, a cluster operation)."""
@@ -140,6 +146,29 @@ def check_stream(spec: StreamSpec) -> None:
         wrong.append("an ephemeral stream cannot be compacted")
     if wrong:
         raise Invalid("stream settings: " + "; ".join(wrong))
+
+
+def meant(spec: Spec, names: Iterable[str]) -> tuple[str, ...]:
+    """Those of the fields that were named which have the built-in value: a default must not take their place."""
+    builtin = type(spec)()
+    return tuple(sorted(f for f in names if f in spec.__struct_fields__ and getattr(spec, f) == getattr(builtin, f)))
+
+
+def replicated(spec: S, given: Collection[str], members: int, existing: Spec | None = None) -> S:
+    """``spec`` with what it says nothing of its copies filled in for a cluster of ``members`` brokers: three copies, or as many as there are brokers;
+    confirmed when all in sync have them, if there are two; two in sync, if there are three. ``given``: fields that are meant although they have the
+    built-in value. ``existing``: what is declared under that name already; it is not asked to change by saying nothing."""
+    if isinstance(spec, StreamSpec) and spec.tier == "ephemeral":
+        return spec
+    builtin = type(spec)()
+    said = [f for f in COPIES if f in given or getattr(spec, f) != getattr(builtin, f)]
+    if type(existing) is type(spec):
+        return msgspec.structs.replace(spec, **{f: getattr(existing, f) for f in COPIES if f not in said})
+    found: dict[str, Any] = {f: getattr(spec, f) for f in said}
+    factor = found.setdefault("replication_factor", max(1, min(COPIES_DEFAULT, members)))
+    durability = found.setdefault("durability", "replica_durable" if factor > 1 else "local_durable")
+    found.setdefault("min_in_sync_replicas", 2 if factor > 2 and durability != "local_durable" else 1)
+    return msgspec.structs.replace(spec, **found)
 
 
 def difference(old: Spec, new: Spec) -> list[str]:

@@ -75,6 +75,7 @@ class Host(SimBroker):
 
     run: "Run"
     node_id = ""
+    members = len(NAMES)
 
     async def coordinator(self, me: BrokerId) -> Coordinator:
         self._coordinator = self.run.store.client(self.name)

@@ -192,6 +192,8 @@ class Unsubscribe(Message, tag="unsubscribe"):
 class DeclareQueue(Message, tag="queue.declare"):
     name: str
     spec: QueueSpec = QueueSpec()
+    given: tuple[str, ...] = ()
+    """Fields of ``spec`` that are meant although they have the built-in value; any other such field gets the broker's or the cluster's default."""
 
 
 class AlterQueue(Message, tag="queue.alter"):
@@ -204,6 +206,8 @@ class AlterQueue(Message, tag="queue.alter"):
 class DeclareStream(Message, tag="stream.declare"):
     name: str
     spec: StreamSpec = StreamSpec()
+    given: tuple[str, ...] = ()
+    """As in ``DeclareQueue``."""
 
 
 class AlterStream(Message, tag="stream.alter"):

@@ -56,6 +56,11 @@ class Running:
         identity = self.driver.records.identity
         return _cluster(identity) if identity is not None else ""
 
+    @property
+    def members(self) -> int:
+        """Of the newest config that is known here; 1 if there is none."""
+        return max((len(c.members) for c in declaring.known(self.driver.records)[:1]), default=1)
+
     def seeds(self) -> tuple[str, ...]:
         """Where gossip finds the members that are known now."""
         found = [gossip(m.address) for c in declaring.known(self.driver.records)[:1] for m in c.members]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from headrace import blocking, errors
     from headrace.blocking import connect as connect_blocking
     from headrace.client.client import Client, connect
+    from headrace.client.cluster_admin import ClusterAdmin
     from headrace.client.consumer import Consumer
     from headrace.client.lane import Receipt
     from headrace.client.message import Message
@@ -26,6 +27,7 @@ __all__ = [
     "blocking",
     "errors",
     "Client",
+    "ClusterAdmin",
     "Consumer",
     "Filter",
     "HeadraceError",
@@ -46,6 +48,7 @@ _WHERE = {
     "blocking": ("headrace.blocking", ""),
     "errors": ("headrace.errors", ""),
     "Client": ("headrace.client.client", "Client"),
+    "ClusterAdmin": ("headrace.client.cluster_admin", "ClusterAdmin"),
     "Consumer": ("headrace.client.consumer", "Consumer"),
     "Filter": ("headrace.wire.control", "Filter"),
     "HeadraceError": ("headrace.model.errors", "HeadraceError"),

@@ -17,12 +17,13 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from headrace import __version__
-from headrace.admin.bodies import accepts, answer, answers, body_of, components, make, refuse
+from headrace.admin.bodies import Body, Name, accepts, answer, answers, components, make, refuse
+from headrace.admin.cluster import cluster_routes
 from headrace.admin.exposition import exposition
 from headrace.admin.overview import Overview
 from headrace.admin.service import Service
 from headrace.model import limits
-from headrace.model.errors import HeadraceError, Invalid, Invariant, NotFound, Refused, Unauthorized, Unavailable
+from headrace.model.errors import HeadraceError, Invalid, Invariant, NotFound, Unauthorized, Unavailable
 from headrace.model.specs import QueueSpec, Spec, StreamSpec, meant
 from headrace.wire import control
 
@@ -40,17 +41,11 @@ _POLICY: Final = (
 )
 
 
-def _decoded(name: str) -> str:
-    return unquote(name)
-
-
 def _decoded_cursor(cursor: str) -> str:
     return unquote(cursor)
 
 
-Name = Annotated[str, Depends(_decoded)]
 Cursor = Annotated[str, Depends(_decoded_cursor)]
-Body = Annotated[dict[str, Any], Depends(body_of)]
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
 
@@ -66,6 +61,7 @@ def create_app(broker: Service) -> FastAPI:
     _catalogue_routes(app, "stream", control.DeclareStream, control.AlterStream, StreamSpec, call)
     _queue_routes(app, call)
     _stream_routes(app, call)
+    cluster_routes(app, broker)
     _pages(app)
 
     @app.exception_handler(HeadraceError)
@@ -148,12 +144,6 @@ def _broker_routes(app: FastAPI, broker: Service, call: Call) -> None:
     @app.get(f"{API}/topology", tags=["broker"], summary="Who owns which partition", responses=answers(control.TopologyInfo))
     async def topology(name: Annotated[list[str] | None, Query()] = None) -> Response:
         return await call(control.Topology(names=tuple(name or ())))
-
-    @app.get(f"{API}/cluster", tags=["broker"], summary="How this broker stands with its cluster: what it waits for, on whom and since when")
-    async def cluster() -> Response:
-        if broker.formation is None:
-            raise Refused("this broker is alone: it belongs to no cluster", hint="docs/cluster.md says how brokers are started as one")
-        return answer(broker.formation())
 
     @app.get(f"{API}/quarantine", tags=["broker"], summary="Partitions isolated because of damage", responses=answers(control.Quarantine))
     async def quarantine() -> Response:

@@ -1,9 +1,10 @@
 """HTTP bodies and answers as msgspec values: strict about unknown fields, bounded, described in OpenAPI from the same types."""
 
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import unquote
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Depends, Request, Response
 
 from headrace.model import limits
 from headrace.model.errors import HeadraceError, Invalid, Malformed, TooLarge
@@ -43,6 +44,15 @@ async def body_of(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Malformed("the body is no JSON object", hint="send a JSON object")
     return value
+
+
+def _decoded(name: str) -> str:
+    return unquote(name)
+
+
+Body = Annotated[dict[str, Any], Depends(body_of)]
+Name = Annotated[str, Depends(_decoded)]
+"""A segment of the path, which arrives percent-encoded."""
 
 
 def make(kind: type[T], fields: dict[str, Any]) -> T:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Protocol
 
-from headrace.admin.service import Verbs
+from headrace.admin.service import Formation, Verbs
 from headrace.admin.serving import serve
 from headrace.broker.metrics import Snapshot
 from headrace.model.config import Config, advertised, parse_address
@@ -23,7 +23,7 @@ class Figured(Protocol):
 class _Facade:
     """A broker and its verbs as one ``Service``."""
 
-    def __init__(self, broker: Figured, verbs: Verbs, formation: Callable[[], dict[str, Any]] | None) -> None:
+    def __init__(self, broker: Figured, verbs: Verbs, formation: Formation | None) -> None:
         self.broker = broker
         self.verbs = verbs
         self.formation = formation
@@ -33,10 +33,10 @@ class _Facade:
 
 
 async def listen(
-    broker: Figured, verbs: Verbs, formation: Callable[[], dict[str, Any]] | None = None
+    broker: Figured, verbs: Verbs, formation: Formation | None = None
 ) -> tuple[dict[str, str], Callable[[], Awaitable[None]]]:
-    """Serves the admin HTTP where the configuration says: ``{"admin": url}``, and what stops it. ``formation``: how that of a member of a cluster
-    stands."""
+    """Serves the admin HTTP where the configuration says: ``{"admin": url}``, and what stops it. ``formation``: that of a member of a
+    cluster."""
     config = broker.config.listen
     address = parse_address(config.admin)
     port, stop = await serve(_Facade(broker, verbs, formation), address.host, address.port)

@@ -1,10 +1,9 @@
 """What the admin interface asks of a broker, and nothing more."""
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from headrace.broker.metrics import Snapshot
-from headrace.wire import control
+from headrace.wire import control, formation
 
 
 class Verbs(Protocol):
@@ -14,6 +13,27 @@ class Verbs(Protocol):
         """The answer, or a ``HeadraceError``."""
 
 
+class Formation(Protocol):
+    """The formation of the cluster that a broker belongs to, or shall belong to, and what operators may want of it."""
+
+    def status(self) -> dict[str, Any]:
+        """How it stands, as JSON."""
+
+    def members(self) -> formation.Members: ...
+
+    async def apply(self, feed: formation.Feed) -> formation.Fed: ...
+
+    async def plan(self, feed: formation.Feed) -> formation.Planned: ...
+
+    async def add_voter(self, name: str, address: str = "") -> formation.Fed: ...
+
+    async def remove_voter(self, name: str, *, leave: bool = False) -> formation.Fed: ...
+
+    async def secrets(self) -> formation.Secrets: ...
+
+    async def rotate(self, stage: formation.SecretStage) -> formation.Secrets: ...
+
+
 class Service(Protocol):
     """A broker as the admin interface sees it."""
 
@@ -21,8 +41,8 @@ class Service(Protocol):
     def verbs(self) -> Verbs: ...
 
     @property
-    def formation(self) -> Callable[[], dict[str, Any]] | None:
-        """How the formation of the cluster stands, as JSON; None: this broker is alone."""
+    def formation(self) -> Formation | None:
+        """None: this broker is alone."""
 
     def metrics(self) -> Snapshot:
         """The figures now; cheap enough to be asked every second."""

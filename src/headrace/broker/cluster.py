@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 _log = get_logger("cluster")
 NATIVE: Final = "native"
+ADMIN: Final = "admin"
 HANDOVER_LOOK_S: Final = 0.05
 ERASE_AGAIN_S: Final = 1.0
 
@@ -189,9 +190,14 @@ class Cluster:
         await self._membership.leave()
         await self._means.release()
 
-    def advertise(self, url: str) -> None:
-        """Clients reach this broker there."""
-        self.control.presence.update(addresses={**self.control.presence.me.addresses, NATIVE: url.removeprefix("headrace://")})
+    def advertise(self, url: str, admin: str = "") -> None:
+        """Clients reach this broker there, operators its admin HTTP."""
+        told = {NATIVE: url.removeprefix("headrace://")} | ({ADMIN: admin.removeprefix("http://")} if admin else {})
+        self.control.presence.update(addresses={**self.control.presence.me.addresses, **told})
+
+    def admins(self) -> dict[str, str]:
+        """The admin HTTP of all brokers that are registered now, by name."""
+        return {r.name: f"http://{r.addresses[ADMIN]}" for r in self.control.picturing.present().values() if ADMIN in r.addresses}
 
     async def drain(self, grace_ms: int) -> None:
         """Gives what it serves to others, as far as they have everything; the controller moves the rest, and gives nothing back. For at most that

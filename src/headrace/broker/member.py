@@ -21,6 +21,7 @@ from headrace.broker import run
 from headrace.broker.metrics import Counters, Snapshot
 from headrace.broker.verbs import compiled, resident_bytes
 from headrace.cluster.coordinator import Coordinator
+from headrace.cluster.formation.commands import Commands
 from headrace.cluster.formation.driver import Around
 from headrace.cluster.formation.opening import Running, open_formation
 from headrace.cluster.membership import Membership
@@ -52,6 +53,8 @@ class Formed:
         self._formation = formation
         self._config = config
         self._incarnation = Incarnation("")
+        self.gossip: Membership | None = None
+        """While a broker takes part."""
 
     @property
     def members(self) -> int:
@@ -68,12 +71,14 @@ class Formed:
         return self._formation.transport
 
     def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership:
-        return make_membership(self._config, me, self._formation.cluster, self._formation.secrets, {"incarnation": incarnation})
+        self.gossip = make_membership(self._config, me, self._formation.cluster, self._formation.secrets, {"incarnation": incarnation})
+        return self.gossip
 
     async def admit(self) -> None:
         self._formation.transport.open_to_peers(self._incarnation)
 
     async def release(self) -> None:
+        self.gossip = None
         self._formation.transport.close_to_peers()
 
 
@@ -93,6 +98,8 @@ class Member(Around):
         self._tune = tune
         self._told = told
         self._formation: Running
+        self._means: Formed | None = None
+        """Of the present broker, or the last one."""
         self._turn = asyncio.Lock()
         """Held while a broker is made or ended."""
         self._look = asyncio.Event()
@@ -110,7 +117,8 @@ class Member(Around):
         self._formation = await open_formation(self.config, OsFiles(), self)
         try:
             if self.config.listen.admin not in ("", "off"):
-                urls, self._stop_admin = await import_module(ADMIN).listen(self, self, self._formation.status)
+                commands = Commands(self._formation, self._gossip, self._admins)
+                urls, self._stop_admin = await import_module(ADMIN).listen(self, self, commands)
                 self.admin_url = urls["admin"]
         except BaseException:
             await self._formation.stop()
@@ -175,7 +183,7 @@ class Member(Around):
         membership = replace(formation.config.membership, seeds=formation.config.membership.seeds or formation.seeds())
         config = replace(formation.config, membership=membership)
         try:
-            means = Formed(formation, config, identity.node_id)
+            means = self._means = Formed(formation, config, identity.node_id)
             running = await run.start(config, (import_module(NATIVE).listen,), tune=self._tune, means=means)
         except Exception as e:
             self.error = e if isinstance(e, HeadraceError) else Unavailable(f"the broker cannot be started: {e}")
@@ -183,6 +191,8 @@ class Member(Around):
             return
         if self.admin_url:
             running.broker.listeners["admin"] = self.admin_url
+            if running.broker.cluster is not None:
+                running.broker.cluster.advertise(running.url, self.admin_url)
         self.running, self.url = running, running.url
         self._watching = asyncio.get_running_loop().create_task(self._watch(running), name="the end of a broker")
         self._told(True)
@@ -235,6 +245,13 @@ class Member(Around):
         self._stop_soon(self.config.broker.drain_grace_ms, reason)
 
     # ------------------------------------------------------------ asked by the admin interface
+
+    def _gossip(self) -> Membership | None:
+        return self._means.gossip if self.running is not None and self._means is not None else None
+
+    def _admins(self) -> dict[str, str]:
+        cluster = self.running.broker.cluster if self.running is not None else None
+        return cluster.admins() if cluster is not None else {}
 
     async def call(self, request: control.Request) -> control.Reply:
         """As the broker's verbs; while there is none, its status and refusals that say on what it waits."""

@@ -20,6 +20,8 @@ def _streams(incomplete: str) -> list[str]:
 
 
 Url = Annotated[str, typer.Option("--url", envvar="HEADRACE_URL", help="The broker.", show_envvar=True)]
+DEFAULT_ADMIN: Final = f"http://127.0.0.1:{DefaultPort.ADMIN.value}"
+Admin = Annotated[str, typer.Option("--admin", envvar="HEADRACE_ADMIN_URL", help="The broker's admin HTTP.", show_envvar=True)]
 AsJson = Annotated[bool, typer.Option("--json", help="Output for programs: JSON, of a stable shape.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 QueueName = Annotated[str, typer.Argument(metavar="QUEUE", help="Name of the queue.", autocompletion=_queues)]

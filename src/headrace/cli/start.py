@@ -40,6 +40,7 @@ def start(
     name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status; in a cluster config, its member.")] = None,
     voters: Annotated[str | None, typer.Option("--voters", metavar="A,B,C", help="Form a cluster of these voters (NAME or NAME=HOST:PORT).")] = None,
     cluster: Annotated[str | None, typer.Option("--cluster", metavar="FILE", help="Form the cluster that this TOML file declares.")] = None,
+    seeds: Annotated[str | None, typer.Option("--seeds", metavar="HOST:PORT,...", help="Join the cluster that these brokers know.")] = None,
     peer: Annotated[str | None, typer.Option("--peer", metavar="HOST:PORT", help="Where the cluster's brokers connect (as declared).")] = None,
     secret_file: Annotated[str | None, typer.Option("--secret-file", metavar="FILE", help="File with the cluster's secret.")] = None,
     log_level: Annotated[str | None, typer.Option("--log-level", help="debug, info, warning or error.")] = None,
@@ -57,9 +58,10 @@ def start(
         "listen.native": ("--listen", listen), "listen.native_advertise": ("--advertise", advertise), "listen.admin": ("--admin", admin),
         "listen.admin_advertise": ("--admin-advertise", admin_advertise), "log.level": ("--log-level", log_level),
         "log.format": ("--log-format", log_format), "cluster.voters": ("--voters", voters), "cluster.file": ("--cluster", cluster),
+        "cluster.seeds": ("--seeds", seeds),
         "listen.peer": ("--peer", peer), "peers.secret_file": ("--secret-file", secret_file),
     }  # fmt: skip
-    for flag, value in (("--voters", voters), ("--cluster", cluster)):
+    for flag, value in (("--voters", voters), ("--cluster", cluster), ("--seeds", seeds)):
         if value is not None:
             named["coordination.mode"] = (flag, "coordinated")
     flags = set_flags(set_) | {setting: (flag, value) for setting, (flag, value) in named.items() if value is not None}

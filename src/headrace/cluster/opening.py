@@ -8,7 +8,7 @@ import stat
 from collections.abc import Mapping
 
 from headrace.cluster.membership.interface import Membership
-from headrace.cluster.secret import Secrets
+from headrace.cluster.secret import Secrets, secret_lines
 from headrace.cluster.transport import Me, Settings, Transport
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId
@@ -22,6 +22,11 @@ MAKE = "(umask 077; python3 -c 'import secrets; print(secrets.token_hex(32))' > 
 
 def read_secrets(path: str) -> Secrets:
     """The cluster's secrets in ``path``; ``Invalid`` if there are none. Warns if others than the owner may read it."""
+    return Secrets(read_secret_lines(path))
+
+
+def read_secret_lines(path: str) -> list[bytes]:
+    """As ``read_secrets``, the used one first."""
     if not path:
         raise Invalid(
             "no cluster secret is given: the brokers of a cluster know each other by it",
@@ -36,7 +41,7 @@ def read_secrets(path: str) -> Secrets:
         raise Invalid(f"the cluster secret's file {path} cannot be read: {e}", hint=hint) from None
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         _log.warning("others than its owner may read the cluster's secret in %s; chmod 600 it", path)
-    return Secrets.parse(text)
+    return secret_lines(text)
 
 
 def make_transport(config: Config, me: Me, secrets: Secrets) -> Transport:

@@ -5,6 +5,7 @@ no moment it uses what it does not accept, and the refusal to remove what anothe
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final
 
 from headrace.cluster.membership.interface import Membership
@@ -19,7 +20,8 @@ PROBE_MS: Final = 2_000
 
 
 class Rotation:
-    def __init__(self, secrets: Secrets, transport: Transport, membership: Membership) -> None:
+    def __init__(self, secrets: Secrets, transport: Transport, membership: Callable[[], Membership | None]) -> None:
+        """``membership``: None while this broker takes part in none; what begins later takes ``secrets`` as they are then."""
         self._secrets = secrets
         self._transport = transport
         self._membership = membership
@@ -31,14 +33,16 @@ class Rotation:
     async def add(self, secret: bytes) -> str:
         """Accepts it; its id."""
         added = self._secrets.add(secret)
-        await self._membership.add_secret(secret)
+        if (membership := self._membership()) is not None:
+            await membership.add_secret(secret)
         _log.info("the cluster secret %s is accepted", added.id.hex())
         return added.id.hex()
 
     async def use(self, id: str) -> None:
         """Proves and seals with it."""
         known = self._secrets.known(_bytes(id))
-        await self._membership.use_secret(known.id)
+        if (membership := self._membership()) is not None:
+            await membership.use_secret(known.id)
         self._secrets.use(known.id)
         _log.info("the cluster secret %s is used", id)
 
@@ -50,10 +54,10 @@ class Rotation:
             raise Conflict(f"the secret {id} is in use here", hint="use another one first, on every broker")
         if not force:
             await self._check(known.id)
-        await self._membership.remove_secret(known.id)
+        if (membership := self._membership()) is not None:
+            await membership.remove_secret(known.id)
         self._transport.remove_secret(known.id)
         _log.info("the cluster secret %s is accepted no more", id)
-
 
     async def _check(self, id: bytes) -> None:
         """Asks every other broker, by opening a connection, which secret it uses now."""

@@ -59,6 +59,15 @@ class Secret:
         return f"Secret({self.id.hex()})"
 
 
+def secret_lines(text: str) -> list[bytes]:
+    """Of a file's text: one secret a line, the used one first; empty lines and those that begin with # do not count. ``Invalid`` if there is none, or
+    one is too short."""
+    lines = [line.strip() for line in text.splitlines()]
+    found = [line.encode() for line in lines if line and not line.startswith("#")]
+    Secrets(found)
+    return found
+
+
 class Secrets:
     """Those that are accepted, the used one first."""
 
@@ -68,12 +77,6 @@ class Secrets:
         self._accepted: list[Secret] = []
         for secret in secrets:
             self.add(secret)
-
-    @classmethod
-    def parse(cls, text: str) -> "Secrets":
-        """From a file's text: one secret a line, the used one first; empty lines and those that begin with # do not count."""
-        lines = [line.strip() for line in text.splitlines()]
-        return cls([line.encode() for line in lines if line and not line.startswith("#")])
 
     @property
     def used(self) -> Secret:

@@ -17,6 +17,7 @@ from msgspec import Meta
 from headrace.model import limits
 from headrace.model.errors import Invalid
 from headrace.model.ports import DefaultPort
+from headrace.model.seeds import seed_mistake
 from headrace.model.specs import QueueSpec, Spec, StreamSpec, check_queue, check_stream
 
 KIB = 1024
@@ -187,8 +188,8 @@ class Coordination(Section, frozen=True):
 
 
 class Cluster(Section, frozen=True):
-    """Which cluster should exist, as declared by its operator; in coordinated mode only. One of the three, or none: then a config is waited for,
-    which any broker of the cluster may bring."""
+    """Which cluster should exist, as declared by its operator; in coordinated mode only. One of the first three, or none: then a config is waited
+    for, which any broker of the cluster may bring."""
 
     file: str = ""
     """TOML file with the declared config: `version`, `members`, `gospel` and options."""
@@ -196,6 +197,9 @@ class Cluster(Section, frozen=True):
     """Names (or `NAME=HOST:PORT`) of the voters: short for a declared config of version 1 with these members."""
     declared: dict[str, Any] = {}
     """The declared config itself, as a table `[cluster.declared]`."""
+    seeds: tuple[str, ...] = ()
+    """Where a broker without a config looks for others: `HOST:PORT` of peer listeners, this one's own too if that is easier (all addresses of a name
+    are tried), or `srv:NAME` for the machines and ports of a DNS service record. They find brokers, and never form a cluster."""
 
 
 class Peers(Section, frozen=True):
@@ -465,9 +469,12 @@ def _cluster(config: Config) -> list[tuple[str, str]]:
     wrong = [(f"cluster.{name}", f"a cluster is declared once: leave out this or cluster.{given[0]}") for name in given[1:]]
     if given and config.coordination.mode != "coordinated":
         wrong.append((f"cluster.{given[0]}", 'a cluster is declared for a lone broker: set coordination.mode = "coordinated", or leave it out'))
-    if given and config.membership.seeds:
-        wrong.append(("membership.seeds", f"cluster.{given[0]} says where the members are: leave the seeds out, or the declared cluster"))
-    return wrong
+    for seeds, texts in (("cluster.seeds", c.seeds), ("membership.seeds", config.membership.seeds)):
+        if given and texts:
+            wrong.append((seeds, f"cluster.{given[0]} says where the members are: leave the seeds out, or the declared cluster"))
+    if c.seeds and config.coordination.mode != "coordinated":
+        wrong.append(("cluster.seeds", 'a lone broker looks for nobody: set coordination.mode = "coordinated", or leave them out'))
+    return wrong + [("cluster.seeds", why) for text in c.seeds if (why := seed_mistake(text))]
 
 
 def _membership(m: Membership) -> list[tuple[str, str]]:

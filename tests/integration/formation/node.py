@@ -52,7 +52,7 @@ async def answer(running: Running, line: dict[str, Any]) -> Any:
     if parsed.config is None:
         return [str(m) for m in parsed.mistakes]
     if line["do"] == "plan":
-        return [str(step) for step in running.driver.plan(parsed.config)]
+        return [step.text for step in running.driver.outlook(parsed.config).steps]
     got = await running.driver.feed(parsed.config)
     return {"verdict": got.verdict.value, "version": got.version, "reason": got.reason}
 

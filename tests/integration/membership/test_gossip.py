@@ -184,7 +184,7 @@ class Broker:
         self.secrets = secrets
         self.transport = make_transport(config, Me(broker=self.id, incarnation=Incarnation("1"), cluster="one"), self.secrets)
         self.membership = make_membership(config, self.id, "one", self.secrets, {"incarnation": "1"})
-        self.rotation = Rotation(self.secrets, self.transport, self.membership)
+        self.rotation = Rotation(self.secrets, self.transport, lambda: self.membership)
 
     async def start(self) -> None:
         await self.transport.start(Address("127.0.0.1", 0))

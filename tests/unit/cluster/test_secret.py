@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.cluster.secret import Secret, Secrets, hkdf
+from headrace.cluster.secret import Secret, Secrets, hkdf, secret_lines
 from headrace.model.errors import Conflict, Invalid, NotFound
 
 OLD, NEW = b"the old secret, long enough", b"the new secret, long enough"
@@ -61,5 +61,5 @@ def test_rotation() -> None:
 
 
 def test_a_file_has_a_secret_a_line_the_used_one_first() -> None:
-    secrets = Secrets.parse(f"# of the cluster\n\n  {NEW.decode()}  \n{OLD.decode()}\n")
+    secrets = Secrets(secret_lines(f"# of the cluster\n\n  {NEW.decode()}  \n{OLD.decode()}\n"))
     assert [s.id for s in secrets] == [Secret(NEW).id, Secret(OLD).id]

@@ -22,6 +22,7 @@ from headrace.core.formation.books import Found
 from headrace.core.formation.effects import Answer, AnyEffect, Standing, State, Verdict
 from headrace.core.formation.machine import Formation
 from headrace.core.formation.messages import AnyMessage
+from headrace.core.formation.outlook import Outlook
 from headrace.core.formation.planning import Step
 from headrace.core.formation.records import Identity, Record
 from headrace.log import get_logger
@@ -163,9 +164,33 @@ class Driver:
                 await self._stored.wait()
         return answer
 
-    def plan(self, config: Declared) -> tuple[Step, ...]:
-        """The steps that ``config`` would bring, without doing any."""
-        return self._machine.plan(config) if self._machine is not None and not self.failed else ()
+    def plan(self) -> tuple[Step, ...]:
+        """The steps that are left to what is committed."""
+        return self._machine.plan() if self._machine is not None and not self.failed else ()
+
+    def outlook(self, config: Declared) -> Outlook:
+        """What ``config`` would bring, without doing any of it."""
+        machine = self._machine
+        if machine is None or self.failed:
+            return Outlook(answer=Answer(Verdict.BUSY, 0, self.standing.reason))
+        return machine.outlook(config, self.now_ms())
+
+    @property
+    def current(self) -> Declared | None:
+        """The youngest config that is known here: committed, or proposed."""
+        return self._machine.current if self._machine is not None else None
+
+    def keeps(self, name: str) -> str:
+        """Why the vote of ``name`` must not be taken away now, "" = it may be."""
+        return self._machine.keeps(name) if self._machine is not None and not self.failed else self.standing.reason
+
+    def corrected(self) -> None:
+        """This broker's own configuration was read again, and there is no mistake in it."""
+        self._tell(lambda m, now_ms: m.corrected(now_ms))
+
+    def introduced(self, name: str, address: str) -> None:
+        """A broker of that name was found there."""
+        self._tell(lambda m, now_ms: m.introduced(name, address, now_ms))
 
     def heard(self, sender: str, message: AnyMessage) -> None:
         """A peer says something."""

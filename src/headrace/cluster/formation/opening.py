@@ -5,6 +5,7 @@ Owns which setting becomes what, and under which id this broker is known to its 
 
 import asyncio
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from headrace.cluster.formation.driver import Around, Driver
 from headrace.cluster.formation.external import External
 from headrace.cluster.formation.place import Place
 from headrace.cluster.formation.post import Post
+from headrace.cluster.formation.seeking import seek
 from headrace.cluster.formation.slots import Disk, Slots
 from headrace.cluster.formation.voting import Voting
 from headrace.cluster.opening import make_transport, read_secrets
@@ -38,8 +40,9 @@ class Running:
     """A formation that runs."""
 
     def __init__(
-        self, config: Config, driver: Driver, transport: Transport, post: Post, slots: Slots, secrets: Secrets, declared: declaring.Declaring
-    ) -> None:
+        self, config: Config, driver: Driver, transport: Transport, post: Post, slots: Slots, secrets: Secrets, declared: declaring.Declaring,
+        seeking: asyncio.Task[None] | None = None,
+    ) -> None:  # fmt: skip
         self.config = config
         """With its own addresses as they were declared."""
         self.driver = driver
@@ -49,6 +52,7 @@ class Running:
         self._post = post
         self._slots = slots
         self._declared = declared
+        self._seeking = seeking
 
     @property
     def cluster(self) -> str:
@@ -72,8 +76,19 @@ class Running:
         configured = {"from": declared.source, "mistakes": list(declared.mistakes), "warnings": list(declared.warnings)}
         return self.driver.status() | {"configured": configured if declared.setting else None}
 
+    async def reread(self) -> declaring.Declaring:
+        """What this broker's own configuration declares now; nothing is done about it."""
+        self._declared = await asyncio.to_thread(declaring.read, self.config)
+        if not self._declared.mistakes:
+            self.driver.corrected()
+        return self._declared
+
     async def stop(self) -> None:
         """Everything, the consensus member too; the data directory is free then."""
+        if self._seeking is not None:
+            self._seeking.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._seeking
         await self.driver.stop()
         await self._post.stop()
         await self.transport.stop()
@@ -160,10 +175,12 @@ async def _open(
         driver = Driver(found, slots, place, around, identified=identified)
         post = Post(name, transport, driver.heard, driver.peer_lost)
         driver.begin(post.send, post.troubles)
+        seeds = config.cluster.seeds
+        seeking = asyncio.get_running_loop().create_task(seek(seeds, driver, post), name="formation: seeds") if seeds else None
     except BaseException:
         await transport.stop()
         raise
-    return Running(config, driver, transport, post, slots, secrets, declared)
+    return Running(config, driver, transport, post, slots, secrets, declared, seeking)
 
 
 def _cluster(identity: Identity) -> str:

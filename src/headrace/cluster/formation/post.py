@@ -20,12 +20,13 @@ from headrace.cluster.transport import Lost, Transport, Visit
 from headrace.core.formation.messages import MESSAGE_BYTES_MAX, AnyMessage, decode, encode
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.config import parse_address
+from headrace.model.config import Address, parse_address
 from headrace.model.errors import HeadraceError, Malformed
 
 _log = get_logger("formation")
 
 WAITING_MAX: Final = 8
+WHO_S: Final = 5.0
 ENVELOPE_BYTES_MAX: Final = MESSAGE_BYTES_MAX + 256
 
 _Name = Annotated[str, Meta(min_length=1, max_length=63)]
@@ -34,7 +35,8 @@ _Name = Annotated[str, Meta(min_length=1, max_length=63)]
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
     """Who speaks to whom; the body is a message of ``core.formation``."""
 
-    to: _Name
+    to: Annotated[str, Meta(max_length=63)]
+    """"" = whoever is there: he answers with his name and an empty body."""
     sender: _Name
     body: bytes
 
@@ -82,6 +84,8 @@ class Post:
         self._lost = lost
         self._lines: dict[str, _Line] = {}
         self._names: dict[Visit, str] = {}
+        self._asked: dict[Visit, asyncio.Future[str]] = {}
+        """Visits to addresses of which no name is known."""
         self._stopped = False
         transport.on_visit(self)
 
@@ -103,6 +107,20 @@ class Post:
         line.waiting.append(data)
         if line.dial is None:
             line.dial = asyncio.get_running_loop().create_task(self._dial(to, line, address), name=f"visit to {to}")
+
+    async def who(self, at: Address) -> str:
+        """The name of the broker at that address, this one's own if it is this one. OSError, TimeoutError and ``HeadraceError`` say why there is
+        none."""
+        async with asyncio.timeout(WHO_S):
+            visit = await self._transport.visit(at)
+            answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            self._asked[visit] = answered
+            try:
+                visit.send(_encode(Envelope("", self._name, b"")))
+                return await answered
+            finally:
+                del self._asked[visit]
+                visit.close()
 
     def troubles(self) -> dict[str, str]:
         """Why names cannot be reached, as far as that is known."""
@@ -126,6 +144,14 @@ class Post:
     def said(self, visit: Visit, body: bytes) -> None:
         envelope = parse_envelope(body)
         sender = envelope.sender
+        if not envelope.to:
+            visit.send(_encode(Envelope(sender, self._name, b"")))
+            return
+        asked = self._asked.get(visit)
+        if asked is not None:
+            if not asked.done():
+                asked.set_result(sender)
+            return
         if envelope.to != self._name:
             raise Malformed(f"this is {self._name}, not {envelope.to}", hint="correct the addresses in the cluster config")
         if sender == self._name:
@@ -149,6 +175,9 @@ class Post:
         self._heard(sender, message)
 
     def ended(self, visit: Visit, why: Lost) -> None:
+        asked = self._asked.get(visit)
+        if asked is not None and not asked.done():
+            asked.set_exception(ConnectionError(why.text))
         name = self._names.pop(visit, None)
         line = self._lines.get(name) if name is not None else None
         if name is None or line is None:

@@ -31,7 +31,8 @@ from headrace.core.formation.judging import HOLDING, judge
 from headrace.core.formation.judging import Verdict as Judged
 from headrace.core.formation.membership import Membership
 from headrace.core.formation.messages import AnyMessage, Ask, Declined, Hello, Offer, Promised, Proposal, Tidings, unsound
-from headrace.core.formation.planning import Step, steps
+from headrace.core.formation.outlook import Outlook, outlook
+from headrace.core.formation.planning import Step, steps, unsafe
 from headrace.core.formation.records import Charter, Directory, Identity, Promise, Record
 from headrace.core.formation.telling import Telling
 from headrace.model.formation import Comparison, Declared, compare, contradictions, digest, mark
@@ -61,10 +62,17 @@ class Formation:
 
     def fed(self, config: Declared, now_ms: int, *, source: str = "command") -> Answer:
         """An operator wants ``config``. ``BEGUN`` may be said to him once the ``Store`` that came of it is done."""
+        self._books.now_ms = now_ms
+        answer = self.weigh(config)
+        if answer.verdict is Verdict.BEGUN:
+            self._books.hold(config, source)
+            self._step(now_ms)
+        return answer
+
+    def weigh(self, config: Declared) -> Answer:
+        """What feeding ``config`` would be answered now; nothing is taken on."""
         books = self._books
-        books.now_ms = now_ms
-        held, charter = books.held, books.charter
-        current = max((c for c in (held, charter.config if charter is not None else None) if c is not None), key=mark, default=None)
+        charter, current = books.charter, self.current
         version = current.version if current is not None else 0
         if wrong := contradictions(config):
             return Answer(Verdict.INVALID, version, "; ".join(wrong))
@@ -80,8 +88,6 @@ class Formation:
             judgement = judge(config, books.here(), books.peers.known, books.hello)
             if judgement.verdict is Judged.REFUSE:
                 return Answer(Verdict.INVALID, version, judgement.reason)
-        books.hold(config, source)
-        self._step(now_ms)
         waits = "" if books.name in config.names else f"; it does not list {books.name}"
         return Answer(Verdict.BEGUN, config.version, f"version {config.version} is taken on{waits}")
 
@@ -118,6 +124,16 @@ class Formation:
             self._forming.declined(sender, message)
         elif isinstance(message, Offer):
             self._forming.offered(message)
+        self._step(now_ms)
+
+    def corrected(self, now_ms: int) -> None:
+        """The operator has looked to its own configuration: its former mistakes are none any more."""
+        self._found = replace(self._found, mistakes=())
+        self._step(now_ms)
+
+    def introduced(self, name: str, address: str, now_ms: int) -> None:
+        """A broker of that name was found there: it is greeted as long as this one knows no config."""
+        self._telling.introduced(name, address)
         self._step(now_ms)
 
     def peer_lost(self, name: str, now_ms: int) -> None:
@@ -363,6 +379,22 @@ class Formation:
             charter = replace(charter, config=config)
         return steps(self._membership.picture(charter))
 
+    def outlook(self, config: Declared, now_ms: int) -> Outlook:
+        """What ``config`` would bring."""
+        self._books.now_ms = now_ms
+        return outlook(config, self._books, self.weigh(config), self.plan(config))
+
+    @property
+    def current(self) -> Declared | None:
+        """The youngest config that is known here: committed, or proposed."""
+        charter, held = self._books.charter, self._books.held
+        return max((c for c in (held, charter.config if charter is not None else None) if c is not None), key=mark, default=None)
+
+    def keeps(self, name: str) -> str:
+        """Why the vote of ``name`` must not be taken away now, "" = it may be."""
+        charter = self._books.charter
+        return unsafe(self._membership.picture(charter), name) if charter is not None else ""
+
     def view(self) -> dict[str, Any]:
         """What is shown: state and reason, on whom it waits since when, the peers, the cluster, the plan."""
         books = self._books
@@ -387,6 +419,7 @@ class Formation:
             "committed": {"version": charter.config.version, "hash": digest(charter.config), "revision": charter.revision} if charter else None,
             "leader": books.consensus.leader,
             "quorum": {"need": len(voters) // 2 + 1 if voters else 0, "have": answering},
+            "consensus_members": {m.name: "learner" if m.learner else "voter" for m in books.consensus.members},
             "guest": self.standing.code in GUEST_CODES,
             "plan": [str(step) for step in self._membership.plan],
             "alarms": books.raised(),
@@ -411,6 +444,10 @@ class Formation:
                 "cluster_id": hello.cluster_id,
                 "version": hello.version,
                 "hash": hello.hash,
+                "applied_version": hello.applied_version,
+                "revision": hello.revision,
+                "generation": hello.generation,
+                "serving": hello.serving,
                 "data_bytes": hello.data_bytes,
             }
         return shown

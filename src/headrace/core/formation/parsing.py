@@ -61,24 +61,24 @@ class Parsed(msgspec.Struct, frozen=True, kw_only=True):
     warnings: tuple[str, ...] = ()
 
 
-def parse_text(text: str) -> Parsed:
-    """A config in TOML."""
+def parse_text(text: str, *, version: int = 0) -> Parsed:
+    """A config in TOML; ``version`` counts in place of its own, 0 = its own."""
     if len(text) > TEXT_CHARACTERS_MAX:
         return Parsed(mistakes=(Mistake("", f"a cluster config has at most {TEXT_CHARACTERS_MAX} characters, this one has {len(text)}"),))
     try:
         table = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as e:
         return Parsed(mistakes=(Mistake("", f"this is no TOML: {e}"),))
-    return parse(table)
+    return parse(table, version=version)
 
 
-def parse(table: object) -> Parsed:
-    """A config as a mapping, as TOML or JSON give it. Never raises, whatever is in it."""
+def parse(table: object, *, version: int = 0) -> Parsed:
+    """A config as a mapping, as TOML or JSON give it; ``version`` as of ``parse_text``. Never raises, whatever is in it."""
     reading = _Reading()
     if not isinstance(table, Mapping):
         reading.wrong("", "a cluster config is a table")
         return Parsed(mistakes=tuple(reading.mistakes))
-    return reading.config(table)
+    return reading.config({**table, "version": version} if version else table)
 
 
 def parse_voters(text: str) -> Parsed:

@@ -86,6 +86,12 @@ def steps(picture: Picture) -> tuple[Step, ...]:
     return tuple(plan.found)
 
 
+def unsafe(picture: Picture, name: str) -> str:
+    """Why the vote of ``name`` must not be taken away now, "" = it may be, or there is none."""
+    plan = _Plan(picture)
+    return next((why for n, seat in plan.members if n == name and (why := plan.unsafe(n, seat)[0])), "")
+
+
 class _Plan:
     """One plan that is being made."""
 

@@ -8,6 +8,8 @@ keeps it through gossip. T3 who is removed is told until it says that it knows. 
 once it is in another cluster.
 """
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from headrace.core.formation.books import Books
@@ -17,6 +19,8 @@ from headrace.core.formation.messages import Hello, Offer, Proposal, Tidings
 from headrace.core.formation.records import Held
 from headrace.model.formation import Comparison, compare, digest, mark
 
+INTRODUCED_MAX: Final = 64
+
 
 class Telling:
     """See the module's head."""
@@ -24,6 +28,13 @@ class Telling:
     def __init__(self, books: Books) -> None:
         self._books = books
         self._told: dict[str, tuple[object, ...]] = {}
+        self._introduced: dict[str, str] = {}
+        """Names and addresses of brokers that were found, while no config says who there is."""
+
+    def introduced(self, name: str, address: str) -> None:
+        """A broker was found there."""
+        if name in self._introduced or len(self._introduced) < INTRODUCED_MAX:
+            self._introduced[name] = address
 
     # ------------------------------------------------------------ greetings
 
@@ -32,6 +43,8 @@ class Telling:
         books = self._books
         found: dict[str, str] = {}
         promise, identity, charter, held = books.records.promise, books.identity, books.charter, books.held
+        if held is None and charter is None:
+            found.update(self._introduced)
         if promise is not None and books.condition == "fresh":
             for released in promise.earlier:
                 found.update(released.voters)

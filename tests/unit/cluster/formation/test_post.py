@@ -154,7 +154,8 @@ def test_arbitrary_bytes_are_an_envelope_or_malformed(data: bytes) -> None:
     except Malformed:
         return
     assert isinstance(envelope, Envelope)
-    assert 1 <= len(envelope.to) <= 63
+    assert len(envelope.to) <= 63
+    assert 1 <= len(envelope.sender) <= 63
 
 
 def test_an_envelope_is_bounded() -> None:

@@ -21,7 +21,7 @@ from headrace.core.formation.messages import MESSAGE_BYTES_MAX, AnyMessage, deco
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Address, parse_address
-from headrace.model.errors import HeadraceError, Malformed
+from headrace.model.errors import Conflict, HeadraceError, Malformed
 
 _log = get_logger("formation")
 
@@ -112,7 +112,10 @@ class Post:
         """The name of the broker at that address, this one's own if it is this one. OSError, TimeoutError and ``HeadraceError`` say why there is
         none."""
         async with asyncio.timeout(WHO_S):
-            visit = await self._transport.visit(at)
+            try:
+                visit = await self._transport.visit(at)
+            except Conflict:  # both ends are of one data directory
+                return self._name
             answered: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             self._asked[visit] = answered
             try:

@@ -93,7 +93,7 @@ async def service(name: str) -> list[Address]:
     except dns.exception.DNSException as e:
         raise Unavailable(f"there is no service record of {name}: {e}", hint="correct the name, or see whether the DNS answers") from None
     records = sorted((r.priority, r.target.to_text(omit_final_dot=True), r.port) for r in answer)
-    return [Address(host, port) for _, host, port in records if host]
+    return [Address(host, port) for _, host, port in records if host != "."]
 
 
 async def _machine(at: Address) -> list[Address]:

@@ -15,7 +15,7 @@ from headrace.core.formation.messages import AnyMessage, Hello
 from headrace.core.formation.records import Directory
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Address
-from headrace.model.errors import Malformed
+from headrace.model.errors import HeadraceError, Malformed
 
 SECRET = b"a secret of sixteen bytes or more"
 QUICK = Settings(beat_ms=20, silent_beats_max=10, opening_ms=400)
@@ -60,6 +60,20 @@ async def until(holds: Callable[[], object]) -> None:
     async with asyncio.timeout(10):
         while not holds():
             await asyncio.sleep(0.01)
+
+
+async def test_whoever_is_at_an_address_says_his_name(desks: Make) -> None:
+    a, b = await desks("a"), await desks("b")
+    assert await a.post.who(Address("127.0.0.1", b.transport.port)) == "b"
+    assert await a.post.who(Address("127.0.0.1", a.transport.port)) == "a", "its own too"
+    assert a.heard == b.heard == [], "that is no message"
+    other = await desks("c", secret=b"another secret of sixteen bytes")
+    with pytest.raises(HeadraceError):
+        await a.post.who(Address("127.0.0.1", other.transport.port))
+    await b.transport.stop()
+    with pytest.raises((OSError, HeadraceError)):
+        await a.post.who(Address("127.0.0.1", b.transport.port))
+    assert not a.post._asked
 
 
 async def test_there_and_back_on_one_visit(desks: Make) -> None:

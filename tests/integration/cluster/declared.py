@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from headrace import connect
 from tests.integration.cluster.members import WAIT_S, Member
 
 Status = dict[str, Any]
@@ -111,3 +112,24 @@ class Brokers:
     def end(self) -> None:
         for member in self.members.values():
             member.end()
+
+
+async def publish(brokers: Brokers, names: str, these: list[bytes], *, name: str = "orders") -> None:
+    """Confirmed, to a queue of three copies, or as many as there are brokers."""
+    url = "headrace://" + ",".join(brokers[n].native for n in names)
+    async with connect(url, wait=WAIT_S) as connected:
+        await connected.declare_queue(name, replication_factor=3, durability="replica_durable", min_in_sync_replicas=1)
+        for value in these:
+            await connected.publish(name, value)
+
+
+async def values(brokers: Brokers, names: str, count: int, *, name: str = "orders") -> list[bytes]:
+    """The first so many different ones, in order; they stay there, unacked."""
+    url = "headrace://" + ",".join(brokers[n].native for n in names)
+    got: set[bytes] = set()
+    async with connect(url, wait=WAIT_S) as connected, asyncio.timeout(PATIENCE_S), connected.consume(name) as consumer:
+        async for message in consumer:
+            got.add(message.value)
+            if len(got) == count:
+                break
+    return sorted(got)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-import headrace as client
 from headrace.client.cluster_admin import ClusterAdmin
 from headrace.model.errors import Conflict, NotConnected
-from tests.integration.cluster.declared import Brokers, headrace
+from tests.integration.cluster.declared import Brokers, headrace, publish, values
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -23,25 +22,6 @@ async def brokers(tmp_path: Path) -> AsyncIterator[Brokers]:
         yield made
     finally:
         made.end()
-
-
-async def publish(brokers: Brokers, names: str, values: list[bytes], *, name: str = "orders") -> None:
-    url = "headrace://" + ",".join(brokers[n].native for n in names)
-    async with client.connect(url, wait=60) as connected:
-        await connected.declare_queue(name, replication_factor=3, durability="replica_durable", min_in_sync_replicas=1)
-        for value in values:
-            await connected.publish(name, value)
-
-
-async def values(brokers: Brokers, names: str, count: int, *, name: str = "orders") -> list[bytes]:
-    url = "headrace://" + ",".join(brokers[n].native for n in names)
-    got: set[bytes] = set()
-    async with client.connect(url, wait=60) as connected, asyncio.timeout(90), connected.consume(name) as consumer:
-        async for message in consumer:
-            got.add(message.value)
-            if len(got) == count:
-                break
-    return sorted(got)
 
 
 async def test_one_that_is_fed_forms_grows_and_shrinks_the_cluster_without_a_restart(brokers: Brokers) -> None:

@@ -4,6 +4,7 @@ Owns the order across brokers: each stage is done on every broker before the nex
 secret itself goes into each broker's file by the operator's means, never through here.
 """
 
+from contextlib import suppress
 from typing import Annotated, Final, Literal
 
 import typer
@@ -11,14 +12,14 @@ import typer
 from headrace.cli.options import DEFAULT_ADMIN, Admin, AsJson
 from headrace.cli.output import emit, table
 from headrace.client.cluster_admin import ClusterAdmin
-from headrace.model.errors import Conflict, Invalid
+from headrace.model.errors import Conflict, Invalid, NotConnected
 from headrace.wire.formation import Secrets
 
 app = typer.Typer(no_args_is_help=True, help="The secret by which the brokers of a cluster know each other.")
 
 Stage = Literal["add", "use", "remove"]
 STAGES: Final[tuple[Stage, ...]] = ("add", "use", "remove")
-Others = Annotated[list[str] | None, typer.Option("--also", metavar="URL", help="Admin address of another broker; else all that are registered.")]
+Others = Annotated[list[str] | None, typer.Option("--also", metavar="URL", help="Admin HTTP of a broker that is not registered; may be repeated.")]
 
 
 @app.command("status")
@@ -58,16 +59,14 @@ def secret_rotate(
 
 
 def _brokers(admin: str, also: list[str]) -> dict[str, ClusterAdmin]:
-    """By name: the one that is asked, those that are named, else all that are registered."""
+    """By name, as far as they answer: the one that is asked, all that are registered, those that are named."""
     first = ClusterAdmin(admin)
     known = first.members()
     found = {known.asked: first}
-    if also:
-        for url in also:
-            asked = ClusterAdmin(url)
+    for url in [*(m.admin for m in known.members if m.admin and m.name != known.asked), *also]:
+        asked = ClusterAdmin(url)
+        with suppress(NotConnected):
             found[asked.secrets().broker] = asked
-    else:
-        found |= {m.name: ClusterAdmin(m.admin) for m in known.members if m.admin and m.name != known.asked}
     return dict(sorted(found.items()))
 
 

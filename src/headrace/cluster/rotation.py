@@ -16,7 +16,7 @@ from headrace.model.config import parse_address
 from headrace.model.errors import Conflict, Invalid
 
 _log = get_logger("membership")
-PROBE_MS: Final = 2_000
+PROBE_MS: Final = 5_000
 
 
 class Rotation:

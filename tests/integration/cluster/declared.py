@@ -109,6 +109,13 @@ class Brokers:
             await self[name].ready()
         return str(ids.pop())
 
+    async def registered(self, names: str) -> None:
+        """Returns once all of them know the admin HTTP of all of them."""
+        for name in names:
+            async with asyncio.timeout(PATIENCE_S):
+                while {m["name"] for m in (await self[name].get("cluster/members")).json()["members"] if m["admin"]} < set(names):
+                    await asyncio.sleep(0.1)
+
     def end(self) -> None:
         for member in self.members.values():
             member.end()

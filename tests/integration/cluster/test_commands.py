@@ -168,6 +168,7 @@ async def test_the_secret_is_exchanged_while_all_serve(brokers: Brokers) -> None
     brokers.start("abc")
     await brokers.apply("a", brokers.config(1, "abc"))
     id = await brokers.together("abc", 1)
+    await brokers.registered("abc")
     before = (await brokers.command("a", "secret", "status", "--json")).json["brokers"]
     assert [b["broker"] for b in before] == ["a", "b", "c"]
     assert len({tuple(b["accepted"]) for b in before}) == 1
@@ -178,11 +179,16 @@ async def test_the_secret_is_exchanged_while_all_serve(brokers: Brokers) -> None
     for name in "bc":
         brokers.write_secret(name, new, old)
     await brokers["c"].signalled(signal.SIGTERM)
-    silent = await brokers.command("a", "secret", "rotate", code=None)
-    assert silent.code != 0, silent.out
-    brokers.start("c")  # its file is the new one already: it uses what the others do not accept
-    rotated = (await brokers.command("a", "secret", "rotate", "--json")).json["brokers"]
+    silent = await brokers.command("a", "secret", "rotate", code=64)
+    assert "nothing was done: c cannot be asked" in silent.err
+    brokers.start("c")  # its file is the new one already: it uses what the others do not accept, so it stays out
+    await brokers["c"].get("live")
+    also = ("--also", f"http://{brokers['c'].admin}")
+    rotated = (await brokers.command("a", "secret", "rotate", *also, "--json")).json["brokers"]
+    assert [b["broker"] for b in rotated] == ["a", "b", "c"]
     assert all(b["accepted"][0] != before[0]["accepted"][0] and len(b["accepted"]) == 2 for b in rotated)
+    assert await brokers.together("abc", 1) == id
+    await brokers.registered("abc")
     for name in "abc":
         brokers.write_secret(name, new)
     rotated = (await brokers.command("b", "secret", "rotate", "--json")).json["brokers"]

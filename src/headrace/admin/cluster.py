@@ -1,7 +1,7 @@
 """The admin interface's part about the cluster: how it stands, who is in it, which config it shall have, which voters, which secret.
 
 Each route is one verb of ``service.Formation``. A config that cannot be taken on is an answer like any other, with the verdict in its body and in the
-HTTP status: 200 begun or already applied, 400 invalid, 409 older or conflict, 503 busy.
+HTTP status: 200 begun or already applied, 422 invalid, 409 older or conflict, 503 busy.
 """
 
 from typing import Any, Final
@@ -14,7 +14,7 @@ from headrace.model.errors import Refused
 from headrace.wire.formation import AddVoter, Fed, Feed, Members, Planned, Secrets, SecretStage
 
 PATH: Final = "/admin/api/cluster"
-STATUS: Final = {"begun": 200, "already applied": 200, "invalid": 400, "older": 409, "conflict": 409, "busy": 503}
+STATUS: Final = {"begun": 200, "already applied": 200, "invalid": 422, "older": 409, "conflict": 409, "busy": 503}
 
 
 def cluster_routes(app: FastAPI, broker: Service) -> None:
@@ -29,7 +29,7 @@ def cluster_routes(app: FastAPI, broker: Service) -> None:
     def fed(answered: Fed) -> Response:
         return answer(answered, STATUS[answered.verdict])
 
-    refusals: Any = {status: answers(Fed)[200] | {"description": why} for status, why in ((400, "invalid"), (409, "older, conflict"), (503, "busy"))}
+    refusals: Any = {status: answers(Fed)[200] | {"description": why} for status, why in ((422, "invalid"), (409, "older, conflict"), (503, "busy"))}
     verdicts: Any = answers(Fed) | refusals
 
     @app.get(PATH, tags=tags, summary="How this broker stands with its cluster: what it waits for, on whom and since when")

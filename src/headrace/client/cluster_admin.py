@@ -80,7 +80,9 @@ class ClusterAdmin:
             try:
                 connection.request(method, PATH + path, None if body is None else msgspec.json.encode(body), {"content-type": "application/json"})
                 response = connection.getresponse()
-                raw = response.read(ANSWER_BYTES_MAX + 1)
+                raw = response.read(ANSWER_BYTES_MAX)
+                if response.length:  # what is left of the answer did not come, or is too much
+                    raise http.client.IncompleteRead(raw, response.length)
             except (OSError, http.client.HTTPException) as e:
                 why = f"{self.url} did not answer: {str(e) or type(e).__name__}"
                 raise UnknownOutcome(why, hint="ask how it stands: headrace cluster status") from None

@@ -70,7 +70,7 @@ class Listen(Section, frozen=True):
     """Address under which people and tools reach the admin HTTP; empty = as for `native_advertise`."""
     peer: str = ""
     """Where other brokers of a cluster connect; opened only in coordinated mode. Empty = this member's address in the declared cluster (on all
-    addresses of this machine, if it is a host's name), or 127.0.0.1:7582 where none is declared."""
+    addresses of this machine, if it is a host's name); where none is declared 0.0.0.0:7582 with `cluster.seeds`, else 127.0.0.1:7582."""
     peer_advertise: str = ""
     """Address that other brokers are told to use; empty = the declared one, else as for `native_advertise`."""
     gossip: str = ""

@@ -12,7 +12,7 @@ from headrace.client.cluster_admin import ClusterAdmin
 from headrace.model.errors import Conflict, NotConnected
 from tests.integration.cluster.declared import Brokers, headrace, publish, values
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture

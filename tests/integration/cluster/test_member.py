@@ -21,7 +21,7 @@ from headrace.cluster.transport import Me, Transport
 from headrace.core.formation.effects import Standing, State
 from headrace.core.formation.records import Identity, Records
 from headrace.model.cluster import BrokerId, Incarnation
-from headrace.model.config import Broker, Config, Coordination, Listen, parse_address
+from headrace.model.config import Broker, Cluster, Config, Coordination, Listen, parse_address
 from headrace.model.errors import HeadraceError, NotConnected, StorageError, Unavailable
 from headrace.wire import control
 from tests.integration.formation.nodes import ports
@@ -249,6 +249,7 @@ def test_a_members_listeners_follow_from_its_declared_address() -> None:
     assert listens("one.example:7000").peer == ("0.0.0.0:7000", "one.example:7000")
     assert listens("one.example:7000").gossip == ("0.0.0.0:7001", "one.example:7001")
     assert listens("").peer == ("127.0.0.1:7582", "")
+    assert settled(Config(cluster=Cluster(seeds=("one.example:7582",))), "").listen.peer == "0.0.0.0:7582"
     assert listens("").gossip == ("127.0.0.1:7583", "")
     given = listens("one.example:7000", peer="10.0.0.2:7100", gossip="10.0.0.2:0", gossip_advertise="two.example:7300")
     assert (given.peer, given.gossip) == (("10.0.0.2:7100", "one.example:7000"), ("10.0.0.2:0", "two.example:7300"))

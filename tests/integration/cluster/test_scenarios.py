@@ -13,7 +13,7 @@ import pytest
 from headrace.client.cluster_admin import ClusterAdmin
 from tests.integration.cluster.declared import Brokers, publish, values
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 SENT = [b"%03d" % n for n in range(20)]
 
 

@@ -64,7 +64,8 @@ def mistakes(config: Declared) -> tuple[Mistake, ...]:
 def settled(config: Config, declared: str) -> Config:
     """``config`` with all of ``listen.peer`` and ``listen.gossip`` filled in, by this broker's ``declared`` address ("" = it has none)."""
     listen = config.listen
-    peer = listen.peer or (str(_bound(parse_address(declared))) if declared else f"127.0.0.1:{DefaultPort.PEER.value}")
+    anywhere = "0.0.0.0" if config.cluster.seeds else "127.0.0.1"  # who looks for others elsewhere is to be reached from there
+    peer = listen.peer or (str(_bound(parse_address(declared))) if declared else f"{anywhere}:{DefaultPort.PEER.value}")
     advertise = listen.peer_advertise or declared
     port = parse_address(peer).port
     near = str(_beside(peer, GOSSIP)) if port else str(parse_address(peer))

@@ -99,7 +99,7 @@ class Members(msgspec.Struct, frozen=True, kw_only=True):
     """That version is committed, not only proposed."""
     members: tuple[MemberInfo, ...]
     toml: str = ""
-    """The config as a file, to be edited and applied as the next version."""
+    """The config as a file, to be edited and applied as the next version; while none is known: a first one of the brokers that were found."""
 
 
 class AddVoter(msgspec.Struct, frozen=True, kw_only=True):

@@ -153,6 +153,18 @@ async def test_a_broker_with_seeds_finds_its_cluster_and_forms_none(brokers: Bro
     assert await brokers.together("abd", 2) == id
 
 
+async def test_brokers_that_found_each_other_by_a_name_are_declared_as_they_were_found(brokers: Brokers) -> None:
+    seeds = ",".join(f"localhost:{brokers[n].peer.rpartition(':')[2]}" for n in "abc")
+    brokers.start("abc", "--seeds", seeds)
+    await brokers.until("b", lambda s: {n for n, p in s.get("peers", {}).items() if p["reachable"]} == {"a", "c"})
+    found = (await brokers.command("b", "members", "--toml")).out
+    assert "version = 1" in found
+    assert all(f'"{n}" = {{ role = "voter", address = "{brokers[n].peer}" }}' in found for n in "abc")
+    assert all((await brokers[n].cluster())["code"] == "no_config" for n in "abc"), "to be found forms nothing"
+    assert (await brokers.apply("b", found))["verdict"] == "begun"
+    await brokers.together("abc", 1)
+
+
 async def test_an_open_cluster_takes_a_broker_with_seeds_in_as_an_observer(brokers: Brokers) -> None:
     brokers.start("a")
     await brokers.apply("a", brokers.config(1, "a").replace("[members]", '[options]\nmembers = "open"\n[members]'))

@@ -173,8 +173,15 @@ class Commands:
         return wire.Members(
             asked=driver.name, cluster_id=status.get("cluster_id", ""), version=config.version if config is not None else 0,
             committed=config is not None and committed is not None and committed["hash"] == digest(config), members=tuple(found),
-            toml=editing.as_toml(config) if config is not None else "",
+            toml=editing.as_toml(config) if config is not None else self._proposed(status),
         )  # fmt: skip
+
+    def _proposed(self, status: dict[str, Any]) -> str:
+        """Of the brokers that were found while no config is known, "" if they cannot be one cluster."""
+        peers: dict[str, dict[str, Any]] = status.get("peers", {})
+        found = {name: peer["advertised"] for name, peer in peers.items() if peer["reachable"] and peer.get("advertised")}
+        parsed = editing.proposed({**found, self._running.driver.name: status.get("address", "")})
+        return editing.as_toml(parsed.config) if parsed.config is not None and not of_ports(parsed.config) else ""
 
     # ------------------------------------------------------------ secrets
 

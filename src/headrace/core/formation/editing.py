@@ -1,18 +1,32 @@
-"""The next version of a declared config: one voter more or less; and a config as the text of a file.
+"""The next version of a declared config: one voter more or less; a first one of brokers that were found; and a config as the text of a file.
 
 Owns what such a change may be and what it leaves as it is. Pure. A gospel is meant for the version that it was written in: ``reset`` does not go on
 into the next one.
 """
 
 import json
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from msgspec.structs import replace
 
 from headrace.config.units import duration_text
-from headrace.core.formation.parsing import parse
+from headrace.core.formation.parsing import Parsed, parse
 from headrace.model.errors import Conflict, Invalid, NotFound
 from headrace.model.formation import DISCARD_KEEP_MS, RESET, Declared, DeclaredMember, default_address
+
+FEW_VOTERS: Final = 3
+MORE_VOTERS: Final = 5
+MORE_VOTERS_FROM: Final = 7
+"""Members from which on five of them vote."""
+
+
+def proposed(found: Mapping[str, str]) -> Parsed:
+    """A first version with these members, names and addresses: the first three of them vote, of seven or more the first five, and an odd number of
+    fewer."""
+    count = MORE_VOTERS if len(found) >= MORE_VOTERS_FROM else FEW_VOTERS if len(found) >= FEW_VOTERS else 1
+    roles = {name: "voter" if at < count else "observer" for at, name in enumerate(sorted(found))}
+    return parse({"version": 1, "members": {name: {"role": role, "address": found[name]} for name, role in roles.items()}})
 
 
 def with_voter(config: Declared, name: str, address: str = "") -> Declared:

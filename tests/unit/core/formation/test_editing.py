@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headrace.core.formation.editing import as_table, as_toml, with_voter, without, without_vote
+from headrace.core.formation.editing import as_table, as_toml, proposed, with_voter, without, without_vote
 from headrace.core.formation.parsing import parse, parse_text
 from headrace.model.errors import Conflict, Invalid, NotFound
 from headrace.model.formation import Declared
@@ -52,6 +52,15 @@ def test_a_voter_less() -> None:
             change(config(members={"a": "voter", "c": "observer"}), "a")
     with pytest.raises(Conflict, match="an observer"):
         without_vote(config(members=THREE), "c")
+
+
+@pytest.mark.parametrize(("members", "voters"), [(1, 1), (2, 1), (3, 3), (4, 3), (6, 3), (7, 5), (21, 5)])
+def test_of_brokers_that_were_found_the_first_few_vote(members: int, voters: int) -> None:
+    made = proposed({f"n{i:02}": f"host-{i}:7582" for i in reversed(range(members))}).config
+    assert made is not None
+    assert (made.version, made.voters) == (1, tuple(f"n{i:02}" for i in range(voters)))
+    assert len(made.members) == members
+    assert proposed({"a": "x:1", "b": "x:1"}).mistakes
 
 
 def test_a_gospel_is_of_its_version_and_other_options_stay() -> None:

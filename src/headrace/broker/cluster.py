@@ -221,6 +221,13 @@ class Cluster:
         documents = (s.assignment for s in picturing.stored.values())
         return tuple(sorted({a.item for a in documents if ids & {a.owner, *a.replicas, *a.learners}}))
 
+    async def stay(self) -> None:
+        """This broker was to be emptied, and is not any more: it may be given something again. ``HeadraceError``: not now."""
+        emptied = self.control.picturing.settings.emptied
+        if self.broker.id in emptied:
+            await self.control.set_placement({"emptied": tuple(id for id in emptied if id != self.broker.id)})
+            _log.info("this broker is listed again, and may be given something again")
+
     def _serving(self) -> list[Copy]:
         """Those that another could serve."""
         return [c for c in self.copies.values() if c.serving and c.document.level != "local_durable" and len(c.document.replicas) > 1]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from typing import Final
 
@@ -103,10 +104,13 @@ class Member(Around):
         self._turn = asyncio.Lock()
         """Held while a broker is made or ended."""
         self._look = asyncio.Event()
+        self._drains = ""
+        """What keeps brokers that are being emptied."""
         self._given_up = ""
         """Node id of the directory whose data is set aside."""
         self._following: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._staying: asyncio.Task[None] | None = None
         self._stopping: asyncio.Task[None] | None = None
         self._stop_admin: run.Stop | None = None
 
@@ -117,7 +121,7 @@ class Member(Around):
         self._formation = await open_formation(self.config, OsFiles(), self)
         try:
             if self.config.listen.admin not in ("", "off"):
-                commands = Commands(self._formation, self._gossip, self._admins)
+                commands = Commands(self._formation, self._gossip, self._admins, lambda: self._drains)
                 urls, self._stop_admin = await import_module(ADMIN).listen(self, self, commands)
                 self.admin_url = urls["admin"]
         except BaseException:
@@ -195,12 +199,24 @@ class Member(Around):
                 running.broker.cluster.advertise(running.url, self.admin_url)
         self.running, self.url = running, running.url
         self._watching = asyncio.get_running_loop().create_task(self._watch(running), name="the end of a broker")
+        self._staying = asyncio.get_running_loop().create_task(self._stay(running), name="what a member may have")
         self._told(True)
+
+    async def _stay(self, running: run.RunningBroker) -> None:
+        """Who was to be removed, and is listed again, takes part again; the leader, who had him emptied, may be another one by now."""
+        cluster = running.broker.cluster
+        while cluster is not None:
+            if self._formation.driver.standing.code == "serving":
+                with suppress(HeadraceError):
+                    await cluster.stay()
+            await asyncio.sleep(EMPTIED_LOOK_S)
 
     async def _end(self, grace_ms: int, message: str) -> None:
         running, self.running = self.running, None
         if running is None:
             return
+        if self._staying is not None:
+            self._staying.cancel()
         self.url = ""
         self._told(False)
         await running.stop(grace_ms, message)
@@ -226,10 +242,12 @@ class Member(Around):
                 if cluster is not None:
                     left = await cluster.empty(names)
                     if not left:
+                        self._drains = ""
                         return
                     why = f"something of {', '.join(left[:SHOWN_MAX])}{' and others' if left[SHOWN_MAX:] else ''} is there"
             except HeadraceError as e:
                 why = str(e)
+            self._drains = why
             if why != told:
                 told = why
                 _log.info("%s cannot be removed yet: %s", ", ".join(names), why)

@@ -66,6 +66,8 @@ def _show(now: dict[str, Any], known: Members) -> None:
         print(f"  last error {now['last_error']}")
     for step in now.get("plan", ()):
         print(f"  to do      {step}")
+    if now.get("drain"):
+        print(f"  drain      waits: {now['drain']}")
     print()
     _members(known)
 

@@ -121,11 +121,11 @@ class Brokers:
             member.end()
 
 
-async def publish(brokers: Brokers, names: str, these: list[bytes], *, name: str = "orders") -> None:
+async def publish(brokers: Brokers, names: str, these: list[bytes], *, name: str = "orders", copies: int = 3) -> None:
     """Confirmed, to a queue of three copies, or as many as there are brokers."""
     url = "headrace://" + ",".join(brokers[n].native for n in names)
     async with connect(url, wait=WAIT_S) as connected:
-        await connected.declare_queue(name, replication_factor=3, durability="replica_durable", min_in_sync_replicas=1)
+        await connected.declare_queue(name, replication_factor=copies, durability="replica_durable", min_in_sync_replicas=1)
         for value in these:
             await connected.publish(name, value)
 

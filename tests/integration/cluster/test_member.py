@@ -229,6 +229,7 @@ async def test_who_is_emptied_holds_nothing_in_the_end(formation: Told, caplog: 
     await publish(formation, b"kept")
     draining = asyncio.ensure_future(formation.around.drain(("b",)))  # there is no such broker, so it has nothing
     await asyncio.wait_for(draining, WAIT_S)
+    formation.says(Standing(State.DRAINING, "being_removed", "is removed"))
     draining = asyncio.ensure_future(formation.around.drain(("a",)))
     await asyncio.wait((draining,), timeout=2.5)
     assert not draining.done(), "nobody could take what it owns"
@@ -237,6 +238,10 @@ async def test_who_is_emptied_holds_nothing_in_the_end(formation: Told, caplog: 
     cluster = formation.around.running.broker.cluster if formation.around.running is not None else None
     assert cluster is not None
     assert cluster.control.picturing.settings.emptied == ("first",)
+    formation.says(SERVES)  # it is listed again
+    async with asyncio.timeout(WAIT_S):
+        while cluster.control.picturing.settings.emptied:
+            await asyncio.sleep(0.01)
 
 
 def test_a_members_listeners_follow_from_its_declared_address() -> None:

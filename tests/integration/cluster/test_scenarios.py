@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace import connect
 from headrace.client.cluster_admin import ClusterAdmin
 from tests.integration.cluster.declared import Brokers, publish, values
 
@@ -123,13 +124,19 @@ async def test_a_wiped_machine_comes_back_and_loses_nobodys_data(brokers: Broker
 
 
 async def test_the_leader_and_another_leave_at_once_step_by_step(brokers: Brokers) -> None:
-    """Scenarios 11 and 12."""
+    """Scenarios 11 and 12; and what keeps them from leaving is said."""
     id = await formed(brokers, "abcd")
-    await publish(brokers, "abcd", SENT)
+    await publish(brokers, "abcd", [b"three copies"], name="wide")
+    await publish(brokers, "abcd", SENT, copies=2)
     leader = (await brokers["a"].cluster())["leader"]
     other = next(n for n in "abcd" if n != leader)
     stay = "".join(n for n in "abcd" if n not in (leader, other))
     assert (await brokers.apply(leader, brokers.config(2, stay)))["verdict"] == "begun"
+    keeps = await brokers.until(leader, lambda s: s["drain"])
+    assert "something of" in keeps["drain"]
+    await brokers.until(leader, lambda s: s["drain"].endswith("something of wide is there"))  # two brokers cannot have three copies
+    async with connect(f"headrace://{brokers[stay[0]].native}", wait=60) as client:
+        await client.delete("wide")
     assert await brokers.together(stay, 2) == id
     for name in (leader, other):
         gone = await brokers.until(name, lambda s: s["state"] == "removed")

@@ -27,20 +27,23 @@ BUSY_S: Final = 0.1
 
 
 class Commands:
-    """See the module's head. ``membership``: gossip, while a broker serves; ``admins``: URLs of the brokers' admin HTTP by name, as registered."""
+    """See the module's head. ``membership``: gossip, while a broker serves; ``admins``: URLs of the brokers' admin HTTP by name, as registered;
+    ``drains``: what keeps brokers that are being emptied, "" = nothing."""
 
     def __init__(
-        self, running: Running, membership: Callable[[], Membership | None] = lambda: None, admins: Callable[[], Mapping[str, str]] = dict
-    ) -> None:
+        self, running: Running, membership: Callable[[], Membership | None] = lambda: None, admins: Callable[[], Mapping[str, str]] = dict,
+        drains: Callable[[], str] = str,
+    ) -> None:  # fmt: skip
         self._running = running
         self._admins = admins
+        self._drains = drains
         self._rotation = Rotation(running.secrets, running.transport, membership)
         self._voting = asyncio.Lock()
         """Held while a voter is added or removed: from looking at the present config until the next one is taken on."""
 
     def status(self) -> dict[str, Any]:
-        """As ``Running.status``."""
-        return self._running.status()
+        """As ``Running.status``; ``drain``: what keeps brokers that are being emptied, where the leader is asked."""
+        return self._running.status() | {"drain": self._drains()}
 
     # ------------------------------------------------------------ configs
 

@@ -49,7 +49,7 @@ class Around:
         """Serve while it is ACTIVE or DRAINING, and else not."""
 
     async def drain(self, names: tuple[str, ...]) -> None:
-        """Returns once these brokers own and copy nothing any more; cancelled when others are to be drained."""
+        """Returns once these brokers own and copy nothing any more; cancelled when others are to be drained, or none."""
 
     async def quiet(self, reason: str) -> None:
         """Returns once nothing serves and the data is closed: it is about to be set aside."""
@@ -274,7 +274,7 @@ class Driver:
         elif isinstance(effect, effects.Drain):
             if self._draining is not None:
                 self._draining.cancel()
-            self._draining = self._spawn(self._drain(effect.names), "drain")
+            self._draining = self._spawn(self._drain(effect.names), "drain") if effect.names else None
         elif isinstance(effect, effects.Exit):
             _log.error("this broker ends, as its cluster's config asks for: %s", effect.reason)
             self._around.exit(effect.reason)

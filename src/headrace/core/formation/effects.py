@@ -134,7 +134,7 @@ class Commit(msgspec.Struct, frozen=True):
 
 
 class Drain(msgspec.Struct, frozen=True):
-    """Hand all partitions of these brokers over, then ``drained(names)``; repeated names change nothing."""
+    """Hand all partitions of these brokers over, and of no others any more, then ``drained(names)``; repeated names change nothing."""
 
     names: tuple[str, ...]
 

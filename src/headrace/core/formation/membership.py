@@ -406,12 +406,13 @@ class Membership:
     def _carry_out(self, charter: Charter) -> None:
         """Does the first step of the plan that nothing blocks."""
         books = self._books
+        leaving = {e.name for e in charter.roster if charter.config.member(e.name) is None}
+        books.drained = frozenset(n for n in books.drained if n in leaving)  # who is listed again may have something again
         self.plan = steps(self.picture(charter))
         draining = tuple(s.name for s in self.plan if s.kind == "drain")
         if draining != self._draining:
             self._draining = draining
-            if draining:
-                books.out.append(Drain(draining))
+            books.out.append(Drain(draining))
         for step in self.plan:
             if step.blocked or step.kind == "drain":
                 continue

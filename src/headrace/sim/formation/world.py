@@ -401,6 +401,8 @@ class World:
         self.pump(broker)
 
     def _drain(self, broker: Broker, effect: effects.Drain) -> None:
+        if not effect.names:
+            return
         self.at(self._net.randrange(50, 2000), self._drained, broker, broker.life, effect.names)
 
     def _drained(self, broker: Broker, life: int, names: tuple[str, ...]) -> None:

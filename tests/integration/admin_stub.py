@@ -6,6 +6,7 @@ from headrace.broker.metrics import Counters, NameMetrics, Snapshot
 from headrace.model.errors import Conflict, DiskFull, HeadraceError, NotFound
 from headrace.model.specs import check_name
 from headrace.wire import control
+from headrace.wire.topology import BrokerRow
 
 
 class StubBroker:
@@ -105,6 +106,8 @@ class StubBroker:
                 return control.Connections(connections=(one,))
             case control.Topology():
                 return control.TopologyInfo(brokers={"b1": ("headrace://127.0.0.1:1",)})
+            case control.ClusterTopology():
+                return control.ClusterTopologyInfo(broker="b1", state="serving", brokers=(BrokerRow(id="b1", name="one", state="alive"),))
             case control.CursorSet():
                 return control.Offsets(offsets={0: 4, 1: 0})
             case control.QuarantineRepair():

@@ -78,7 +78,8 @@ VERBS: list[tuple[str, str, Any, control.Request]] = [
     ("POST", "drain", {"grace_ms": 100, "message": "upgrade"}, control.Drain(grace_ms=100, message="upgrade")),
     ("GET", "status", None, control.Status()),
     ("GET", "connections", None, control.ConnectionsList()),
-    ("GET", "topology?name=a&name=b", None, control.Topology(names=("a", "b"))),
+    ("GET", "topology?name=a&name=b", None, control.ClusterTopology(names=("a", "b"))),
+    ("GET", "topology?after=a&limit=7", None, control.ClusterTopology(after="a", limit=7)),
     ("GET", "quarantine", None, control.QuarantineList()),
     ("POST", "quarantine/repair", {"name": "q", "dry_run": True}, control.QuarantineRepair(name="q", dry_run=True)),
 ]

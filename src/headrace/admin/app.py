@@ -30,9 +30,12 @@ from headrace.wire import control
 API: Final = "/admin/api"
 _STATIC: Final = {
     "/": ("index.html", "text/html; charset=utf-8"),
+    "/admin/topology": ("topology.html", "text/html; charset=utf-8"),
     "/admin/api/docs": ("api.html", "text/html; charset=utf-8"),
     "/static/overview.css": ("overview.css", "text/css; charset=utf-8"),
     "/static/overview.js": ("overview.js", "text/javascript; charset=utf-8"),
+    "/static/topology.css": ("topology.css", "text/css; charset=utf-8"),
+    "/static/topology.js": ("topology.js", "text/javascript; charset=utf-8"),
     "/static/api.js": ("api.js", "text/javascript; charset=utf-8"),
 }
 _POLICY: Final = (
@@ -141,9 +144,12 @@ def _broker_routes(app: FastAPI, broker: Service, call: Call) -> None:
     async def connections() -> Response:
         return await call(control.ConnectionsList())
 
-    @app.get(f"{API}/topology", tags=["broker"], summary="Who owns which partition", responses=answers(control.TopologyInfo))
-    async def topology(name: Annotated[list[str] | None, Query()] = None) -> Response:
-        return await call(control.Topology(names=tuple(name or ())))
+    @app.get(
+        f"{API}/topology", tags=["broker"], summary="The whole cluster: brokers, who owns and copies which partition, lag, what is amiss",
+        responses=answers(control.ClusterTopologyInfo),
+    )  # fmt: skip
+    async def topology(name: Annotated[list[str] | None, Query()] = None, after: str = "", limit: Limit = 1000) -> Response:
+        return await call(control.ClusterTopology(names=tuple(name or ()), after=after, limit=limit))
 
     @app.get(f"{API}/quarantine", tags=["broker"], summary="Partitions isolated because of damage", responses=answers(control.Quarantine))
     async def quarantine() -> Response:

@@ -18,6 +18,7 @@ from headrace import __version__
 from headrace.broker import forwarding
 from headrace.broker.catalogue import Item
 from headrace.broker.copies import Copy
+from headrace.broker.survey import Survey
 from headrace.cluster.control.control import Control
 from headrace.cluster.control.declared import NAMES_PREFIX
 from headrace.cluster.control.opening import make_control, registration
@@ -58,6 +59,11 @@ class Means(Protocol):
     @property
     def members(self) -> int:
         """Of the cluster as it was declared, whether they run or not; at least 1."""
+
+    cluster_id: str
+
+    def voters(self) -> tuple[str, ...]:
+        """Names of the members that host a part of the consensus, as declared."""
 
     async def coordinator(self, me: BrokerId) -> Coordinator: ...
 
@@ -110,6 +116,7 @@ class Cluster:
         self._erasing = asyncio.Event()
         self._pauses: Pauses
         self.control: Control
+        self.survey: Survey
 
     # ------------------------------------------------------------ life
 
@@ -122,6 +129,14 @@ class Cluster:
     def members(self) -> int:
         """How many brokers the cluster is to have."""
         return self._means.members
+
+    @property
+    def id(self) -> str:
+        """Of the cluster."""
+        return self._means.cluster_id
+
+    def voters(self) -> tuple[str, ...]:
+        return self._means.voters()
 
     @property
     def _store(self) -> ReplicatedStore:
@@ -158,6 +173,7 @@ class Cluster:
         transport.watch(driver)
         transport.on_batch(Service.REPLICAS, driver.take)
         forwarding.serve(broker, transport)
+        self.survey = Survey(broker, self, transport)
         await driver.start(self._store)
         await self._means.admit()
         registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
@@ -190,14 +206,14 @@ class Cluster:
         await self._membership.leave()
         await self._means.release()
 
-    def advertise(self, url: str, admin: str = "") -> None:
-        """Clients reach this broker there, operators its admin HTTP."""
-        told = {NATIVE: url.removeprefix("headrace://")} | ({ADMIN: admin.removeprefix("http://")} if admin else {})
-        self.control.presence.update(addresses={**self.control.presence.me.addresses, **told})
-
     def admins(self) -> dict[str, str]:
         """The admin HTTP of all brokers that are registered now, by name."""
         return {r.name: f"http://{r.addresses[ADMIN]}" for r in self.control.picturing.present().values() if ADMIN in r.addresses}
+
+    def advertise(self, **urls: str) -> None:
+        """This broker's listeners are reached there, by their names (``native``, ``admin``)."""
+        told = {name: url.partition("://")[2] for name, url in urls.items()}
+        self.control.presence.update(addresses={**self.control.presence.me.addresses, **told})
 
     async def drain(self, grace_ms: int) -> None:
         """Gives what it serves to others, as far as they have everything; the controller moves the rest, and gives nothing back. For at most that
@@ -313,9 +329,14 @@ class Cluster:
         """Id of the broker that serves a partition, "" = nobody does."""
         return self.control.topology.place(PartitionId(pid)).owner
 
-    async def request(self, peer: BrokerId, body: bytes, *, timeout_ms: int) -> bytes:
+    async def request(self, peer: BrokerId, body: bytes, *, timeout_ms: int, service: Service = Service.VERBS) -> bytes:
         """Asks another broker; see ``Transport.request``."""
-        return await self._transport.request(peer, Service.VERBS, body, timeout_ms=timeout_ms)
+        return await self._transport.request(peer, service, body, timeout_ms=timeout_ms)
+
+    def replicas_now_ms(self) -> int:
+        """The time by which replicas judge silence."""
+        assert self._driver is not None
+        return self._driver.now_ms()
 
     def where(self, pid: int) -> str:
         """What to do to reach who serves a partition."""

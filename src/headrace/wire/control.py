@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.wire.topology import BrokerRow, PartitionRow
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t"):
@@ -528,6 +529,39 @@ class TopologyInfo(Message, tag="topology.info"):
     partitions: tuple[PartitionOwner, ...] = ()
 
 
+class ClusterTopology(Message, tag="topology.cluster"):
+    """Asks any broker how the whole cluster stands: ``ClusterTopologyInfo``. Partitions come in order of name and number."""
+
+    names: tuple[str, ...] = ()
+    """Only these queues and streams; empty = all."""
+    after: str = ""
+    """Only names above this one: where the last answer ended."""
+    limit: int = 1000
+    """Partitions; the last name's are all there, even beyond it."""
+
+
+class ClusterTopologyInfo(Message, tag="topology.cluster.info"):
+    broker: str
+    """Id of the broker that was asked."""
+    state: str
+    """Of that broker: serving, or what it is instead."""
+    brokers: tuple[BrokerRow, ...]
+    partitions: tuple[PartitionRow, ...] = ()
+    attention: tuple[str, ...] = ()
+    """What somebody should look at, in sentences, the worst first."""
+    unanswered: dict[str, str] = {}
+    """Brokers that were asked for what they own, or plan, and did not answer: id and why. What only they know is unknown."""
+    cluster: str = ""
+    controller: str = ""
+    """Id, "" = nobody is elected."""
+    controller_why: str = ""
+    term: int = 0
+    """Grows with every election of a controller."""
+    planning: str = ""
+    """on, paused or dry_run."""
+    more: bool = False
+
+
 class ConnectionsList(Message, tag="connections.list"):
     pass
 
@@ -671,6 +705,7 @@ Request = (
     | QuarantineList
     | QuarantineRepair
     | Topology
+    | ClusterTopology
     | ConnectionsList
 )
 Reply = (
@@ -688,6 +723,7 @@ Reply = (
     | BrokerStatus
     | Quarantine
     | TopologyInfo
+    | ClusterTopologyInfo
     | Connections
 )
 Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | PartitionIsolated | CatalogueChanged | TopologyChanged

@@ -77,6 +77,8 @@ class Service(IntEnum):
     """Who was heard when, for the judgement on who is dead."""
     FORMATION = 5
     """Declared configurations and their promises."""
+    SURVEY = 6
+    """How the partitions stand that a broker owns, for whoever shows the whole cluster."""
 
 
 _Id = Annotated[str, Meta(max_length=64)]

@@ -60,7 +60,7 @@ async def answer(running: Running, line: dict[str, Any]) -> Any:
 async def main(path: str) -> None:
     config = load(path, {}).config
     configure("info", "text")
-    running = await open_formation(config, OsFiles(), tryout=True)
+    running = await open_formation(config, OsFiles())
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader(limit=1 << 22)
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)

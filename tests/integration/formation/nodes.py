@@ -64,7 +64,7 @@ class Node:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "secret").write_text(SECRET)
         (self.folder / "secret").chmod(0o600)
-        etcd = f'binary = "{binary()}"\n' if binary() else ""
+        etcd = f'binary = "{binary()}"\n' if binary() else "tryout = true\n"
         etcd += f"endpoints = {json.dumps(self.endpoints)}\n" if self.endpoints else ""
         cluster = ""
         if self.declared:

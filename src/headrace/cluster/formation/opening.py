@@ -31,6 +31,7 @@ from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Config, advertised, parse_address
 from headrace.model.errors import Invalid, StorageError, Unavailable
+from headrace.model.formation import DeclaredMember
 
 _log = get_logger("formation")
 ETCD = "etcd"
@@ -60,14 +61,13 @@ class Running:
         identity = self.driver.records.identity
         return _cluster(identity) if identity is not None else ""
 
-    @property
-    def members(self) -> int:
-        """Of the newest config that is known here; 1 if there is none."""
-        return max((len(c.members) for c in declaring.known(self.driver.records)[:1]), default=1)
+    def members(self) -> tuple[DeclaredMember, ...]:
+        """Those that are known now: of what the cluster has committed, else of what is declared."""
+        return tuple(m for c in declaring.known(self.driver.records)[:1] for m in c.members)
 
     def seeds(self) -> tuple[str, ...]:
-        """Where gossip finds the members that are known now."""
-        found = [gossip(m.address) for c in declaring.known(self.driver.records)[:1] for m in c.members]
+        """Where gossip finds them."""
+        found = [gossip(m.address) for m in self.members()]
         return tuple(dict.fromkeys(str(address) for address in found))
 
     def status(self) -> dict[str, Any]:
@@ -95,9 +95,9 @@ class Running:
         self._slots.close()
 
 
-async def open_formation(config: Config, disk: Disk, around: Around | None = None, *, tryout: bool = False) -> Running:
+async def open_formation(config: Config, disk: Disk, around: Around | None = None) -> Running:
     """Starts it in the running loop; returns at once, whatever it has to wait for. ``Invalid``, ``DataDirLocked`` and ``StorageError`` end a broker;
-    a mistake in the declared config does not: it is the reason of what ``status`` shows. ``tryout``: any etcd will do."""
+    a mistake in the declared config does not: it is the reason of what ``status`` shows."""
     name = declaring.member_name(config)
     if config.broker.storage != "disk":
         raise Invalid("a broker of a cluster keeps its data on disk", hint='set broker.storage = "disk"')
@@ -120,7 +120,7 @@ async def open_formation(config: Config, disk: Disk, around: Around | None = Non
             _log.error("there is data without an identity: %s", ", ".join(data))
         known = [*([declared.config] if declared.config is not None else []), *declaring.known(records)]
         config = settled(config, next((m.address for c in known if (m := c.member(name)) is not None), ""))
-        return await _open(config, name, declared, secrets, slots, folder, records, damaged, bool(data), around or Around(), tryout=tryout)
+        return await _open(config, name, declared, secrets, slots, folder, records, damaged, bool(data), around or Around())
     except BaseException:
         slots.close()
         raise
@@ -128,7 +128,7 @@ async def open_formation(config: Config, disk: Disk, around: Around | None = Non
 
 async def _open(
     config: Config, name: str, declared: declaring.Declaring, secrets: Secrets, slots: Slots, folder: Path, records: Records, damaged: str,
-    has_data: bool, around: Around, *, tryout: bool,
+    has_data: bool, around: Around,
 ) -> Running:  # fmt: skip
     identity = records.identity
     me = Me(
@@ -167,7 +167,7 @@ async def _open(
         if config.coordination.etcd.endpoints:
             place = External(name, folder, client, ttl_ms=config.coordination.registration_ttl_ms)
         else:
-            place = Voting(name, folder, config.coordination, address, listen_host=listen.host, tryout=tryout)
+            place = Voting(name, folder, config.coordination, address, listen_host=listen.host)
         found = Found(
             name=name, address=own, records=records, has_data=has_data, damaged=damaged, consensus_seat=await asyncio.to_thread(place.found),
             coordinated=True, configured=declared.config, mistakes=declared.mistakes, entropy=bytes.fromhex(ambient().token(32)),

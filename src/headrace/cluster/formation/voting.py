@@ -79,9 +79,7 @@ def seat_of(etcd_name: str) -> tuple[str, int]:
 class Voting:
     """Implements ``Place``."""
 
-    def __init__(
-        self, name: str, folder: Path, settings: Coordination, address: Callable[[], str], *, listen_host: str = "", tryout: bool = False
-    ) -> None:
+    def __init__(self, name: str, folder: Path, settings: Coordination, address: Callable[[], str], *, listen_host: str = "") -> None:
         """``address``: of this broker, as declared; ``listen_host``: what etcd binds, "" = the declared host."""
         self.trouble = ""
         self._name = name
@@ -89,7 +87,6 @@ class Voting:
         self._settings = settings
         self._address = address
         self._listen_host = listen_host
-        self._tryout = tryout
         self._program: Program | None = None
         self._client: EtcdCoordinator | None = None
         self._started: StartConsensus | None = None
@@ -143,7 +140,7 @@ class Voting:
         """Returns once its log is there: from then on the supervisor's care is enough."""
         seat, fresh = effect.seat, effect.mode in ("new", "join")
         if self._program is None:
-            self._program = await asyncio.to_thread(find, self._settings.etcd.binary, tryout=self._tryout)
+            self._program = await asyncio.to_thread(find, self._settings.etcd.binary, tryout=self._settings.etcd.tryout)
         if fresh and self._supervisor is None:
             await self._clear(seat)
         if effect.mode == "alone":

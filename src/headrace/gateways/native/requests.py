@@ -29,7 +29,7 @@ CLUSTER = "cluster"
 _SCOPED = (control.Hello, control.OpenPublisher, control.ClosePublisher, control.Subscribe, control.SubscribeStream, control.Unsubscribe)
 _HEAVY = (
     *(control.List, control.Describe, control.Inspect, control.Status, control.ConnectionsList, control.Topology, control.CursorsList),
-    *(control.QuarantineList, control.OffsetForTime),
+    *(control.QuarantineList, control.OffsetForTime, control.ClusterTopology),
 )
 """Requests that only look, at much: one of a connection at a time and one a turn of the loop, while its peer reads the answers."""
 

@@ -2,10 +2,11 @@
 
 import typer
 
-from headrace.cli import cluster_config, cluster_recover, cluster_secret, cluster_status
+from headrace.cli import cluster_config, cluster_recover, cluster_secret, cluster_status, tryout
 
-app = typer.Typer(no_args_is_help=True, help="Declare a cluster, look at it, change it. Begin with: headrace cluster status")
+app = typer.Typer(no_args_is_help=True, help="Try out a cluster, declare one, look at it, change it. Begin with: headrace cluster up")
 
+app.command("up")(tryout.up)
 app.command("apply")(cluster_config.apply)
 app.command("plan")(cluster_config.plan)
 app.command("status")(cluster_status.status)

@@ -77,7 +77,12 @@ class Replicated:
 
     def delivers(self) -> Refusal | None:
         """Why nothing may be delivered, leased or assigned now."""
-        return Refusal.NOT_OWNER if self.halted else self.replica.delivers(self._driver.now_ms())
+        if self.halted:
+            return Refusal.NOT_OWNER
+        why = self.replica.delivers(self._driver.now_ms())
+        if why is Refusal.ISOLATED:
+            self._driver.stir(self)
+        return why
 
     def append(self, kind: int, payload: bytes, base_offset: int = -1, record_count: int = 0) -> int:
         """Appends an entry in the epoch that this broker leads; its index. ``Fenced`` if it leads in none (nothing was appended), ``TooLarge``."""

@@ -21,7 +21,7 @@ from headrace.model.cluster import Assignment, BrokerId, contradictions, with_is
 class View:
     """What a choice is made from."""
 
-    __slots__ = ("bar", "document", "end", "heard", "held_here", "me", "peers", "wish")
+    __slots__ = ("bar", "document", "end", "heard", "held_here", "me", "needed", "peers", "wish")
 
     def __init__(self, document: Assignment, me: BrokerId, peers: Mapping[BrokerId, Peer], heard: Mapping[BrokerId, int]) -> None:
         self.document = document
@@ -29,6 +29,8 @@ class View:
         self.peers = peers
         self.heard = heard
         self.wish: Wish | None = None
+        self.needed = False
+        """Something waits that may not be delivered before enough members were heard."""
         self.end = self.held_here = 0
         """The owner's own end, and what of it is durable."""
         self.bar = 0
@@ -86,14 +88,16 @@ def laggard(view: View, peer: Peer, now_ms: int) -> str:
         return "is quarantined"
     if peer.measure(view.end, now_ms):
         return "answers but lags"
-    if peer.owes_ms is None and peer.held >= view.end:
-        return ""
+    owes = peer.owes_ms is not None or peer.held < view.end
+    if not owes and not view.needed:
+        return ""  # an idle partition costs nothing
     if peer.dead:
         return "is dead"
-    if peer.reset:
-        return f"owes an acknowledgement and its session is over ({peer.why})"
+    what = "owes an acknowledgement" if owes else "is needed for a delivery"
+    if owes and peer.reset:
+        return f"{what} and its session is over ({peer.why})"
     silent = now_ms - max(peer.owes_ms or 0, view.heard.get(peer.broker, 0))
-    return f"owes an acknowledgement and was not heard for {silent} ms" if silent >= SILENCE_MS else ""
+    return f"{what} and was not heard for {silent} ms" if silent >= SILENCE_MS else ""
 
 
 def _without_leaving(view: View) -> Assignment | None:

@@ -145,6 +145,7 @@ class Owner(Opening):
 
     def _propose(self, document: Assignment, now_ms: int) -> None:
         self.change = Change(document, self.document.version)
+        self._view.needed = False
         self._configurations = (configuration(self.document), configuration(document))
         self._out.append(self.change.send(self._number(), now_ms))
 
@@ -268,6 +269,12 @@ class Owner(Opening):
         members, k = self.document.members, self.document.k
         silent = [b for b in members if b != self.me and not self._hears(self.peers[b], now_ms)]
         return silent if len(members) - len(silent) < k else []
+
+    def delivers(self, now_ms: int) -> bool:
+        """Whether enough members are heard to deliver, lease and assign; asked when there is something to. Who is not heard then is taken out of the
+        isr, though it owes nothing: what waits for it would wait for ever."""
+        self._view.needed = bool(self.missed(now_ms))
+        return not self._view.needed
 
     def _hears(self, peer: Peer, now_ms: int) -> bool:
         return bool(peer.incarnation) and now_ms - self._heard.get(peer.broker, -ISOLATION_MS) < ISOLATION_MS

@@ -268,7 +268,7 @@ class Replica:
             return Refusal.NOT_OWNER
         if owner.part is not Part.SERVING:
             return Refusal.MOVING if owner.part is Part.SEALED else Refusal.STARTING
-        return Refusal.ISOLATED if owner.missed(now_ms) else None
+        return None if owner.delivers(now_ms) else Refusal.ISOLATED
 
     def step(self, now_ms: int) -> None:
         """To be called each turn in which something came in, and at the deadline."""

@@ -179,6 +179,20 @@ def test_an_owner_that_hears_too_few_is_isolated_until_it_hears_them() -> None:
     assert bench.replica.delivers(bench.now_ms) is None
 
 
+def test_who_is_silent_and_owes_nothing_leaves_the_isr_once_a_delivery_waits_for_him() -> None:
+    bench = Bench(assignment()).serves()
+    bench.breaks("c")
+    bench.later(5_000, hears="b")
+    assert bench.took(Swap) == [], "an idle partition costs nothing"
+    assert bench.replica.delivers(bench.now_ms) is Refusal.ISOLATED
+    bench.later(100, hears="b")
+    (swap,) = bench.took(Swap)
+    assert swap.document.isr == ("a", "b")
+    assert "c is needed for a delivery and was not heard for 5" in swap.document.reason
+    bench.answers(swap, Outcome.APPLIED)
+    assert bench.replica.delivers(bench.now_ms) is None
+
+
 def test_a_later_epoch_ends_the_owner_and_what_waits_is_unknown() -> None:
     bench = Bench(assignment()).serves()
     bench.appends()

@@ -20,6 +20,7 @@ from msgspec.structs import replace
 
 from headrace import __version__
 from headrace.broker.standing import Standing, standing
+from headrace.cluster.control.declared import item
 from headrace.core.control.changes import Finding
 from headrace.core.control.liveness import Verdict, verdict
 from headrace.model.cluster import Assignment, BrokerId, Registered
@@ -114,7 +115,7 @@ class Survey:
         kind = "queue" if declared.queue is not None else "stream"
         for number, pid in enumerate(declared.partitions):
             stored = picturing.stored.get(pid)
-            row = PartitionRow(name=name, kind=kind, partition=number, id=pid, routing_version=declared.routing_version)
+            row = PartitionRow(name=name, kind=kind, partition=number, id=pid, routing_version=declared.routing_version, factor=item(declared).factor)
             yield row if stored is None else _assigned(row, stored.assignment)
 
     def _judged(self) -> dict[BrokerId, Verdict]:
@@ -218,8 +219,9 @@ class Survey:
     ) -> PartitionRow:  # fmt: skip
         """What is recorded of a partition with what its owner says; without that, why there is nothing."""
         if said is not None and said.epoch >= row.epoch:
+            why = said.why or (finding.reason if finding is not None else "")
             return replace(
-                row, state=said.state, why=said.why, waits_for=said.waits_for, epoch=said.epoch, high_watermark=said.high_watermark, end=said.end,
+                row, state=said.state, why=why, waits_for=said.waits_for, epoch=said.epoch, high_watermark=said.high_watermark, end=said.end,
                 followers=_followers(row, said.followers),
             )  # fmt: skip
         waits_for: tuple[str, ...] = finding.waits_for if finding is not None else ()
@@ -248,17 +250,17 @@ async def alone(broker: Broker, r: control.ClusterTopology) -> control.ClusterTo
         items, more = await broker.catalogue.page(after=r.after, limit=_limit(r))
     rows: list[PartitionRow] = []
     damaged = broker.store.damaged()
-    for at, item in enumerate(items):
+    for at, one in enumerate(items):
         if len(rows) >= _limit(r):
             more = at < len(items) or more
             break
-        for number, pid in enumerate(item.partitions):
+        for number, pid in enumerate(one.partitions):
             loaded = broker.partitions.get(pid)
             why = damaged[pid].why if pid in damaged else "" if loaded is None else loaded.quarantined
             rows.append(
                 PartitionRow(
-                    name=item.name, kind=item.kind, partition=number, id=pid, owner=broker.id, epoch=0 if loaded is None else loaded.epoch,
-                    level="local_durable", floor=1, replicas=(broker.id,), routing_version=item.routing_version, why=why,
+                    name=one.name, kind=one.kind, partition=number, id=pid, owner=broker.id, epoch=0 if loaded is None else loaded.epoch,
+                    level="local_durable", floor=1, factor=1, replicas=(broker.id,), routing_version=one.routing_version, why=why,
                     state="quarantined" if why else "idle" if loaded is None else "serving",
                 )
             )  # fmt: skip
@@ -327,6 +329,8 @@ def _attention(
             key = row.state, f"{row.state.replace('_', ' ')}: {row.why}{waits}"
         elif behind:
             key = "", f"not fully copied: {', '.join(sorted(behind))} not in sync"
+        elif 0 < len(row.replicas) < row.factor:
+            key = "", f"not fully copied: {len(row.replicas)} of {row.factor} copies"
         else:
             continue
         alike.setdefault(key, []).append(f"{row.name}/{row.partition}")

@@ -64,6 +64,8 @@ class PartitionRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     level: str = ""
     floor: int = 0
     """``min_in_sync_replicas``."""
+    factor: int = 0
+    """Copies that its settings ask for."""
     replicas: tuple[str, ...] = ()
     isr: tuple[str, ...] = ()
     elr: tuple[str, ...] = ()

@@ -324,13 +324,15 @@ def _attention(
     alike: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         behind = [name(f.broker) for f in row.followers if not f.in_sync]
+        waits = f" (waits for {', '.join(map(name, row.waits_for))})" if row.waits_for else ""
         if row.state in WORST:
-            waits = f" (waits for {', '.join(map(name, row.waits_for))})" if row.waits_for else ""
             key = row.state, f"{row.state.replace('_', ' ')}: {row.why}{waits}"
         elif behind:
             key = "", f"not fully copied: {', '.join(sorted(behind))} not in sync"
         elif 0 < len(row.replicas) < row.factor:
             key = "", f"not fully copied: {len(row.replicas)} of {row.factor} copies"
+        elif row.why:
+            key = "", f"not as it should be: {row.why}{waits}"
         else:
             continue
         alike.setdefault(key, []).append(f"{row.name}/{row.partition}")

@@ -276,6 +276,11 @@ class Owner(Opening):
         self._view.needed = bool(self.missed(now_ms))
         return not self._view.needed
 
+    @property
+    def withheld(self) -> bool:
+        """Whether something waits to be delivered that must not be before enough members are heard, or leave the isr."""
+        return self._view.needed
+
     def _hears(self, peer: Peer, now_ms: int) -> bool:
         return bool(peer.incarnation) and now_ms - self._heard.get(peer.broker, -ISOLATION_MS) < ISOLATION_MS
 

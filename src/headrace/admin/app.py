@@ -199,9 +199,7 @@ def _catalogue_routes(app: FastAPI, kind: str, declare: Any, alter: Any, spec: t
         wanted = make(spec, body)
         return await call(declare(name=name, spec=wanted, given=meant(wanted, body)))
 
-    @app.patch(
-        f"{path}/{{name}}", tags=[tag], summary=f"Change settings of a {kind}", responses=answers(control.Info), openapi_extra=accepts(spec)
-    )
+    @app.patch(f"{path}/{{name}}", tags=[tag], summary=f"Change settings of a {kind}", responses=answers(control.Info), openapi_extra=accepts(spec))
     async def patch(name: Name, body: Body) -> Response:
         make(spec, body)
         return await call(alter(name=name, changes=body))
@@ -229,9 +227,7 @@ def _queue_routes(app: FastAPI, call: Call) -> None:
         except msgspec.DecodeError as e:
             raise Invalid(f"filter: {e}") from None
         return await call(
-            control.Inspect(
-                name=name, state=state, partition=partition, after=after, limit=limit, payload_bytes_max=payload_bytes_max, filter=parsed
-            )
+            control.Inspect(name=name, state=state, partition=partition, after=after, limit=limit, payload_bytes_max=payload_bytes_max, filter=parsed)
         )
 
     for verb, kind, reply, summary in (

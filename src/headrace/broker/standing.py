@@ -77,7 +77,8 @@ def _state(copy: Copy, now_ms: int) -> tuple[str, str, tuple[str, ...]]:
     if owner.part is not Part.SERVING:
         return "starting", f"its owner {owner.part.value}", ()
     silent = tuple(owner.missed(now_ms))
-    if silent and (owner.withheld or owner.document.level != "replica_durable"):
+    idle = not owner.withheld and owner.change is None and all(owner.peers[b].owes_ms is None for b in silent)
+    if silent and not (idle and owner.document.level == "replica_durable"):
         return "isolated", "its owner does not hear enough of the other copies, and delivers nothing until it does", silent
     if owner.refusal(Level.MAJORITY, now_ms) is Refusal.BELOW_FLOOR:
         count, floor = owner.in_sync_count(), owner.document.floor
@@ -85,7 +86,7 @@ def _state(copy: Copy, now_ms: int) -> tuple[str, str, tuple[str, ...]]:
         return "below_floor", why, tuple(b for b in owner.document.replicas if b != owner.me and not _in_sync(owner, owner.peers[b]))
     if not copy.serving:
         return "starting", "its owner applies what is committed", ()
-    if silent:  # it is idle: with the next message they are out
+    if silent:
         return "serving", "its owner does not hear all copies; who stays silent is out of sync with the next message", silent
     return "serving", "", ()
 

@@ -241,5 +241,3 @@ def _get(url: str) -> Any:
         return None
     except (URLError, OSError, msgspec.DecodeError):
         return None
-
-

@@ -122,10 +122,10 @@ class Brokers:
 
 
 async def publish(brokers: Brokers, names: str, these: list[bytes], *, name: str = "orders", copies: int = 3) -> None:
-    """Confirmed, to a queue of three copies, or as many as there are brokers."""
+    """Confirmed by two brokers, to a queue of three copies, or as many as there are brokers."""
     url = "headrace://" + ",".join(brokers[n].native for n in names)
     async with connect(url, wait=WAIT_S) as connected:
-        await connected.declare_queue(name, replication_factor=copies, durability="replica_durable", min_in_sync_replicas=1)
+        await connected.declare_queue(name, replication_factor=copies, durability="replica_durable", min_in_sync_replicas=2)
         for value in these:
             await connected.publish(name, value)
 

@@ -122,5 +122,3 @@ def test_the_command_is_one_that_the_broker_takes(tmp_path: Path) -> None:
 def test_what_cannot_work_is_refused_before_anything_is_installed(values: dict[str, Any], why: str) -> None:
     with pytest.raises(helm.HelmError, match=why):
         rendered(**values)
-
-

@@ -191,8 +191,7 @@ class Coordination(Section, frozen=True):
 
 
 class Cluster(Section, frozen=True):
-    """Which cluster should exist, as declared by its operator; in coordinated mode only. One of the first three, or none: then a config is waited
-    for, which any broker of the cluster may bring."""
+    """Which cluster should exist; in coordinated mode only. One of the first three, or none: then any broker of the cluster may bring a config."""
 
     file: str = ""
     """TOML file with the declared config: `version`, `members`, `gospel` and options."""

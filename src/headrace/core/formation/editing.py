@@ -103,7 +103,7 @@ def as_toml(config: Declared) -> str:
     if options:
         lines += ["", "[options]", *(f"{key} = {_string(value)}" for key, value in options.items())]
     lines += ["", "[members]"]
-    lines += [f'{_string(name)} = {{ role = {_string(m["role"])}, address = {_string(m["address"])} }}' for name, m in members.items()]
+    lines += [f"{_string(name)} = {{ role = {_string(m['role'])}, address = {_string(m['address'])} }}" for name, m in members.items()]
     return "\n".join(lines) + "\n"
 
 

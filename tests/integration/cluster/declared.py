@@ -12,7 +12,7 @@ from headrace import connect
 from tests.integration.cluster.members import WAIT_S, Member
 
 Status = dict[str, Any]
-PATIENCE_S = 2 * WAIT_S
+PATIENCE_S = 3 * WAIT_S
 
 
 class Result:

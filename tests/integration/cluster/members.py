@@ -63,7 +63,7 @@ class Member:
 
     async def get(self, what: str) -> httpx.Response:
         """Asks its admin interface, once that listens."""
-        async with asyncio.timeout(WAIT_S), httpx.AsyncClient(timeout=WAIT_S) as http:
+        async with asyncio.timeout(2 * WAIT_S), httpx.AsyncClient(timeout=WAIT_S) as http:
             while True:
                 with suppress(httpx.ConnectError):
                     return await http.get(f"http://{self.admin}/admin/api/{what}")

@@ -37,6 +37,7 @@ class Told:
     def __init__(self, config: Config) -> None:
         self.config = settled(config, f"127.0.0.1:{ports()}")
         self.cluster = "one"
+        self.members = 1
         self.secrets = Secrets([b"a secret of this test's cluster"])
         self.store = MemoryStore()
         self.driver = self

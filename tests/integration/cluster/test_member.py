@@ -23,6 +23,7 @@ from headrace.core.formation.records import Identity, Records
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Broker, Cluster, Config, Coordination, Listen, parse_address
 from headrace.model.errors import HeadraceError, NotConnected, StorageError, Unavailable
+from headrace.model.formation import DeclaredMember
 from headrace.wire import control
 from tests.integration.formation.nodes import ports
 
@@ -61,6 +62,9 @@ class Told:
     def says(self, standing: Standing) -> None:
         self.standing = standing
         self.around.changed(standing)
+
+    def members(self) -> tuple[DeclaredMember, ...]:
+        return (DeclaredMember(name=self.config.broker.name),)
 
     def seeds(self) -> tuple[str, ...]:
         return (self.config.listen.gossip,)
@@ -105,8 +109,15 @@ async def until(formation: Told, told: str) -> None:
 
 async def publish(formation: Told, value: bytes) -> None:
     async with await headrace.connect(f"headrace://{formation.config.listen.native}", wait=WAIT_S) as client, asyncio.timeout(WAIT_S):
-        await client.declare_queue("orders", replication_factor=1)
-        await client.publish("orders", value)
+        while True:
+            try:
+                await client.declare_queue("orders", replication_factor=1)
+                await client.publish("orders", value)
+                return
+            except HeadraceError as e:  # a broker that has just begun does not know the catalogue yet
+                if not e.retriable:
+                    raise
+            await asyncio.sleep(0.05)
 
 
 async def waiting(formation: Told) -> list[bytes]:
@@ -141,6 +152,10 @@ async def test_it_serves_when_and_as_long_as_it_may(formation: Told) -> None:
     status = await member.call(control.Status())
     assert isinstance(status, control.BrokerStatus)
     assert (status.state, status.attention) == ("serving", ())
+    shown = await member.call(control.ClusterTopology())
+    assert isinstance(shown, control.ClusterTopologyInfo)
+    assert [(b.id, b.incarnation, b.voter) for b in shown.brokers] == [("first", life, True)]
+    assert [(p.name, p.owner) for p in shown.partitions] == [("orders", "first")]
 
     formation.says(Standing(State.HALTED, "replaced", "another directory of a is in the cluster"))
     await until(formation, "ceases")

@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from headrace.broker import holding
 from headrace.broker.catalogue import Item
 from headrace.broker.publisher import Publisher
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
 from headrace.broker.sink import Sink
 from headrace.broker.stream_partition import StreamPartition
-from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
+from headrace.broker.subscription import Membership, QueueSubscription, StreamSubscription, Subscription
 from headrace.core import filters
+from headrace.core.group_records import home
 from headrace.model import limits
-from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined
+from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined, Refused
 from headrace.wire import control
 
 if TYPE_CHECKING:
@@ -68,8 +70,7 @@ class Attachments:
             _bound("lease_ms", asked.lease_ms, limits.LEASE_MS_MIN, limits.LEASE_MS_MAX)
         if asked.cohort and asked.pull:
             raise Invalid("a cohort's members are pushed to; leave pull out")
-        if asked.cohort and asked.partitions:
-            raise Invalid("a cohort assigns the partitions; name a cohort or partitions, not both")
+        holding.check(broker, asked, asked.cohort)
         item = await broker.catalogue.use(asked.name, "queue")
         self._check_current()
         assert item.queue is not None
@@ -77,6 +78,11 @@ class Attachments:
         served = [broker.partition(item, n) for n in self._named(item, asked.partitions)] if asked.partitions else broker.served(item)
         partitions = [p for p in served if isinstance(p, QueuePartition)]
         broker.groups.check_alone(item.id, asked.cohort)
+        owner_token = self.session.owner_token(asked.token) if asked.token else self.broker.ambient.bits(64)
+        for partition in partitions if asked.seat else ():
+            holding.take(broker, partition, self.session, asked, asked.cohort, owner_token)
+        if not asked.seat and any(s.group for p in partitions for s in p.subscriptions.values() if broker.cluster is not None):
+            raise Conflict(f"{item.name!r} is consumed by a cohort, exclusively", hint="join that cohort, or wait until its members are gone")
         self._take_channel(asked.channel)
         old = self.session.subscriptions.get(asked.token) if asked.token else None
         if isinstance(old, QueueSubscription) and asked.resume and old.item.id == item.id:
@@ -86,7 +92,6 @@ class Attachments:
             if old is not None:
                 broker.end_subscription(old)
             subscription = QueueSubscription(self.broker.ambient.bits(63), self.session, self.sink, item, msgspec.structs.replace(asked, held=()))
-            owner_token = self.session.owner_token(asked.token) if asked.token else self.broker.ambient.bits(64)
             self._keep(subscription)
             held = {h.partition: h.ranges for h in asked.held}
             for partition in partitions:
@@ -99,7 +104,7 @@ class Attachments:
                 )
                 if asked.resume:
                     partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
-        if asked.cohort:
+        if asked.cohort and not asked.seat:
             try:
                 broker.groups.join_cohort(subscription, broker.now_ms)
             except HeadraceError:
@@ -111,7 +116,7 @@ class Attachments:
         return control.Subscribed(
             partitions=len(item.partitions),
             assigned=asked.partitions or assigned,
-            generation=generation,
+            generation=asked.generation or generation,
             lease_ms=asked.lease_ms or item.queue.lease_ms,
             epochs={p.number: p.epoch for p in partitions},
         )
@@ -132,21 +137,23 @@ class Attachments:
         self._check(asked.channel, asked.token, asked.group, asked.member, asked.cursor)
         _bound("prefetch", asked.prefetch, 1, broker.config.limits.prefetch_messages_max)
         _bound("prefetch_bytes", asked.prefetch_bytes, 1, 1 << 31)
-        if asked.group and asked.partitions:
-            raise Invalid("a group assigns the partitions; name a group or partitions, not both")
+        holding.check(broker, asked, asked.group)
         if asked.group and not asked.cursor:
             raise Invalid("a group's members share a durable position: name a cursor (often the group's own name)")
         item = await broker.catalogue.use(asked.name, "stream")
         self._check_current()
         assert item.stream is not None
         self._named(item, asked.partitions)
+        for partition in [broker.partition(item, n) for n in asked.partitions] if asked.seat else ():
+            assert isinstance(partition, StreamPartition)
+            holding.take(broker, partition, self.session, asked, asked.group, 0)
         if len(asked.starts) > len(item.partitions):
             raise Invalid(f"starts for {len(asked.starts)} partitions were given; {item.name!r} has {len(item.partitions)}")
         if asked.filter is not None:
             filters.compile(asked.filter)
         self._take_channel(asked.channel)
         old = self.session.subscriptions.get(asked.token) if asked.token else None
-        if isinstance(old, StreamSubscription) and old.group and old.group == asked.group and old.item.id == item.id:
+        if isinstance(old, StreamSubscription) and not asked.seat and old.group and old.group == asked.group and old.item.id == item.id:
             subscription = old
             subscription.asked = asked
             self._claim(subscription, asked.channel)
@@ -154,9 +161,10 @@ class Attachments:
             if old is not None:
                 broker.end_subscription(old)
             subscription = StreamSubscription(self.broker.ambient.bits(63), self.session, self.sink, item, asked)
+            subscription.generation = asked.generation
             self._keep(subscription)
         starts: dict[int, int] = {}
-        if asked.group:
+        if asked.group and not asked.seat:
             try:
                 broker.groups.join_readers(subscription, broker.now_ms)
             except HeadraceError:
@@ -180,6 +188,46 @@ class Attachments:
             epochs={n: p.epoch for n, p in subscription.partitions.items()},
             tier=item.stream.tier,
         )
+
+    # ------------------------------------------------------------ groups of a cluster
+
+    async def join(self, asked: control.Join) -> control.Subscribed:
+        """A member of a group, where its home is served. What is assigned to it is told by ``Assigned`` once that is committed."""
+        broker = self.broker
+        self._check(asked.channel, asked.token, asked.group, asked.member)
+        if broker.cluster is None:
+            raise Refused("this broker is alone: name the cohort or group in the subscription instead")
+        if not asked.group or not asked.token:
+            raise Invalid("a member names its group, and a token that is not 0")
+        item = await broker.catalogue.use(asked.name, "")
+        self._check_current()
+        at = broker.partition(item, home(asked.group if item.kind == "stream" else item.name, len(item.partitions)))
+        if at.quarantined:
+            raise Quarantined(f"partition {at.number} of {item.name!r}, the home of {asked.group!r}, is quarantined: {at.quarantined}")
+        self._take_channel(asked.channel)
+        old = self.session.subscriptions.get(asked.token)
+        if isinstance(old, Membership) and old.item.id == item.id and old.group == asked.group:
+            subscription = old
+            subscription.asked = asked
+            self._claim(subscription, asked.channel)
+        else:
+            if old is not None:
+                broker.end_subscription(old)
+            subscription = Membership(broker.ambient.bits(63), self.session, self.sink, item, asked)
+            self._keep(subscription)
+        try:
+            broker.groups.join(subscription, at, broker.now_ms)
+        except HeadraceError:
+            broker.end_subscription(subscription)
+            raise
+        return control.Subscribed(partitions=len(item.partitions), assigned=())
+
+    def released(self, asked: control.Released) -> control.Done:
+        subscription = self.session.channels.get(asked.channel)
+        if not isinstance(subscription, Membership):
+            raise NotFound(f"channel {asked.channel} is no member of a group")
+        self.broker.groups.released(subscription, asked.generation, self.broker.now_ms)
+        return control.Done(count=1)
 
     # ------------------------------------------------------------ ends
 

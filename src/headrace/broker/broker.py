@@ -21,6 +21,7 @@ from headrace.broker.lane import Confirms, Lane, Turn, all_flushed
 from headrace.broker.metrics import Counters, NameMetrics, Snapshot, bounded
 from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
+from headrace.broker.parts import Parts
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
 from headrace.broker.sink import Sink
@@ -113,6 +114,7 @@ class Broker:
         self.listeners: dict[str, str] = {}
         self.outbox = Outbox(self)
         self.groups = Groups(self)
+        self.parts = Parts(self)
         self._crowd = 0
         self._reader: object = None
         self._read = False
@@ -409,7 +411,7 @@ class Broker:
     def _isolate(self, subscription: StreamSubscription, partition: StreamPartition, why: str) -> None:
         """A reader goes on without a partition that is quarantined, unless it asked for that one by its number or has no other."""
         if subscription.asked.partitions or (len(subscription.partitions) == 1 and not subscription.group):
-            self._end(subscription, Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {why}"))
+            self.end(subscription, Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {why}"))
             return
         del subscription.partitions[partition.number]
         partition.close_reader(subscription)
@@ -431,9 +433,9 @@ class Broker:
                 and partition.number in (subscription.asked.partitions or self.groups.assignment(subscription)[0])
             ]
         for subscription in subscriptions:
-            self._end(subscription, error)
+            self.end(subscription, error)
 
-    def _end(self, subscription: Subscription, error: HeadraceError) -> None:
+    def end(self, subscription: Subscription, error: HeadraceError) -> None:
         """Ends a subscription and says why."""
         if subscription.sink is not None:
             event = control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error), detail=dict(error.detail))
@@ -503,6 +505,7 @@ class Broker:
                     partition.recover(stored, self.now_ms, self.wall_ms)
             partition.used_ms = self.now_ms
             self.partitions[pid] = partition
+            self.groups.found(partition)
         return partition
 
     def all_partitions(self, item: Item) -> list[Partition]:
@@ -546,6 +549,8 @@ class Broker:
         """Takes a partition out of memory (deleted, or to be loaded again)."""
         self.partitions.pop(partition.pid, None)
         partition.deadline_ms = None
+        self.groups.lost(partition)
+        self.outbox.lost(partition)
 
     async def _wake_partitions(self) -> None:
         """Loads what has timers or unfinished transfers; everything else waits for its first use."""

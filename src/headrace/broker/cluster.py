@@ -329,6 +329,10 @@ class Cluster:
         """Id of the broker that serves a partition, "" = nobody does."""
         return self.control.topology.place(PartitionId(pid)).owner
 
+    def others(self) -> list[str]:
+        """Ids of the other brokers that are registered now."""
+        return sorted(id for id in self.control.topology.present() if id != self.broker.id)
+
     async def request(self, peer: BrokerId, body: bytes, *, timeout_ms: int, service: Service = Service.VERBS) -> bytes:
         """Asks another broker; see ``Transport.request``."""
         return await self._transport.request(peer, service, body, timeout_ms=timeout_ms)

@@ -1,20 +1,30 @@
-"""Cohorts of queues and reader groups of streams at work: who is a member, what the group machine decides, and carrying it out at the partitions.
+"""Cohorts of queues and reader groups of streams at work: who is a member, what the group machine decides, and telling the members.
 
-A cohort's decision is a gate at each partition; a reader group's opens and closes readers. Both tell the member with an ``Assigned`` event.
-A cooperative reader is first parked and loses a partition once it holds nothing of it any more, or the machine's time-out has passed.
+A group lives where its home partition is served (``core.group_records``), and what it decides is in that partition's journal. A lone broker
+carries a decision out at once, since it serves all partitions: a cohort's is a gate at each partition, a reader group's opens and closes readers.
+In a cluster a member (``Membership``) is only told, once the decision is committed; it subscribes to each partition where that is served, and there
+``holding`` refuses who is out of date. Members are told with ``Assigned``.
+
+A cooperative reader of a lone broker is first parked, and loses a partition once it holds nothing of it any more or the machine's time-out is over.
+In a cluster every move waits for ``Released`` of who had the partition, or for the end of its seat.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.broker.attach import start_reading
+from headrace.broker.catalogue import Item
+from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
-from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
-from headrace.core.assignment import STRATEGIES
-from headrace.core.groups import Assignment, Group
-from headrace.model.errors import Conflict, HeadraceError, Invalid
+from headrace.broker.subscription import Membership, QueueSubscription, StreamSubscription, Subscription, member_id
+from headrace.core.assignment import STRATEGIES, Strategy
+from headrace.core.group_records import home
+from headrace.core.groups import SNAPSHOT_VERSION, Assignment, Group
+from headrace.log import get_logger
+from headrace.model.errors import Conflict, Damaged, HeadraceError, Invalid, Unavailable
 from headrace.wire import control
 
 if TYPE_CHECKING:
@@ -22,6 +32,20 @@ if TYPE_CHECKING:
 
 Key = tuple[str, str]
 """(id of the queue or stream, name of the group)."""
+_log = get_logger("broker")
+
+
+class Hosted:
+    """A group whose home is served here."""
+
+    def __init__(self, name: str, group: Group, at: Partition) -> None:
+        self.name = name
+        self.group = group
+        self.home = at
+        self.members: dict[str, Subscription] = {}
+        """Those that are here or will be back; a restored group has others."""
+        self.parting: dict[tuple[str, int], int] = {}
+        """Partitions that cooperative members are giving up: (member, partition) -> generation."""
 
 
 class Groups:
@@ -29,10 +53,58 @@ class Groups:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self._groups: dict[Key, Group] = {}
-        self._members: dict[Key, dict[str, Subscription]] = {}
-        self._parting: dict[Key, dict[tuple[str, int], int]] = {}
-        """Partitions that cooperative members are giving up: (member, partition) -> generation."""
+        self._groups: dict[Key, Hosted] = {}
+
+    # ------------------------------------------------------------ homes
+
+    def found(self, at: Partition) -> None:
+        """``at`` is served from now on: its groups go on, and who does not come back within the grace loses its seat."""
+        for name in at.groups.homed:
+            self._open(at, name)
+
+    def lost(self, at: Partition) -> None:
+        """``at`` is not served here any more: its groups go on elsewhere, and their members are told so."""
+        error = at.barred or Unavailable(f"partition {at.number} of {at.item.name!r} is made anew", hint="join again in a moment")
+        for key, hosted in list(self._groups.items()):
+            if hosted.home is at:
+                del self._groups[key]
+                for subscription in list(hosted.members.values()):
+                    if isinstance(subscription, Membership):
+                        self.broker.end(subscription, error)
+
+    def _open(self, at: Partition, name: str, strategy: Strategy = "sticky") -> Hosted:
+        key = (at.item.id, name)
+        hosted = self._groups.get(key)
+        if hosted is not None and hosted.home is at:
+            return hosted
+        item, queue = at.item, at.item.queue
+        group = Group(
+            len(item.partitions),
+            strategy=strategy,
+            reconnect_grace_ms=self.broker.config.connection.reconnect_grace_ms,
+            generation=max(at.groups.floor, self._generation(item)),
+            handover=self.broker.cluster is not None,
+        )
+        if queue is not None:
+            group.grace_ms, group.target = queue.cohort_grace_ms, queue.cohort_target
+        kept = at.groups.homed.get(name)
+        if kept is not None:
+            try:
+                group.restore(SNAPSHOT_VERSION, kept, self.broker.now_ms)
+            except Damaged as e:
+                _log.error("group %r of %r begins anew: %s", name, item.name, e)
+            group.configure(self.broker.now_ms, partition_count=len(item.partitions), target=queue.cohort_target if queue is not None else None)
+        hosted = self._groups[key] = Hosted(name, group, at)
+        return hosted
+
+    def _generation(self, item: Item) -> int:
+        """The highest one that a cursor here was taken in."""
+        return max((p.machine.generation for p in self.broker.loaded(item) if isinstance(p, StreamPartition)), default=0)
+
+    def _journal(self, hosted: Hosted) -> None:
+        for _, state in hosted.group.take_journal():
+            hosted.home.groups.put(hosted.name, state)
+            self.broker.mark(hosted.home)
 
     # ------------------------------------------------------------ membership
 
@@ -45,12 +117,9 @@ class Groups:
                 )
 
     def join_cohort(self, subscription: QueueSubscription, now_ms: int) -> None:
-        """Makes a consumer a member; its partitions' gates follow."""
+        """Makes a consumer of a lone broker a member; its partitions' gates follow."""
         item = subscription.item
-        assert item.queue is not None
-        key = (item.id, subscription.group)
-        group = self._groups.get(key)
-        if group is None:
+        if (item.id, subscription.group) not in self._groups:
             others = [
                 s
                 for p in self.broker.loaded(item)
@@ -60,110 +129,139 @@ class Groups:
             ]
             if others:
                 raise Conflict("this queue has consumers that are in no cohort", hint="let all consumers of a queue join the cohort")
-            group = self._groups[key] = Group(
-                len(item.partitions),
-                grace_ms=item.queue.cohort_grace_ms,
-                reconnect_grace_ms=self.broker.config.connection.reconnect_grace_ms,
-                target=item.queue.cohort_target,
-            )
-        self._join(key, group, subscription, subscription.asked.member, now_ms)
+        at = self.broker.partition(item, home(item.name, len(item.partitions)))
+        self._join(self._open(at, subscription.group), subscription, subscription.asked.member, now_ms)
 
     def join_readers(self, subscription: StreamSubscription, now_ms: int) -> None:
-        """Makes a reader a member; the partitions it is given are opened."""
-        item, asked = subscription.item, subscription.asked
-        if asked.strategy not in STRATEGIES:
-            raise Invalid(f"a strategy is one of {', '.join(STRATEGIES)}, not {asked.strategy!r}")
-        key = (item.id, subscription.group)
-        group = self._groups.get(key)
-        if group is None:
-            group = self._groups[key] = Group(
-                len(item.partitions),
-                strategy=asked.strategy,
-                reconnect_grace_ms=self.broker.config.connection.reconnect_grace_ms,
-                generation=max((p.machine.generation for p in self.broker.loaded(item) if isinstance(p, StreamPartition)), default=0),
-            )
-        elif group.strategy != asked.strategy:
-            raise Conflict(f"group {subscription.group!r} uses the strategy {group.strategy}; all members name the same")
-        self._join(key, group, subscription, asked.member, now_ms)
+        """Makes a reader of a lone broker a member; the partitions it is given are opened."""
+        at = self.broker.partition(subscription.item, home(subscription.group, len(subscription.item.partitions)))
+        hosted = self._open(at, subscription.group, self._strategy(subscription.asked.strategy))
+        self._same_strategy(hosted, subscription.asked.strategy)
+        self._join(hosted, subscription, subscription.asked.member, now_ms)
 
-    def _join(self, key: Key, group: Group, subscription: Subscription, static_name: str, now_ms: int) -> None:
-        session = subscription.session
-        member = f"{session.token}/{subscription.token}" if subscription.token else f"#{subscription.id}"
+    def join(self, subscription: Membership, at: Partition, now_ms: int) -> None:
+        """Makes somebody a member of a group whose home is ``at``."""
+        asked = subscription.asked
+        if subscription.item.queue is not None:
+            self.check_alone(subscription.item.id, asked.group)
+            hosted = self._open(at, asked.group)
+        else:
+            hosted = self._open(at, asked.group, self._strategy(asked.strategy))
+            self._same_strategy(hosted, asked.strategy)
+        self._join(hosted, subscription, asked.member, now_ms)
+
+    @staticmethod
+    def _strategy(strategy: str) -> Strategy:
+        if strategy not in STRATEGIES:
+            raise Invalid(f"a strategy is one of {', '.join(STRATEGIES)}, not {strategy!r}")
+        return strategy
+
+    @staticmethod
+    def _same_strategy(hosted: Hosted, strategy: str) -> None:
+        if hosted.group.strategy != strategy:
+            raise Conflict(f"group {hosted.name!r} uses the strategy {hosted.group.strategy}; all members name the same")
+
+    def _join(self, hosted: Hosted, subscription: Subscription, static_name: str, now_ms: int) -> None:
+        member = member_id(subscription.session, subscription.token) if subscription.token else f"#{subscription.id}"
         subscription.member = member
-        self._members.setdefault(key, {})[member] = subscription
+        before = hosted.members.get(member)
+        hosted.members[member] = subscription
         try:
-            told = group.join(member, static_name, now_ms)
+            told = hosted.group.join(member, static_name, now_ms)
         except HeadraceError:
-            self._members[key].pop(member, None)
-            self._drop_if_empty(key)
+            if before is None:
+                del hosted.members[member]
+            else:
+                hosted.members[member] = before
+            self._drop_if_empty(hosted)
             raise
+        self._journal(hosted)
         for assignment in told:
-            self._carry_out(key, group, assignment, quiet=assignment.member == member)
-        self._gate(key, group)
+            self._carry_out(hosted, assignment, quiet=assignment.member == member)
+        self._gate(hosted)
+
+    def _hosted(self, subscription: Subscription) -> Hosted | None:
+        """The group of which it is a member here."""
+        hosted = self._groups.get((subscription.item.id, subscription.group)) if subscription.group else None
+        return hosted if hosted is not None and hosted.members.get(subscription.member) is subscription else None
 
     def left(self, subscription: Subscription, now_ms: int) -> None:
-        """A member's subscription ended for good."""
-        key = (subscription.item.id, subscription.group)
-        group = self._groups.get(key) if subscription.group else None
-        if group is None or self._members[key].get(subscription.member) is not subscription:
+        """A member's subscription ended for good. Who has a static name and only vanished keeps its seat for the grace."""
+        hosted = self._hosted(subscription)
+        if hosted is None:
             return
-        del self._members[key][subscription.member]
-        self._tell(key, group, group.leave(subscription.member, now_ms))
+        del hosted.members[subscription.member]
+        if subscription.session.sink is None and hosted.group.static(subscription.member):
+            hosted.group.suspend(subscription.member, now_ms)
+        else:
+            self._tell(hosted, hosted.group.leave(subscription.member, now_ms))
 
     def suspended(self, subscription: Subscription, now_ms: int) -> None:
         """A member's connection broke; it keeps its seat for the grace."""
-        group = self._groups.get((subscription.item.id, subscription.group)) if subscription.group else None
-        if group is not None:
-            group.suspend(subscription.member, now_ms)
+        hosted = self._hosted(subscription)
+        if hosted is not None:
+            hosted.group.suspend(subscription.member, now_ms)
+
+    def released(self, subscription: Membership, generation: int, now_ms: int) -> None:
+        """It uses nothing any more that it was not assigned in ``generation``."""
+        hosted = self._hosted(subscription)
+        if hosted is not None:
+            self._tell(hosted, hosted.group.released(subscription.member, generation, now_ms))
 
     def assignment(self, subscription: Subscription) -> tuple[tuple[int, ...], int]:
         """(partitions, generation) of a subscription; all of them without a group."""
-        group = self._groups.get((subscription.item.id, subscription.group)) if subscription.group else None
-        found = group.assignment(subscription.member) if group is not None else None
+        hosted = self._hosted(subscription)
+        found = hosted.group.assignment(subscription.member) if hosted is not None else None
         if found is None:
             return tuple(range(len(subscription.item.partitions))), 0
         return found.partitions, found.generation
 
     def tick(self, now_ms: int) -> None:
         """Once a second: graces that are over, cooperative hand-overs that are done."""
-        for key, group in list(self._groups.items()):
-            self._tell(key, group, group.tick(now_ms))
-            for (member, number), generation in list(self._parting.get(key, {}).items()):
-                subscription = self._members.get(key, {}).get(member)
+        for hosted in list(self._groups.values()):
+            group = hosted.group
+            if hosted.home.barred is None:
+                self._tell(hosted, group.tick(now_ms))
+            for (member, number), generation in list(hosted.parting.items()):
+                subscription = hosted.members.get(member)
                 partition = subscription.partitions.get(number) if isinstance(subscription, StreamSubscription) else None
                 if partition is not None and subscription is not None:
                     reader = partition.machine.readers.get(subscription.id)
                     if reader is not None and reader.held:
                         continue
-                self._part(key, member, number)
-                if not any(m == member for m, _ in self._parting.get(key, {})):
-                    self._tell(key, group, group.released(member, generation, now_ms))
-            self._drop_if_empty(key)
+                self._part(hosted, member, number)
+                if not any(m == member for m, _ in hosted.parting):
+                    self._tell(hosted, group.released(member, generation, now_ms))
+            self._drop_if_empty(hosted)
 
     def view(self, item_id: str) -> dict[str, object]:
         """What admin shows of the groups of one queue or stream."""
-        return {name: group.view() for (id, name), group in self._groups.items() if id == item_id}
+        return {name: hosted.group.view() for (id, name), hosted in self._groups.items() if id == item_id}
 
     # ------------------------------------------------------------ carrying out
 
-    def _tell(self, key: Key, group: Group, told: list[Assignment]) -> None:
+    def _tell(self, hosted: Hosted, told: list[Assignment]) -> None:
+        self._journal(hosted)
         for assignment in told:
-            self._carry_out(key, group, assignment)
+            self._carry_out(hosted, assignment)
         if told:
-            self._gate(key, group)
-        self._drop_if_empty(key)
+            self._gate(hosted)
+        self._drop_if_empty(hosted)
 
-    def _carry_out(self, key: Key, group: Group, assignment: Assignment, *, quiet: bool = False) -> None:
-        subscription = self._members.get(key, {}).get(assignment.member)
+    def _carry_out(self, hosted: Hosted, assignment: Assignment, *, quiet: bool = False) -> None:
+        subscription = hosted.members.get(assignment.member)
         if subscription is None:
+            return
+        if isinstance(subscription, Membership):
+            hosted.home.when_committed(partial(self._say, subscription, assignment, {}))
             return
         starts: dict[int, int] = {}
         if isinstance(subscription, StreamSubscription):
             subscription.generation = assignment.generation
             for number in assignment.revoked:
-                if group.strategy == "cooperative" and number in subscription.partitions:
+                if hosted.group.strategy == "cooperative" and number in subscription.partitions:
                     subscription.partitions[number].machine.park(subscription.id)
-                    self._parting.setdefault(key, {})[assignment.member, number] = assignment.generation
+                    hosted.parting[assignment.member, number] = assignment.generation
                 else:
                     self._close(subscription, number)
             for number in assignment.partitions:
@@ -173,30 +271,35 @@ class Groups:
                         subscription.isolated(number, isolated)
                     else:
                         starts[number] = start_reading(self.broker, subscription, number)
-        if not quiet and subscription.sink is not None:
-            subscription.sink.event(
-                control.Assigned(
-                    channel=subscription.channel,
-                    generation=assignment.generation,
-                    partitions=assignment.partitions,
-                    revoked=assignment.revoked,
-                    starts=starts,
-                )
+        if not quiet:
+            self._say(subscription, assignment, starts)
+
+    def _say(self, subscription: Subscription, assignment: Assignment, starts: dict[int, int]) -> None:
+        if subscription.sink is not None:
+            event = control.Assigned(
+                channel=subscription.channel,
+                generation=assignment.generation,
+                partitions=assignment.partitions,
+                revoked=assignment.revoked,
+                starts=starts,
             )
+            subscription.sink.event(event)
             self.broker.touch(subscription.sink)
 
-    def _gate(self, key: Key, group: Group) -> None:
-        """Lets each partition of a cohort's queue serve its holder only."""
+    def _gate(self, hosted: Hosted) -> None:
+        """Lets each partition of a lone broker's cohort serve its holder only."""
+        if self.broker.cluster is not None:
+            return
         for partition in list(self.broker.partitions.values()):
-            if isinstance(partition, QueuePartition) and partition.item.id == key[0]:
-                held = group.holder(partition.number)
-                subscription = self._members.get(key, {}).get(held[0]) if held is not None else None
-                partition.machine.gate(subscription.id if subscription is not None else None, group.generation)
+            if isinstance(partition, QueuePartition) and partition.item.id == hosted.home.item.id:
+                held = hosted.group.holder(partition.number)
+                subscription = hosted.members.get(held[0]) if held is not None else None
+                partition.machine.gate(subscription.id if subscription is not None else None, hosted.group.generation)
                 self.broker.mark(partition)
 
-    def _part(self, key: Key, member: str, number: int) -> None:
-        self._parting.get(key, {}).pop((member, number), None)
-        subscription = self._members.get(key, {}).get(member)
+    def _part(self, hosted: Hosted, member: str, number: int) -> None:
+        hosted.parting.pop((member, number), None)
+        subscription = hosted.members.get(member)
         if isinstance(subscription, StreamSubscription):
             self._close(subscription, number)
 
@@ -206,13 +309,15 @@ class Groups:
         if isinstance(partition, StreamPartition):
             partition.close_reader(subscription)
 
-    def _drop_if_empty(self, key: Key) -> None:
-        group = self._groups.get(key)
-        if group is not None and not len(group):
-            del self._groups[key]
-            self._members.pop(key, None)
-            self._parting.pop(key, None)
-            for partition in self.broker.partitions.values():
-                if isinstance(partition, QueuePartition) and partition.item.id == key[0]:
-                    partition.machine.ungate()
-                    self.broker.mark(partition)
+    def _drop_if_empty(self, hosted: Hosted) -> None:
+        item = hosted.home.item
+        if len(hosted.group) or self._groups.get((item.id, hosted.name)) is not hosted:
+            return
+        del self._groups[item.id, hosted.name]
+        if hosted.name in hosted.home.groups.homed:
+            hosted.home.groups.drop(hosted.name, hosted.group.generation)
+            self.broker.mark(hosted.home)
+        for partition in self.broker.partitions.values():
+            if isinstance(partition, QueuePartition) and partition.item.id == item.id:
+                partition.machine.ungate()
+                self.broker.mark(partition)

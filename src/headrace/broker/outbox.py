@@ -6,7 +6,8 @@ from
 publish, which the
 target's producer table recognises. The messages stay readable in the source until then.
 
-Jobs (move, redrive) are made of transfers of at most ``CHUNK`` messages, at a rate, with progress.
+Jobs (move, redrive) are made of transfers of at most ``CHUNK`` messages, at a rate, with progress. The broker that was asked runs the job; each chunk
+is taken by whoever serves its partition. A job ends with its broker, what was taken is moved all the same.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from headrace.broker import forwarding
+from headrace.broker import everywhere, forwarding
 from headrace.broker.catalogue import Item
+from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition, stamped
 from headrace.broker.reading import unpacked
 from headrace.core import filters
@@ -27,7 +29,7 @@ from headrace.core.partitioner import partition_for
 from headrace.core.queue import Taken, Transfer
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import Damaged, HeadraceError, Invalid, NotFound, QueueFull
+from headrace.model.errors import Damaged, Elsewhere, HeadraceError, Invalid, NotConnected, NotFound, QueueFull, Unavailable, UnknownOutcome
 from headrace.model.specs import QueueSpec
 from headrace.wire import control
 from headrace.wire.batch import Record, encode_batch, encode_publish
@@ -39,6 +41,11 @@ if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 CHUNK = 500
+CHUNK_MS = 15_000
+ARRIVES_S = 3.0
+"""So long what was taken is waited for before its job is told that it waits; twice that is less than ``CHUNK_MS``."""
+JOB_BITS = 52
+"""Of the ids of jobs in a cluster, so that each is known by its own; a lone broker counts."""
 BATCH_BYTES_MAX = 1024 * 1024
 JOBS_KEPT = 100
 RETRY_S = (0.05, 0.2, 1.0, 5.0)
@@ -233,24 +240,25 @@ class Outbox:
 
     # ------------------------------------------------------------ jobs
 
-    def begin_job(self, item: Item, to: str, verb: str, asked: control.Filter | None, limit: int, rate: int) -> control.Progress:
-        """Starts a move or a redrive of what is ready now."""
+    async def begin_job(self, item: Item, to: str, verb: str, asked: control.Filter | None, limit: int, rate: int) -> control.Progress:
+        """Starts a move or a redrive of what is ready now, in all partitions, whoever serves them."""
         if limit < 0 or rate < 0:
             raise Invalid("limit and rate are not negative (0 = none)")
-        compiled = filters.compile(asked) if asked is not None else None
-        job = Job(self._next_job)
+        if asked is not None:
+            filters.compile(asked)
+        held = await everywhere.describe(self.broker, item)
+        job = Job(self._next_job if self.broker.cluster is None else self.broker.ambient.bits(JOB_BITS), total=held.ready)
         self._next_job += 1
         self._jobs[job.id] = job
         while len(self._jobs) > JOBS_KEPT:
             finished = next((j.id for j in self._jobs.values() if j.state != "running"), None)
             if finished is None:
+                del self._jobs[job.id]
                 raise QueueFull(f"{JOBS_KEPT} transfers are running already; wait for one or cancel it")
             del self._jobs[finished]
-        partitions = [p for p in self.broker.all_partitions(item) if isinstance(p, QueuePartition)]
-        job.total = sum(p.machine.ready_count for p in partitions)
         if limit:
             job.total = min(job.total, limit)
-        task = self.broker.spawn(self._run(job, partitions, to, Reason.MOVED if verb == "moved" else Reason.REDRIVEN, compiled, rate))
+        task = self.broker.spawn(self._run(job, item, to, verb == "redriven", asked, limit, rate))
         self._tasks[job.id] = task
         task.add_done_callback(lambda _: self._tasks.pop(job.id, None))
         return job.progress()
@@ -263,37 +271,92 @@ class Outbox:
             job.state = "cancelled"
         return job.progress()
 
-    async def _run(self, job: Job, partitions: list[QueuePartition], to: str, reason: Reason, compiled: filters.Compiled | None, rate: int) -> None:
+    async def _run(self, job: Job, item: Item, to: str, redrive: bool, asked: control.Filter | None, limit: int, rate: int) -> None:
+        """Partition by partition, a few messages at a time, each time asked of who serves it then."""
         loop = self.broker.loop
         began, budget = loop.time(), job.total
         try:
-            for partition in partitions:
-                partition.activate()
-                after, end = -1, partition.high_watermark
+            for number in range(len(item.partitions)):
+                after = end = -1
                 while budget > job.done and job.state == "running":
-                    chunk = min(CHUNK, budget - job.done, max(1, rate // 10) if rate else CHUNK)
-                    rows = [r for r in partition.machine.peek("ready", after, chunk) if r[0] < end]
-                    if not rows:
+                    count = min(CHUNK, budget - job.done, max(1, rate // 10) if rate else CHUNK)
+                    chunk = forwarding.Chunk(
+                        name=item.name, partition=number, to=to, redrive=redrive, filter=asked, after=after, end=end, count=count
+                    )
+                    moved, lost = await self._insist_on(job, item, chunk)
+                    if limit:
+                        budget -= lost  # they may have been moved, and never more than were asked for are
+                    if moved is None:
                         break
-                    after = rows[-1][0]
-                    targets = await self._targets(partition, [r[0] for r in rows], to, compiled)
-                    if compiled is not None:
-                        job.total -= len(rows) - sum(len(o) for o in targets.values())
-                        budget = job.total
-                    for target, offsets in sorted(targets.items()):
-                        number = partition.machine.start_transfer(target, reason, _ranges(offsets), self.broker.wall_ms, {})
-                        self.broker.mark(partition)
-                        if number:
-                            done = self._done[partition.pid, number] = asyncio.Event()
-                            await done.wait()
-                        job.done += len(offsets)
+                    after, end, job.why = moved.after, moved.end, moved.waits
+                    job.done += moved.taken
+                    if asked is not None:
+                        job.total -= moved.looked_at - moved.taken
+                        budget -= moved.looked_at - moved.taken
+                    if not moved.more:
+                        break
                     if rate:
                         await asyncio.sleep(max(0.0, began + job.done / rate - loop.time()))
             if job.state == "running":
-                job.state = "finished"
+                job.state, job.why = "finished", ""
                 job.total = job.done
         except HeadraceError as e:
             job.state, job.why = "failed", f"{e}" + (f"; {e.hint}" if e.hint else "")
+
+    async def _insist_on(self, job: Job, item: Item, chunk: forwarding.Chunk) -> tuple[forwarding.Moved | None, int]:
+        """Asks until somebody who serves the partition has answered, or the job is cancelled; and how many an owner took that never said so."""
+        attempt = lost = 0
+        while job.state == "running":
+            try:
+                return await forwarding.move(self.broker, item, chunk, CHUNK_MS), lost
+            except (Elsewhere, Unavailable, NotConnected, UnknownOutcome) as e:
+                if not e.definite:
+                    lost += chunk.count
+                job.why = f"partition {chunk.partition} cannot be moved now: {e}"
+                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
+                attempt += 1
+        return None, lost
+
+    async def chunk(self, partition: QueuePartition, asked: forwarding.Chunk) -> forwarding.Moved:
+        """Takes the next few ready messages of a partition that is served here, once those taken before are at their targets, and waits for them."""
+        compiled = filters.compile(asked.filter) if asked.filter is not None else None
+        partition.activate()
+        end = asked.end if asked.end >= 0 else partition.high_watermark
+        if not await self._arrived(partition):
+            key = next((key for key in self._done if key[0] == partition.pid), (partition.pid, 0))
+            why = self._stuck.get(key, "their target has not answered yet")
+            return forwarding.Moved(looked_at=0, taken=0, after=asked.after, end=end, more=True, waits=why)
+        rows = [r for r in partition.machine.peek("ready", asked.after, asked.count) if r[0] < end]
+        if not rows:
+            return forwarding.Moved(looked_at=0, taken=0, after=asked.after, end=end, more=False)
+        targets = await self._targets(partition, [r[0] for r in rows], asked.to, compiled)
+        reason = Reason.REDRIVEN if asked.redrive else Reason.MOVED
+        taken = 0
+        for target, offsets in sorted(targets.items()):
+            number = partition.machine.start_transfer(target, reason, _ranges(offsets), self.broker.wall_ms, {})
+            self.broker.mark(partition)
+            if number:
+                self._done[partition.pid, number] = asyncio.Event()
+            taken += len(offsets)
+        await self._arrived(partition)
+        if partition.barred is not None:  # what was not committed of it is ready where it is served now
+            raise partition.barred
+        return forwarding.Moved(looked_at=len(rows), taken=taken, after=rows[-1][0], end=end, more=True)
+
+    def lost(self, partition: Partition) -> None:
+        """It is not served here any more: nobody waits here for what jobs took of it."""
+        for key in [key for key in self._done if key[0] == partition.pid]:
+            self._done.pop(key).set()
+
+    async def _arrived(self, partition: QueuePartition) -> bool:
+        """Whether all that jobs took of a partition is at its targets, after waiting for a while."""
+        try:
+            async with asyncio.timeout(ARRIVES_S):
+                while (done := next((event for key, event in self._done.items() if key[0] == partition.pid), None)) is not None:
+                    await done.wait()
+        except TimeoutError:
+            return False
+        return True
 
     async def _targets(self, partition: QueuePartition, offsets: list[int], to: str, compiled: filters.Compiled | None) -> dict[str, list[int]]:
         """Where each of those messages goes: to ``to``, or back to the queue named in its origin header."""

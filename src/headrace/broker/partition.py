@@ -21,7 +21,9 @@ import msgspec
 from headrace.broker.catalogue import Item
 from headrace.broker.lane import Confirms, InFlight, Lane, Meta, Publish, lane_append, lane_gather
 from headrace.broker.sink import Sink
+from headrace.broker.waiting import Waiting
 from headrace.core.dedup import Duplicate, ProducerTable
+from headrace.core.group_records import GroupRecords
 from headrace.model import limits
 from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, TooLarge, Unavailable
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
@@ -40,19 +42,6 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
 
-class Waiting:
-    """Somebody who waits until everything up to some entry is committed, and is told so by a call; or by ``unknown`` that nobody will know."""
-
-    __slots__ = ("_committed", "unknown")
-
-    def __init__(self, committed: Callable[[], None], unknown: Callable[[HeadraceError], None]) -> None:
-        self._committed = committed
-        self.unknown = unknown
-
-    def __call__(self) -> None:
-        self._committed()
-
-
 class Partition(Lane, ABC):
     """One partition, loaded: made by ``Broker.partition`` at first use, or by the ``Copy`` that a broker of a cluster has of it."""
 
@@ -68,6 +57,7 @@ class Partition(Lane, ABC):
             self.append_entry, self.intake = self.copy.append, None
         self.epoch_kept = False
         """The epoch is durable: nobody is shown one that a crash could give to another start. In a cluster: it may deliver, lease and assign."""
+        self.groups = GroupRecords()
         self.epochs: list[tuple[int, int]] = []
         """(epoch, offset at which it began) of the newest epochs, ascending: what an older one had there and beyond was taken back."""
         self.deadline_ms: int | None = None
@@ -89,6 +79,8 @@ class Partition(Lane, ABC):
             self.next_offset = log.checkpoint.next_offset
             self.epochs = [(epoch, first) for epoch, first in state.get("epochs", ())]
             self.producers.restore(1, state["producers"])
+            if "groups" in state:
+                self.groups.restore(state["groups"])
         self.restore(state, now_ms, wall_ms)
         for pending in state.get("pending", ()):
             self._committed_again(*pending, now_ms=now_ms)
@@ -103,6 +95,8 @@ class Partition(Lane, ABC):
         if entry.kind != Kind.RECORDS:
             if entry.kind == Kind.EPOCH_START:
                 self._epoch_began(entry.epoch)
+            elif entry.kind == Kind.GROUP:
+                self.groups.replay(bytes(entry.payload))
             else:
                 self.replay(Kind(entry.kind), bytes(entry.payload), now_ms, wall_ms)
             return
@@ -144,6 +138,7 @@ class Partition(Lane, ABC):
         self.epoch, self.last_index, self.flushed_index = epoch, index, index
         self.active, self.barred = True, None
         self.recovered(now_ms, wall_ms)
+        self.broker.groups.found(self)
         self.broker.mark(self)
 
     def taken_away(self, why: HeadraceError, unknown: HeadraceError) -> None:
@@ -343,7 +338,8 @@ class Partition(Lane, ABC):
 
     def append_journal(self) -> None:
         """Appends the machine's decisions since the last call; settle confirmations wait for them."""
-        for kind, payload in self.take_journal():
+        taken = self.take_journal()
+        for kind, payload in (*self.groups.take_journal(), *taken) if self.groups.changed else taken:
             if not self.active:
                 self.activate()
             self._append(kind, (payload,), len(payload))
@@ -439,7 +435,8 @@ class Partition(Lane, ABC):
     def state(self, epoch: int, index: int) -> Checkpoint:
         """What is here, as the state at ``index``."""
         pending = [(e.base_offset, e.record_count, e.nbytes, e.wall_ms, e.metas) for e in self.in_flight if e.record_count]
-        data = _encode({**self.snapshot(), "producers": self.producers.snapshot(), "pending": pending, "epochs": self.epochs})
+        groups = {"groups": self.groups.snapshot()} if self.groups else {}
+        data = _encode({**self.snapshot(), **groups, "producers": self.producers.snapshot(), "pending": pending, "epochs": self.epochs})
         return Checkpoint(epoch, index, data, self.floor(), self.next_offset, self.wake_at_ms())
 
     def sample(self, seconds: float) -> None:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 CREDIT_BYTES_MAX = 1 << 40
 
 
+def member_id(session: Session, token: int) -> str:
+    """Names a member of a group, the same at every broker that the client uses with this session, and after a restart."""
+    return f"{session.owner_token(token):016x}"
+
+
 class Subscription(ABC):
     """What both kinds share."""
 
@@ -60,6 +65,29 @@ class Subscription(ABC):
     def unblock(self) -> None:
         """Its socket has room again."""
         self.wake()
+
+
+class Membership(Subscription):
+    """A member of a group of a cluster: it is told what is its own, and subscribes to that where it is served."""
+
+    def __init__(self, id: int, session: Session, sink: Sink, item: Item, asked: control.Join) -> None:
+        super().__init__(id, session, sink, asked.channel, item)
+        self.token = asked.token
+        self.asked = asked
+        self.group = asked.group
+
+    def leave(self, now_ms: int, wall_ms: int) -> None:
+        self.closed = True
+        self.sink = None
+
+    def suspend(self) -> None:
+        self.sink = None
+
+    def block(self) -> None:
+        """Nothing to do: what it is sent is little."""
+
+    def wake(self) -> None:
+        """As ``block``."""
 
 
 class Fetch:

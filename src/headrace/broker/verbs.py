@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from headrace import __version__
-from headrace.broker import peek, survey
+from headrace.broker import everywhere, survey
 from headrace.broker.catalogue import Item
+from headrace.broker.joining import joined, numbered
 from headrace.broker.lane import Confirms, all_flushed, lane_append
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
-from headrace.core.dedup import Duplicate
 from headrace.model import limits
-from headrace.model.errors import Conflict, Damaged, HeadraceError, Invalid, NotFound, Refused, Unavailable
+from headrace.model.errors import Conflict, Damaged, Invalid, NotFound, Refused, Unavailable
 from headrace.wire import control, ingress
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
-
-
-LIST_AT_ONCE = 100
-"""Names described before others have a turn."""
 
 
 class Verbs:
@@ -49,10 +42,10 @@ class Verbs:
             control.Move: self._move,
             control.Redrive: self._redrive,
             control.TransferStatus: self._transfer_status,
-            control.OffsetForTime: self._offset_for_time,
+            control.OffsetForTime: self._of_stream,
             control.Trim: self._trim,
-            control.CursorsList: self._cursors_list,
-            control.CursorSet: self._cursor_set,
+            control.CursorsList: self._of_stream,
+            control.CursorSet: self._of_stream,
             control.CursorDelete: self._cursor_delete,
             control.Status: self._status,
             control.Drain: self._drain_broker,
@@ -91,7 +84,9 @@ class Verbs:
         broker = self.broker
         item = broker.catalogue.get(r.name, r.kind)
         if r.if_empty and item.kind == "queue":
-            waiting = sum(p.machine.ready_count + p.machine.leased_count + p.machine.delayed_count for p in self._queue_partitions(item))
+            held = await self._ask_all(control.Describe(name=r.name), item, range(len(item.partitions)))
+            assert isinstance(held, control.Info)
+            waiting = held.ready + held.leased + held.delayed
             if waiting:
                 raise Conflict(f"queue {r.name!r} holds {waiting} messages", hint="purge it, or delete it without the condition")
         item = await broker.catalogue.delete(r.name, r.kind)
@@ -114,114 +109,33 @@ class Verbs:
         if r.kind not in ("", "queue", "stream"):
             raise Invalid("kind is queue, stream or empty")
         items, more = await self.broker.catalogue.page(kind=r.kind, pattern=r.pattern, after=r.after, limit=min(max(1, r.limit), 10_000))
-        rows = []
-        for at in range(0, len(items), LIST_AT_ONCE):
-            rows += [self._info(item, load=False) for item in items[at : at + LIST_AT_ONCE]]
-            await asyncio.sleep(0)
-        return control.Listing(items=tuple(rows), more=more)
+        return control.Listing(items=await everywhere.figures(self.broker, items), more=more)
 
     async def _describe(self, r: control.Describe) -> control.Reply:
-        return self._info(self.broker.catalogue.get(r.name), load=True, partitions=True)
+        return await everywhere.describe(self.broker, self.broker.catalogue.get(r.name))
 
-    def _info(self, item: Item, *, load: bool = False, partitions: bool = False) -> control.Info:
-        """Settings and figures; partitions that are not loaded are opened only when asked."""
-        broker = self.broker
-        rows: list[control.PartitionInfo] = []
-        totals = dict.fromkeys(("ready", "leased", "delayed", "settled", "records", "bytes", "consumers", "publishers"), 0)
-        damaged = broker.store.damaged()
-        consumers: set[int] = set()
-        for number, pid in enumerate(item.partitions):
-            loaded = broker.partition(item, number) if load and broker.cluster is None else broker.partitions.get(pid)
-            if pid in damaged or (loaded is not None and loaded.quarantined):
-                why = damaged[pid].why if pid in damaged else loaded.quarantined if loaded is not None else ""
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="quarantined", why=why))
-                continue
-            if loaded is None:
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.cluster is None else "elsewhere"))
-                continue
-            if loaded.barred is not None:
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=loaded.epoch, state="elsewhere", why=str(loaded.barred)))
-                continue
-            totals["publishers"] += loaded.publishers
-            consumers.update(loaded.subscription_ids())
-            if isinstance(loaded, QueuePartition):
-                m = loaded.machine
-                row = control.PartitionInfo(
-                    partition=number,
-                    id=pid,
-                    epoch=loaded.epoch,
-                    state="paused" if item.paused else "serving",
-                    start_offset=m.floor,
-                    high_watermark=loaded.high_watermark,
-                    next_offset=loaded.next_offset,
-                    ready=m.ready_count,
-                    leased=m.leased_count,
-                    delayed=m.delayed_count,
-                    settled=m.settled_count,
-                    bytes=m.bytes,
-                    consumers=loaded.attached(),
-                    oldest_ms=loaded.oldest_ms(),
-                )
-                for field in ("ready", "leased", "delayed", "settled", "bytes"):
-                    totals[field] += getattr(row, field)
-                totals["records"] += m.ready_count + m.leased_count + m.delayed_count
-            else:
-                assert isinstance(loaded, StreamPartition)
-                start, end = loaded.machine.start_offset, loaded.high_watermark
-                row = control.PartitionInfo(
-                    partition=number,
-                    id=pid,
-                    epoch=loaded.epoch,
-                    state="serving",
-                    start_offset=start,
-                    high_watermark=end,
-                    next_offset=loaded.next_offset,
-                    bytes=broker.store.log_bytes(pid),
-                    consumers=loaded.attached(),
-                    oldest_ms=loaded.oldest_ms(),
-                )
-                totals["records"] += end - start
-                totals["bytes"] += row.bytes
-            rows.append(row)
-        totals["consumers"] = len(consumers)
-        rates = [sum(p.rates[i] for p in broker.loaded(item)) for i in range(3)]
-        return control.Info(
-            name=item.name,
-            kind=item.kind,
-            id=item.id,
-            spec=msgspec.structs.asdict(item.spec),
-            routing_version=item.routing_version,
-            paused=item.paused,
-            publish_rate=rates[0],
-            deliver_rate=rates[1],
-            settle_rate=rates[2],
-            partitions=tuple(rows) if partitions or load else (),
-            oldest_ms=max((r.oldest_ms for r in rows), default=0),
-            attention=tuple(f"partition {r.partition} is quarantined: {r.why}" for r in rows if r.state == "quarantined"),
-            **totals,
-        )
+    def _info(self, item: Item) -> control.Info:
+        return self.broker.parts.info(item)
 
-    # ------------------------------------------------------------ queues
+    # ------------------------------------------------------------ partitions, wherever they are served
 
-    def _queue_partitions(self, item: Item, number: int = -1) -> list[QueuePartition]:
-        if number >= len(item.partitions):
-            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {number}")
-        numbers = range(len(item.partitions)) if number < 0 else [number]
-        return [p for n in numbers if isinstance(p := self.broker.partition(item, n), QueuePartition)]
+    async def _everywhere(self, r: Any, kind: str = "") -> control.Reply:
+        """Has a verb carried out by everybody who serves what it is about."""
+        item = self.broker.catalogue.get(r.name, kind)
+        return await self._ask_all(r, item, numbered(item, getattr(r, "partition", -1)))
+
+    async def _ask_all(self, r: Any, item: Item, numbers: Sequence[int]) -> control.Reply:
+        return joined(r, await everywhere.call(self.broker, item, r, numbers))
 
     async def _inspect(self, r: control.Inspect) -> control.Reply:
         item = self.broker.catalogue.get(r.name, "queue")
-        return await peek.inspect(self._queue_partitions(item, r.partition), r)
+        numbers = numbered(item, r.partition)
+        if r.after >= 0 and len(numbers) > 1:
+            raise Invalid("after is an offset of one partition: name the partition")
+        return await self._ask_all(r, item, numbers)
 
     async def _purge(self, r: control.Purge) -> control.Reply:
-        broker = self.broker
-        count = 0
-        partitions = self._queue_partitions(broker.catalogue.get(r.name, "queue"), r.partition)
-        for partition in partitions:
-            partition.activate()
-            count += partition.machine.purge(r.leased, now_ms=broker.now_ms, wall_ms=broker.wall_ms)
-        await asyncio.gather(*(p.settled_down() for p in partitions))
-        return control.Done(count=count)
+        return await self._everywhere(r, "queue")
 
     async def _pause(self, r: control.Pause) -> control.Reply:
         self.broker.catalogue.get(r.name, "queue")
@@ -233,86 +147,43 @@ class Verbs:
         target = self.broker.catalogue.get(r.to)
         if target.name == item.name:
             raise Invalid("a queue cannot be moved to itself")
-        return self.broker.outbox.begin_job(item, r.to, "moved", r.filter, r.limit, r.rate)
+        return await self.broker.outbox.begin_job(item, r.to, "moved", r.filter, r.limit, r.rate)
 
     async def _redrive(self, r: control.Redrive) -> control.Reply:
         item = self.broker.catalogue.get(r.name, "queue")
         if r.to:
             self.broker.catalogue.get(r.to)
-        return self.broker.outbox.begin_job(item, r.to, "redriven", r.filter, r.limit, r.rate)
+        return await self.broker.outbox.begin_job(item, r.to, "redriven", r.filter, r.limit, r.rate)
 
     async def _transfer_status(self, r: control.TransferStatus) -> control.Reply:
-        return self.broker.outbox.progress(r.id, cancel=r.cancel)
+        try:
+            return self.broker.outbox.progress(r.id, cancel=r.cancel)
+        except NotFound as e:
+            return await everywhere.find(self.broker, r, e)
 
     async def _resolve(self, r: control.Resolve) -> control.Reply:
         item = self.broker.catalogue.get(r.name)
         if not 0 <= r.partition < len(item.partitions):
             raise NotFound(f"{item.name!r} has no partition {r.partition}")
-        verdict = self.broker.partition(item, r.partition).producers.resolve(r.producer_id, r.producer_epoch, r.sequence)
-        if isinstance(verdict, Duplicate):
-            return control.Resolved(outcome="stored", offset=verdict.base_offset)
-        return control.Resolved(outcome="unknown" if isinstance(verdict, HeadraceError) else "never")
+        return await self._ask_all(r, item, [r.partition])
 
-    # ------------------------------------------------------------ streams
-
-    def _stream_partitions(self, name: str, number: int = -1) -> list[StreamPartition]:
-        item = self.broker.catalogue.get(name, "stream")
-        if number >= len(item.partitions):
-            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {number}")
-        numbers = range(len(item.partitions)) if number < 0 else [number]
-        return [p for n in numbers if isinstance(p := self.broker.partition(item, n), StreamPartition)]
-
-    async def _offset_for_time(self, r: control.OffsetForTime) -> control.Reply:
-        return control.Offsets(offsets={p.number: self.broker.store.offset_for_time(p.pid, r.timestamp_ms) for p in self._stream_partitions(r.name)})
+    async def _of_stream(self, r: Any) -> control.Reply:
+        return await self._everywhere(r, "stream")
 
     async def _trim(self, r: control.Trim) -> control.Reply:
+        item = self.broker.catalogue.get(r.name, "stream")
+        numbers = numbered(item, r.partition)
         if (r.offset < 0) == (r.before_ms < 0):
             raise Invalid("say either offset or before_ms")
-        if r.offset >= 0 and r.partition < 0 and len(self._stream_partitions(r.name)) > 1:
+        if r.offset >= 0 and len(numbers) > 1:
             raise Invalid("an offset belongs to one partition: name it")
-        count = 0
-        partitions = self._stream_partitions(r.name, r.partition)
-        for partition in partitions:
-            partition.activate()
-            to = r.offset if r.offset >= 0 else self.broker.store.offset_for_time(partition.pid, r.before_ms)
-            before = partition.machine.start_offset
-            partition.moved_start(min(to, partition.high_watermark))
-            count += partition.machine.start_offset - before
-        await asyncio.gather(*(p.settled_down() for p in partitions))
-        return control.Done(count=count)
-
-    async def _cursors_list(self, r: control.CursorsList) -> control.Reply:
-        rows = []
-        for partition in self._stream_partitions(r.name):
-            for name, cursor in sorted(partition.machine.cursors.items()):
-                rows.append(
-                    control.CursorInfo(
-                        cursor=name,
-                        partition=partition.number,
-                        offset=cursor.next_offset,
-                        lag=max(0, partition.high_watermark - cursor.next_offset),
-                        updated_ms=cursor.wall_ms,
-                    )
-                )
-        return control.Cursors(cursors=tuple(rows))
-
-    async def _cursor_set(self, r: control.CursorSet) -> control.Reply:
-        if not r.cursor:
-            raise Invalid("name the cursor")
-        partitions = self._stream_partitions(r.name, r.partition)
-        to = [(p, p.start_at(r.to, r.cursor, self.broker.wall_ms)) for p in partitions]
-        for partition, offset in to:
-            partition.set_cursor(r.cursor, offset)
-        await asyncio.gather(*(p.settled_down() for p, _ in to))
-        return control.Offsets(offsets={p.number: offset for p, offset in to})
+        return await self._ask_all(r, item, numbers)
 
     async def _cursor_delete(self, r: control.CursorDelete) -> control.Reply:
-        partitions = self._stream_partitions(r.name)
-        count = sum(p.machine.delete_cursor(r.cursor) for p in partitions)
-        if not count:
+        done = await self._everywhere(r, "stream")
+        if isinstance(done, control.Done) and not done.count:
             raise NotFound(f"stream {r.name!r} has no cursor {r.cursor!r}", hint="`headrace stream cursors list` shows them")
-        await asyncio.gather(*(p.settled_down() for p in partitions))
-        return control.Done(count=count)
+        return done
 
     # ------------------------------------------------------------ broker
 

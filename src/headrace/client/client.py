@@ -24,7 +24,7 @@ from headrace.client.target import Target, parse_target
 from headrace.client.verbs import Verbs
 from headrace.client.worker import Handler, Worker
 from headrace.model import limits
-from headrace.model.errors import Elsewhere, HeadraceError, Invalid, NotConnected
+from headrace.model.errors import HeadraceError, Invalid, NotConnected
 from headrace.model.ports import DefaultPort
 from headrace.wire import control
 
@@ -175,13 +175,7 @@ class Client(Verbs):
                 listener(None)
 
     async def _request(self, message: control.Message, expected: type[M], *, again: bool = True, timeout_s: float | None = None) -> M:
-        try:
-            return await self._connection.request(message, expected, again=again, timeout_s=timeout_s)
-        except Elsewhere as e:
-            if type(e) is not Elsewhere or not self._router.clustered:
-                raise
-            error = e
-        return await self._router.request(message, expected, error, again=again, timeout_s=timeout_s or self._request_timeout)
+        return await self._connection.request(message, expected, again=again, timeout_s=timeout_s)
 
     # ------------------------------------------------------------ publishing
 

@@ -437,6 +437,10 @@ class Connection:
                 raise Malformed(f"the broker answered {_verb(message)} with {type(reply).__name__}")
             return reply
 
+    def tell(self, message: control.Message) -> None:
+        """Sends a request whose answer nobody needs."""
+        self._ask(message, _ignore)
+
     def _ask(self, message: control.Message, answer: Answer) -> int:
         link = self._link
         self._correlation = self._correlation % 0xFFFF_FFFF + 1

@@ -12,20 +12,18 @@ for one session by two connections. I4 who waits is looked after until it has a 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol
 
 import msgspec
 
 from headrace.client.backoff import Backoff
 from headrace.client.connection import TICK_S, Connection, User
-from headrace.client.joining import divisible, joined
 from headrace.client.target import parse_target
 from headrace.model.errors import Elsewhere, HeadraceError, Invalid, NotConnected, NotFound, Unavailable
 from headrace.wire import control
 
 log = logging.getLogger("headrace.client.routing")
 
-M = TypeVar("M", bound=control.Message)
 Connect = Callable[[str, tuple[str, ...], str], Connection]
 """Makes the connection to a broker: id, addresses, session."""
 
@@ -39,7 +37,6 @@ NOT_FOUND_MAX: Final = 6
 """So often an owner may not know a name that others know: what was just declared is not seen everywhere at the same time."""
 QUIET_S: Final = 5.0
 """Who was not sent away for so long begins anew with its attempts."""
-HOPS_MAX: Final = 8
 IDLE_S: Final = 10.0
 
 
@@ -371,38 +368,6 @@ class Router:
                 self._sit(user, seat)
                 if user in self._waiting and seat.error is None:
                     seat.error = Unavailable(f"nobody serves partition {user.partition} of {user.name!r} now")
-
-    # ------------------------------------------------------------ requests
-
-    async def request(self, message: control.Message, expected: type[M], error: HeadraceError, *, again: bool, timeout_s: float) -> M:
-        """Carries out a request that was refused with ``error``, by whoever does what it asks for. One about all partitions of a name that several
-        brokers serve is carried out partition by partition."""
-        name = getattr(message, "name", "")
-        self.learn_detail(error.detail)
-        if len(self.owners(name)) > 1 and divisible(message):
-            parts = [msgspec.structs.replace(message, partition=n) for n in await self.partitions(name, self.home.loop.time() + timeout_s)]
-            return joined(message, [await self._request(part, expected, error, again=again, timeout_s=timeout_s) for part in parts])
-        return await self._request(message, expected, error, again=again, timeout_s=timeout_s)
-
-    async def _request(self, message: control.Message, expected: type[M], error: HeadraceError, *, again: bool, timeout_s: float) -> M:
-        until = self.home.loop.time() + timeout_s
-        backoff = Backoff(0.05, 1.0)
-        row = self._rows.get(getattr(message, "name", ""), {}).get(getattr(message, "partition", -1))
-        owner = row.owner if row is not None else self.learn_detail(error.detail)
-        for _ in range(HOPS_MAX):
-            asked = self._to(owner) if self._where(owner) else self.home
-            left = until - self.home.loop.time()
-            if left <= 0:
-                break
-            try:
-                return await asked.request(message, expected, again=again, timeout_s=min(left, timeout_s))
-            except HeadraceError as e:
-                if type(e) is not Elsewhere and (type(e) is not NotConnected or left <= 0):
-                    raise
-                error = e
-                owner = self.learn_detail(e.detail)
-            await asyncio.sleep(backoff.next_s(self.home.ambient.random()))
-        raise error
 
 
 def addresses(urls: tuple[str, ...]) -> tuple[tuple[str, int], ...]:

@@ -10,20 +10,24 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from headrace.client.backoff import Backoff
 from headrace.client.connection import Connection
 from headrace.client.consumer import Consumer
+from headrace.client.membership import Membership
 from headrace.client.message import RETRY, Message
 from headrace.client.reader import Reader, Record
 from headrace.client.routing import Router
 from headrace.client.settlements import EXTENSION
+from headrace.client.sharing import Shared, Sharing
 from headrace.client.spans import Span, contains, members
 from headrace.client.subscription import Subscription
-from headrace.model.errors import Conflict, NotConnected, Unavailable
+from headrace.model.errors import Invalid, NotConnected, StaleSettle, Unavailable
 from headrace.wire import control
 from headrace.wire.frames import SettleFlag
 
-P = TypeVar("P", Consumer, Reader)
+P = TypeVar("P", "ConsumerPart", "ReaderPart")
 
 _ACTION: Final = int(SettleFlag.ACTION_MASK)
 TURN_RECORDS: Final = 64
@@ -40,8 +44,11 @@ class Parts(list[P]):
         self._taken = 0
 
     def of(self, partition: int) -> P:
-        """The one that has a partition."""
-        return next((part for part in self if partition in (part._partitions or (partition,))), self[0])
+        """The one that has a partition; ``StaleSettle`` if none has it (any more)."""
+        for part in self:
+            if partition in (part._partitions or (partition,)):
+                return part
+        raise StaleSettle(f"partition {partition} is not read here (any more)", hint="look at reader.assigned")
 
     def next_part(self, ready: Callable[[P], Any]) -> Any:
         """What ``ready`` gives of the first part, from the one whose turn it is on, that has something; else None."""
@@ -76,7 +83,7 @@ class Parts(list[P]):
     async def wait(self, whole: Subscription) -> None:
         """Returns when there may be something; raises how a part, or the whole, has ended."""
         for part in self:
-            if part._stopping and not whole._stopping:
+            if part._stopping and not part.fenced and not whole._stopping:
                 whole.end(part._error or NotConnected(f"the subscription of {part.name!r} was closed"))
         if whole._stopping:
             if whole._error is not None:
@@ -94,13 +101,25 @@ class Parts(list[P]):
                     one._waiters.remove(waiter)
 
 
-class ConsumerPart(Consumer):
+class ConsumerPart(Shared, Consumer):
     """A consumer of one partition. When that has another owner, or another epoch, a message that is here may come a second time, since its lease was
     not committed: of two copies that are here at once the other is not handed out once one was settled."""
 
     def opening(self, *, resumed: bool) -> control.Message:
         self._drop_buffer()
-        return super().opening(resumed=resumed)
+        self._granted = self.prefetch
+        return msgspec.structs.replace(super().opening(resumed=resumed), seat=self.seat, generation=self.shown)
+
+    def resize(self, prefetch: int) -> None:
+        self.prefetch = prefetch
+        super().resize(prefetch)
+
+    async def finish(self) -> None:
+        await self.close()
+
+    def at_rest(self) -> bool:
+        here = sum(d.end - d.first for d in [*self._buffer, *([self._current] if self._current is not None else [])])
+        return sum(len(held) for held in self._held.values()) <= here and self._settlements.settled_all
 
     def settled(self, correlation: int, count: int, stale: list[Span]) -> None:
         done = self._settlements.settled(correlation, stale)
@@ -112,10 +131,32 @@ class ConsumerPart(Consumer):
             self._wake()
 
     def next_ready(self) -> Message | None:
-        while True:
+        while not self.retired:
             message = super().next_ready()
             if message is None or message.auto_acked or message.offset in self._held.get(message.partition, ()):
                 return message
+        return None
+
+
+class ReaderPart(Shared, Reader):
+    """A reader of one partition."""
+
+    def opening(self, *, resumed: bool) -> control.Message:
+        self._granted = self._prefetch
+        return msgspec.structs.replace(super().opening(resumed=resumed), seat=self.seat, generation=self.shown)
+
+    def resize(self, prefetch: int) -> None:
+        self._prefetch = prefetch
+        super().resize(prefetch)
+
+    async def finish(self) -> None:
+        await self.close()
+
+    def at_rest(self) -> bool:
+        return self._last is None or not self._auto
+
+    def next_ready(self) -> Record | None:
+        return None if self.retired else super().next_ready()
 
 
 class SpreadConsumer(Consumer):
@@ -123,21 +164,22 @@ class SpreadConsumer(Consumer):
 
     def __init__(self, home: Connection, router: Router, name: str, options: dict[str, Any], open_s: float) -> None:
         super().__init__(home, name, **options)
-        self._parts: Parts[Consumer] = Parts()
+        self._parts: Parts[ConsumerPart] = Parts()
         self._led_by = router
         self._options = options
         self._open_s = open_s
+        self._sharing: Sharing[ConsumerPart] | None = None
 
     async def start(self) -> None:
         loop, router = self._connection.loop, self._led_by
         until = loop.time() + self._open_s
         numbers = await router.partitions(self.name, until)
-        if self._options.get("cohort") or not numbers:
-            if len(router.owners(self.name)) > 1:
-                raise Conflict(
-                    f"the partitions of {self.name!r} are served by several brokers, and each shares out its own among a cohort",
-                    hint="consume without a cohort, or keep the queue on one broker",
-                )
+        if self._cohort:
+            if self._pull:
+                raise Invalid("a cohort's members are pushed to; leave pull out")
+            self._sharing = await self._share(len(numbers), until)
+            return
+        if not numbers:
             self._parts.append(ConsumerPart(self._connection, self.name, **self._options, router=router))
         else:
             shares = _shares(self._options, len(numbers), self.prefetch, self._prefetch_bytes)
@@ -145,6 +187,19 @@ class SpreadConsumer(Consumer):
         await self._parts.open(router, until, loop)
         self.assigned = tuple(sorted(p for part in self._parts for p in part.assigned))
         self.lease_ms = self._parts[0].lease_ms
+
+    async def _share(self, count: int, until: float) -> "Sharing[ConsumerPart]":
+        member = Membership(self._connection, self.name, router=self._led_by, key=self.name, group=self._cohort, count=count)
+        member.static_name = self._member
+
+        def make(number: int, count: int) -> ConsumerPart:
+            shares = _shares(self._options, count, self.prefetch, self._prefetch_bytes)
+            return ConsumerPart(self._connection, self.name, **shares, partitions=(number,), router=self._led_by)
+
+        sharing = Sharing(self, member, self._parts, make=make, prefetch=lambda count: max(1, self.prefetch // count))
+        await _begin(sharing, self._parts, until)
+        self.lease_ms = self._parts[0].lease_ms if self._parts else self.lease_ms
+        return sharing
 
     def next_ready(self) -> Message | None:
         if self._stopping:
@@ -163,7 +218,11 @@ class SpreadConsumer(Consumer):
     async def close(self, unused: Iterable[Message] = ()) -> None:
         self._stopping = True
         back = list(unused)
+        if self._sharing is not None:
+            await self._sharing.close()
         await asyncio.gather(*(part.close([m for m in back if m._settler is part]) for part in self._parts))
+        if self._sharing is not None:
+            await self._sharing.membership.close()
         self.end(None)
 
     async def fetch(self, max_messages: int, *, wait_ms: int, max_bytes: int = 0) -> list[Message]:
@@ -194,21 +253,28 @@ class SpreadReader(Reader):
 
     def __init__(self, home: Connection, router: Router, name: str, options: dict[str, Any], open_s: float) -> None:
         super().__init__(home, name, **options)
-        self._parts: Parts[Reader] = Parts()
+        self._parts: Parts[ReaderPart] = Parts()
         self._led_by = router
         self._options = {**options, "partitions": self._partitions}
         self._open_s = open_s
         self._before: Reader | None = None
+        self._sharing: Sharing[ReaderPart] | None = None
 
     async def start(self) -> None:
         loop, router = self._connection.loop, self._led_by
         until = loop.time() + self._open_s
         numbers = self._partitions or await router.partitions(self.name, until)
-        if self._group or not numbers:  # a group's partitions are shared out by who serves them
-            self._parts.append(Reader(self._connection, self.name, **self._options, router=router))
+        if self._group:
+            if self._partitions:
+                raise Invalid("a group assigns the partitions; name a group or partitions, not both")
+            self._sharing = await self._share(len(numbers), until)
+            self.tier = self._parts[0].tier if self._parts else ""
+            return
+        if not numbers:
+            self._parts.append(ReaderPart(self._connection, self.name, **self._options, router=router))
         else:
             shares = _shares(self._options, len(numbers), self._prefetch, self._prefetch_bytes)
-            self._parts.extend(Reader(self._connection, self.name, **{**shares, "partitions": (n,)}, router=router) for n in numbers)
+            self._parts.extend(ReaderPart(self._connection, self.name, **{**shares, "partitions": (n,)}, router=router) for n in numbers)
         for part in self._parts:
             part.positions = self.positions
         await self._parts.open(router, until, loop)
@@ -220,8 +286,22 @@ class SpreadReader(Reader):
         if self._stopping:
             return None
         found: Record | None = self._parts.next_part(_next_record)
-        self._before = None if found is None else self._parts.of(found.partition)
+        self._before = None if found is None else found._reader
         return found
+
+    async def _share(self, count: int, until: float) -> "Sharing[ReaderPart]":
+        member = Membership(self._connection, self.name, router=self._led_by, key=self._group, group=self._group, count=count)
+        member.strategy, member.static_name = self._strategy, self._member
+
+        def make(number: int, count: int) -> ReaderPart:
+            shares = {**_shares(self._options, count, self._prefetch, self._prefetch_bytes), "partitions": (number,)}
+            part = ReaderPart(self._connection, self.name, **shares, router=self._led_by)
+            part.positions = self.positions
+            return part
+
+        sharing = Sharing(self, member, self._parts, make=make, prefetch=lambda count: max(1, self._prefetch // count))
+        await _begin(sharing, self._parts, until)
+        return sharing
 
     def _passed(self) -> None:
         if self._before is not None:
@@ -239,8 +319,23 @@ class SpreadReader(Reader):
 
     async def close(self) -> None:
         self._stopping = True
+        if self._sharing is not None:
+            await self._sharing.close()
         await asyncio.gather(*(part.close() for part in self._parts))
+        if self._sharing is not None:
+            await self._sharing.membership.close()
         self.end(None)
+
+
+async def _begin(sharing: "Sharing[Any]", parts: Parts[Any], until: float) -> None:
+    """All that is assigned is open, or nothing."""
+    try:
+        await sharing.start(until)
+    except BaseException:
+        await sharing.close()
+        await asyncio.gather(*(part.close() for part in parts))
+        await sharing.membership.close()
+        raise
 
 
 def _next_message(part: Consumer) -> Message | None:

@@ -8,7 +8,8 @@ one (same member id) within ``reconnect_grace_ms``; until then nothing moves. Th
 ``target`` allows; the others stand by and take over when one of those ends.
 
 The cooperative strategy moves a partition in two phases: its holder is told to give it up, and only once it has said so (``released``), left, or
-let ``revoke_timeout_ms`` pass, it goes to the next. All other strategies move at once.
+let ``revoke_timeout_ms`` pass, it goes to the next. All other strategies move at once, unless ``handover`` says that partitions are served elsewhere:
+then every move has those two phases, and what a member that is away was to give up goes on only when that is back and does so, or loses its seat.
 
 Invariants: G1 a partition has at most one holder, and nobody while it is being given up. G2 planned shares of the seats served differ by at most
 one. G3 the generation grows with every change of membership or assignment; a seat's own is the one under which its present share was told, and
@@ -67,6 +68,7 @@ class Group:
         revoke_timeout_ms: int = limits.GROUP_REVOKE_TIMEOUT_MS,
         target: int = 0,
         generation: int = 0,
+        handover: bool = False,
     ) -> None:
         """``generation``: the last one of whatever group was here before, so that its members are zombies to this one."""
         self.partition_count = partition_count
@@ -76,6 +78,7 @@ class Group:
         self.revoke_timeout_ms = revoke_timeout_ms
         self.target = max(0, target)
         self.generation = generation
+        self.handover = handover
         self._next_number = 1
         self._seats: dict[int, Seat] = {}
         """By number, so in order of age."""
@@ -184,7 +187,7 @@ class Group:
             self._holder = self._holder[:partition_count] + more
             self._revoking = {p: r for p, r in self._revoking.items() if p < partition_count}
             self.partition_count = partition_count
-        if self.strategy != "cooperative":
+        if self.strategy != "cooperative" and not self.handover:
             self._revoking.clear()
         return self._change(now_ms, {}) if before != (self.partition_count, self.strategy, self.target) else []
 
@@ -207,6 +210,11 @@ class Group:
         """What ``member`` holds now, None if it has no seat."""
         seat = self._members.get(member)
         return None if seat is None else Assignment(member, seat.generation, seat.partitions)
+
+    def static(self, member: str) -> bool:
+        """Whether ``member`` has a name of its own."""
+        seat = self._members.get(member)
+        return seat is not None and bool(seat.static_name)
 
     def members(self) -> list[str]:
         """All members, the oldest seat first."""
@@ -274,13 +282,15 @@ class Group:
         return losers + others
 
     def _cannot_release(self, seat: Seat, now_ms: int) -> None:
-        """Nobody is there to say that ``seat`` gave its partitions up: they are free at the next ``tick``."""
+        """Nobody is there to say that ``seat`` gave its partitions up: they are free at the next ``tick``, or with ``handover`` after its grace."""
+        if self.handover:
+            return
         for partition, (number, generation, _) in list(self._revoking.items()):
             if number == seat.number:
                 self._revoking[partition] = (number, generation, now_ms)
 
     def _must_release(self, number: int) -> bool:
-        return self.strategy == "cooperative" and self._seats[number].until_ms is None
+        return self.handover or (self.strategy == "cooperative" and self._seats[number].until_ms is None)
 
     # ------------------------------------------------------------ durable state
 
@@ -297,16 +307,17 @@ class Group:
             self.restore(SNAPSHOT_VERSION, payload, now_ms)
 
     def snapshot(self) -> bytes:
-        """Seats and what each holds. Partitions being given up belong to nobody in it."""
+        """Seats and what each holds. Partitions being given up belong to nobody in it; it says who has to give them up."""
         seats = [(s.number, s.member, s.static_name, s.generation, s.partitions) for s in self._seats.values()]
-        return _encode((self.generation, self._next_number, self.partition_count, self.strategy, self.target, seats, self._plan))
+        moving = [(p, number, told) for p, (number, told, _) in sorted(self._revoking.items())]
+        return _encode((self.generation, self._next_number, self.partition_count, self.strategy, self.target, seats, self._plan, moving))
 
     def restore(self, version: int, data: bytes, now_ms: int = 0) -> None:
         """Takes over a snapshot: all members count as suspended from now on. Raises ``Damaged``."""
         if version != SNAPSHOT_VERSION:
             raise Damaged(f"a group's snapshot of version {version} cannot be read here; this release reads {SNAPSHOT_VERSION}")
         try:
-            generation, next_number, partition_count, strategy, target, seats, plan = _decode(data)
+            generation, next_number, partition_count, strategy, target, seats, plan, moving = _decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError) as e:
             raise Damaged(f"a group's snapshot does not decode: {e}") from e
         numbers = [number for number, *_ in seats]
@@ -327,6 +338,7 @@ class Group:
             and len(plan) == partition_count
             and all(h is None or h == wanted for h, wanted in zip(holder, plan, strict=True))
             and {*plan} <= {None, *numbers}
+            and all(0 <= p < partition_count and holder[p] is None and told <= generation for p, _, told in moving)
         )
         if not sane:
             raise Damaged("a group's snapshot contradicts itself")
@@ -349,6 +361,9 @@ class Group:
         for partition, wanted in enumerate(plan):
             if wanted is not None and holder[partition] is None:
                 self._revoking[partition] = (-1, generation, now_ms)
+        for partition, number, told in moving if self.handover else ():
+            if number in self._seats and partition in self._revoking:
+                self._revoking[partition] = (number, told, now_ms + self.revoke_timeout_ms)
         self._changed = False
 
     # ------------------------------------------------------------ shape of a machine
@@ -400,7 +415,7 @@ class Group:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(
-    tuple[int, int, int, Strategy, int, list[tuple[int, str, str, int, tuple[int, ...]]], list[int | None]],
+    tuple[int, int, int, Strategy, int, list[tuple[int, str, str, int, tuple[int, ...]]], list[int | None], list[tuple[int, int, int]]],
 ).decode
 
 

@@ -65,6 +65,8 @@ READS_PER_TICK_MAX = 1024
 CURSORS_PER_PARTITION_MAX = 4096
 CURSOR_RANGES_MAX = 1024
 GROUP_MEMBERS_MAX = 4096
+GROUPS_PER_PARTITION_MAX = 1024
+"""Of how many groups a partition remembers who held it; the one that was told longest ago is forgotten."""
 GROUP_REVOKE_TIMEOUT_MS = 30_000
 
 PEER_FRAME_BYTES_MAX = FRAME_BYTES_MAX + 1024 * 1024

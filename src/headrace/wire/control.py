@@ -136,11 +136,15 @@ class Subscribe(Message, tag="subscribe"):
     member: str = ""
     """Static member name within the cohort ("" = dynamic)."""
     partitions: tuple[int, ...] = ()
-    """() = all, or in a cluster those that this broker serves now; named ones that another serves are refused as ``elsewhere``. Not with a cohort."""
+    """() = all, or in a cluster those that this broker serves now; named ones that another serves are refused as ``elsewhere``. With a cohort only
+    those that ``seat`` was given."""
     resume: bool = False
     held: tuple[Held, ...] = ()
     token: int = 0
     """u64 of the client's choice that names this subscription within its session over reconnects and broker restarts."""
+    seat: int = 0
+    """In a cluster, with a cohort: ``Join.token`` of the member, which shows the ``generation`` in which it was last given these partitions."""
+    generation: int = 0
 
 
 class SubscribeStream(Message, tag="subscribe.stream"):
@@ -168,6 +172,33 @@ class SubscribeStream(Message, tag="subscribe.stream"):
     prefetch_bytes: int = 16 * 1024 * 1024
     filter: Filter | None = None
     token: int = 0
+    seat: int = 0
+    """As of ``Subscribe``, with a group."""
+    generation: int = 0
+
+
+class Join(Message, tag="group.join"):
+    """In a cluster: becomes a member of a cohort of a queue or of a group of readers of a stream, at the broker that serves the group's home; others
+    refuse it as ``elsewhere``. The home is the partition that murmur2 of the group's name, for a cohort of the queue's name, chooses as a key does.
+    Answered by ``Subscribed``, then ``event.assigned`` on this channel; ``Unsubscribe`` leaves. The member subscribes to each partition that it is
+    given where that is served, with ``seat``."""
+
+    channel: int
+    name: str
+    group: str
+    member: str = ""
+    """Static member name ("" = dynamic)."""
+    strategy: str = "sticky"
+    """Of a group of readers; a cohort is sticky."""
+    token: int = 0
+    """u64 of the client's choice that names this member within its session, over reconnects and brokers; not 0."""
+
+
+class Released(Message, tag="group.released"):
+    """The member of that channel has ended its subscriptions to everything that is not assigned to it in ``generation``: others may have it."""
+
+    channel: int
+    generation: int
 
 
 class Subscribed(Message, tag="subscribed"):
@@ -244,7 +275,7 @@ class PartitionInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     id: int
     epoch: int
     state: str
-    """idle (not loaded), serving, paused, quarantined."""
+    """idle (not loaded), serving, paused, quarantined, or unavailable: nobody serves it now, or who does has not answered."""
     start_offset: int = 0
     high_watermark: int = 0
     next_offset: int = 0
@@ -681,6 +712,8 @@ Request = (
     | Resolve
     | Subscribe
     | SubscribeStream
+    | Join
+    | Released
     | Unsubscribe
     | DeclareQueue
     | AlterQueue

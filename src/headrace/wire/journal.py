@@ -143,8 +143,33 @@ class TransferDone(msgspec.Struct, frozen=True, tag="done", array_like=True):
     number: int
 
 
+class GroupState(msgspec.Struct, frozen=True, tag="state", array_like=True):
+    """A group that has its home in this partition, as ``core.groups`` snapshots it."""
+
+    name: str
+    state: bytes
+
+
+class GroupGone(msgspec.Struct, frozen=True, tag="gone", array_like=True):
+    """Its last member has left; no group of this partition begins at or below ``generation`` any more."""
+
+    name: str
+    generation: int
+
+
+class GroupHolder(msgspec.Struct, frozen=True, tag="holder", array_like=True):
+    """Of that group only this member, or one of a later generation, may use this partition."""
+
+    name: str
+    generation: int
+    member: str
+
+
+GroupEntry = GroupState | GroupGone | GroupHolder
+
 _encode = msgspec.msgpack.Encoder().encode
 _cursors = msgspec.msgpack.Decoder(list[CursorEntry])
+_group: msgspec.msgpack.Decoder[GroupEntry] = msgspec.msgpack.Decoder(GroupEntry)
 _transfer: msgspec.msgpack.Decoder[TransferStart | TransferDone] = msgspec.msgpack.Decoder(TransferStart | TransferDone)
 
 
@@ -168,3 +193,14 @@ def unpack_transfer(payload: bytes) -> TransferStart | TransferDone:
         return _transfer.decode(payload)
     except (msgspec.DecodeError, RecursionError) as e:
         raise Malformed(f"a transfer entry cannot be read: {e}") from None
+
+
+def pack_group(entry: GroupEntry) -> bytes:
+    return _encode(entry)
+
+
+def unpack_group(payload: bytes) -> GroupEntry:
+    try:
+        return _group.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise Malformed(f"a group entry cannot be read: {e}") from None

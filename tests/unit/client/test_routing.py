@@ -188,19 +188,6 @@ async def test_a_subscription_that_nobody_serves_says_what_it_waits_for() -> Non
             await client.consume("orders").start()
 
 
-async def test_a_verb_is_carried_out_by_who_can() -> None:
-    async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client:
-        assert await client.purge("orders") == 7
-        assert len(cluster["a"].asked(control.Purge)) == 1
-
-
-async def test_a_verb_about_all_partitions_is_carried_out_one_by_one() -> None:
-    async with FakeCluster({0: "a", 1: "b"}, "a", "b", "c") as cluster, headrace.connect(cluster["c"].url) as client:
-        assert await client.purge("orders") == 14
-        assert [[p.partition for p in cluster[id].asked(control.Purge)] for id in "abc"] == [[0], [1], [-1]]
-        assert await client.purge("orders", partition=1) == 7
-
-
 async def test_other_addresses_are_learned() -> None:
     async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client:
         await client.publish("orders", b"1")

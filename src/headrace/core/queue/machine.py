@@ -166,6 +166,14 @@ class QueueMachine(Administration):
         fates.give_back(self._state, pieces, reason, wall_ms, counted=counted)
         return sum(stop - start for start, stop, _ in pieces)
 
+    def release_absent(self, owner_token: int, now_ms: int, wall_ms: int) -> None:
+        """What is leased to other owners that have no consumer here is ready at once: they may not come back."""
+        self._warm(now_ms)
+        leases = self._state.leases
+        for holder in [h for h in leases.holders.values() if h.consumer is None and h.token != owner_token]:
+            self._return(holder, 0, ALL, Reason.CONSUMER_GONE, wall_ms)
+            leases.drop_if_unused(holder)
+
     def gate(self, consumer_id: int | None, generation: int) -> bool:
         """Only this consumer is granted anything (None: nobody), for exclusive cohorts. False, and no change, if ``generation`` is older than the
         gate's."""

@@ -26,7 +26,10 @@ PENDING_BYTES_MAX = 8 * 1024 * 1024
 FEATURES = ("batches", "streams", "pull", "filters", "cohorts")
 CLUSTER = "cluster"
 """Partitions may be served by other brokers: ``topology`` says where."""
-_SCOPED = (control.Hello, control.OpenPublisher, control.ClosePublisher, control.Subscribe, control.SubscribeStream, control.Unsubscribe)
+_SCOPED = (
+    *(control.Hello, control.OpenPublisher, control.ClosePublisher, control.Subscribe, control.SubscribeStream, control.Unsubscribe),
+    *(control.Join, control.Released),
+)
 _HEAVY = (
     *(control.List, control.Describe, control.Inspect, control.Status, control.ConnectionsList, control.Topology, control.CursorsList),
     *(control.QuarantineList, control.OffsetForTime, control.ClusterTopology),
@@ -146,6 +149,10 @@ class Requests:
             return await attachments.subscribe(request)
         if isinstance(request, control.SubscribeStream):
             return await attachments.subscribe_stream(request)
+        if isinstance(request, control.Join):
+            return await attachments.join(request)
+        if isinstance(request, control.Released):
+            return attachments.released(request)
         if isinstance(request, control.Unsubscribe):
             return attachments.unsubscribe(request)
         if isinstance(request, control.Topology):

@@ -106,3 +106,39 @@ async def test_cursors_survive() -> None:
             assert (cursor.cursor, cursor.offset, cursor.lag) == ("c", 5, 15)
             async with client.read("s", start="cursor", cursor="c") as records:
                 assert (await anext(aiter(records))).text == "5"
+
+
+async def test_members_of_a_cohort_and_of_a_group_have_their_seats_again() -> None:
+    async with (
+        testing.broker() as broker,
+        headrace.connect(broker.url) as one,
+        headrace.connect(broker.url) as two,
+    ):
+        await one.declare_queue("q", partitions=4)
+        await one.declare_stream("s", partitions=4)
+        first = one.consume("q", cohort="team")
+        second = two.consume("q", cohort="team", member="fixed")
+        left = one.read("s", group="billing", cursor="billing")
+        right = two.read("s", group="billing", cursor="billing")
+        members = (first, second, left, right)
+        for member in members:
+            await member.start()
+        async with asyncio.timeout(10):
+            while [len(m.assigned) for m in members] != [2, 2, 2, 2]:
+                await asyncio.sleep(0.01)
+        seats = [m.assigned for m in members]
+        generations = [m.generation for m in members]
+        await broker.restart()
+        async with asyncio.timeout(20):
+            while not (one.connected and two.connected and all(m._open for m in members)):
+                await asyncio.sleep(0.01)
+        assert [m.assigned for m in members] == seats, "who comes back first does not take what is another's"
+        assert [m.generation for m in members] == generations
+        for number in range(4):
+            await one.publish("q", str(number), partition=number)
+            await one.publish("s", str(number), partition=number)
+        for member in members:
+            async with asyncio.timeout(20):
+                assert {(await anext(member)).partition for _ in range(2)} == set(member.assigned)
+        for member in members:
+            await member.close()

@@ -55,11 +55,11 @@ def take(
             f"partition {partition.number} of {partition.item.name!r} has consumers that are not of the cohort {group!r}",
             hint="let all consumers of a queue join one cohort",
         )
-    changed = partition.groups.hold(group, asked.generation, member_id(session, asked.seat))
+    partition.groups.hold(group, asked.generation, member_id(session, asked.seat))
     broker.mark(partition)
     for other in others:
         if other.group == group:
             what = f"partition {partition.number} of {partition.item.name!r}"
             broker.end(other, Fenced(f"{what} was given to another member of {group!r} in generation {asked.generation}"))
-    if changed and isinstance(partition, QueuePartition):
+    if isinstance(partition, QueuePartition):
         partition.machine.release_absent(owner_token, broker.now_ms, broker.wall_ms)

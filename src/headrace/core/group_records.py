@@ -48,19 +48,17 @@ class GroupRecords:
         """Its last member has left in that generation."""
         self._do(GroupGone(name, generation))
 
-    def hold(self, name: str, generation: int, member: str) -> bool:
-        """``member`` shows the generation in which it was given this partition; whether it has it anew. Raises ``Fenced``, and changes nothing, if
-        another member had it in this generation, or anybody in a later one."""
+    def hold(self, name: str, generation: int, member: str) -> None:
+        """``member`` shows the generation in which it was given this partition. Raises ``Fenced``, and changes nothing, if another member had it in
+        this generation, or anybody in a later one."""
         newest, before = self.holders.get(name, (-1, ""))
         if generation < newest or (generation == newest and member != before):
             raise Fenced(
                 f"generation {newest} of group {name!r} holds this partition, this member is of generation {generation}",
                 hint="join the group again: it says what is assigned now",
             )
-        if (generation, member) == (newest, before):
-            return False
-        self._do(GroupHolder(name, generation, member))
-        return member != before
+        if (generation, member) != (newest, before):
+            self._do(GroupHolder(name, generation, member))
 
     def _do(self, entry: GroupEntry) -> None:
         self._journal.append(entry)

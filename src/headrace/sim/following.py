@@ -33,6 +33,9 @@ LOOK_S = 1.0
 class Following(Run):
     """See the module's head."""
 
+    pace_s = 0.05
+    """At most so long passes between two bursts of a publisher."""
+
     async def client(self, machine: Machine) -> Client:
         """Of all brokers, whichever of them is there."""
         names = list(NAMES)
@@ -53,7 +56,7 @@ class Following(Run):
                 book.sent[self.numbers] = False
                 posted.append((self.numbers, publisher.post((b"%d " % self.numbers).ljust(size, b"."), partition=partition)))
                 posted[-1][1].add_done_callback(partial(self.confirmed, book, self.numbers))
-            await asyncio.sleep(self.load.between(0.0, 0.05))
+            await asyncio.sleep(self.load.between(0.0, self.pace_s))
         if posted:
             await asyncio.wait([future for _, future in posted])
         last = -1

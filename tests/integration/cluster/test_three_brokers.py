@@ -12,7 +12,7 @@ from headrace.cli.perf_load import run
 from headrace.cli.perf_plan import Plan
 from headrace.client.client import Client
 from headrace.model import limits
-from headrace.model.errors import NotConnected, NotFound
+from headrace.model.errors import NotConnected, NotFound, StaleSettle
 from headrace.wire.frames import Level
 from tests.integration.cluster.members import WAIT_S, Three
 
@@ -145,4 +145,60 @@ async def test_the_load_generator_follows_owners_and_a_connection_may_send_any_a
     many = Plan(url=url, name="many", replication_factor=2, partitions=6, consume=True, count=3_000, idle_s=WAIT_S)
     figures = await asyncio.to_thread(run, many)
     assert (figures["delivered"], figures["lost"], figures["dup"], figures["refused"], figures["why"]) == (3_000, 0, 0, 0, "")
+    assert await three.stop() == [0, 0, 0]
+
+
+async def test_a_cohort_over_three_brokers_goes_on_when_one_is_killed(three: Three) -> None:
+    three.start("abc")
+    await three.ready()
+    async with three.connect() as client, three.connect() as other:
+        settings = {"partitions": 3, "replication_factor": 3, "durability": "replica_durable", "min_in_sync_replicas": 2}
+        await client.declare_queue("orders", **settings)
+        await client.declare_queue("archive", **settings)
+        got: dict[bytes, bool] = {}
+        wanted = 100
+
+        async def work(by: Client) -> set[int]:
+            seen: set[int] = set()
+            async with by.consume("orders", cohort="team", prefetch=5) as consumer:
+                while len(got) < wanted:
+                    try:
+                        async with asyncio.timeout(0.5):
+                            message = await consumer.__anext__()
+                    except TimeoutError:
+                        continue
+                    try:
+                        await message.ack(confirmed=True)
+                    except StaleSettle:
+                        continue
+                    seen.add(message.partition)
+                    got[message.value] = True
+                return seen
+
+        working = [asyncio.ensure_future(work(by)) for by in (client, other)]
+        async with client.publisher("orders", confirm_timeout=WAIT_S) as publisher, asyncio.timeout(WAIT_S):
+            await asyncio.gather(*(publisher.post(b"%d" % n, partition=n % 3) for n in range(50)))
+            while len(got) < 50:
+                await asyncio.sleep(0.05)
+            assert await three["b"].signalled(signal.SIGKILL) == -signal.SIGKILL
+            await asyncio.gather(*(publisher.post(b"%d" % n, partition=n % 3) for n in range(50, 100)))
+            first, second = await asyncio.gather(*working)
+        assert first | second == {0, 1, 2}
+        assert first
+        assert second
+        assert sorted(got) == sorted(b"%d" % n for n in range(100))
+
+        for n in range(30):
+            await client.publish("orders", b"%d" % n, partition=n % 3)
+        three.start("b")
+        await three["b"].ready()
+        async with await headrace.connect(f"headrace://{three['b'].native}", request_timeout=WAIT_S) as asked:
+            assert (await asked.describe("orders")).ready == 30
+            moving = await asked.move("orders", "archive")
+            async with asyncio.timeout(WAIT_S):
+                while (await client.transfer(moving.id)).state == "running":
+                    await asyncio.sleep(0.05)
+            assert (await asked.describe("archive")).ready == 30
+    response = await three["c"].get("queues/archive")
+    assert response.json()["ready"] == 30, "admin says the same, wherever it is asked"
     assert await three.stop() == [0, 0, 0]

@@ -275,3 +275,49 @@ def test_the_view() -> None:
     view = group.view()
     assert [m["state"] for m in view["members"]] == ["serving", "suspended", "standby"]
     assert view["moving"] == {1: 1}
+
+
+# ---------------------------------------------------------------- partitions that are served elsewhere
+
+
+def test_with_handover_nothing_moves_before_it_was_given_up() -> None:
+    group = Group(2, handover=True, revoke_timeout_ms=100)
+    group.join("a")
+    assert group.join("b") == [Assignment("a", 2, (0,), (1,)), Assignment("b", 2, ())]
+    assert group.holder(1) is None
+    assert group.released("a", 1) == []
+    assert group.released("a", 2) == [Assignment("b", 3, (1,))]
+    group.check()
+
+
+def test_with_handover_who_is_away_is_waited_for() -> None:
+    group = Group(2, handover=True, reconnect_grace_ms=50, revoke_timeout_ms=1_000)
+    group.join("a")
+    group.suspend("a", 0)
+    group.join("b", now_ms=10)
+    assert group.tick(49) == []
+    assert group.holder(1) is None
+    assert group.tick(50) == [Assignment("b", 3, (0, 1))]
+    group.check()
+
+
+def test_with_handover_who_does_not_answer_is_waited_for_no_longer_than_allowed() -> None:
+    group = Group(2, handover=True, revoke_timeout_ms=100)
+    group.join("a")
+    group.join("b", now_ms=10)
+    assert group.tick(109) == []
+    assert group.tick(110) == [Assignment("b", 3, (1,))]
+
+
+def test_what_was_to_be_given_up_is_waited_for_by_the_next_home_too() -> None:
+    group = Group(2, handover=True)
+    group.join("a")
+    group.join("b")
+    other = Group(1, handover=True, reconnect_grace_ms=5_000, revoke_timeout_ms=30_000)
+    other.restore(1, group.snapshot(), 10)
+    other.check()
+    assert other.tick(11) == []
+    assert other.join("a", now_ms=12) == [Assignment("a", 2, (0,))]
+    other.join("b", now_ms=12)
+    assert other.released("a", 2, 13) == [Assignment("b", 3, (1,))]
+    other.check()

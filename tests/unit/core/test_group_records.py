@@ -47,7 +47,7 @@ def test_replay_and_snapshot_say_the_same() -> None:
     records.drop("billing", 7)
     records.hold("team", 2, "a")
     journal = records.take_journal()
-    assert [unpack_group(payload) for _, payload in journal][0] == GroupState("team", b"2"), "only the last state of each"
+    assert next(unpack_group(payload) for _, payload in journal) == GroupState("team", b"2"), "only the last state of each"
     assert not records.changed
     again = replayed(*journal)
     restored = GroupRecords()

@@ -6,12 +6,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 import headrace
+from headrace.broker import forwarding
 from headrace.broker.queue_partition import QueuePartition
 from headrace.client.client import Client
 from headrace.client.consumer import Consumer
 from headrace.client.reader import Reader
 from headrace.core.group_records import home
-from headrace.model.errors import Conflict, Elsewhere, Fenced, HeadraceError, Invalid, NotFound, StaleSettle
+from headrace.model.errors import Conflict, Elsewhere, Fenced, HeadraceError, Invalid, Malformed, NotFound, Refused, StaleSettle
 from headrace.sim.clustered import Host
 from headrace.wire import control
 from tests.sim.test_cluster_of_three import Story, vanish
@@ -457,5 +458,26 @@ def test_dead_letters_of_all_partitions_are_redriven() -> None:
                 await asyncio.sleep(0.1)
         assert (await client.describe("dead")).ready == 10
         assert (await client.describe("orders")).ready == 20
+
+    told(story)
+
+
+def test_what_a_peer_asks_of_partitions_that_are_not_there_is_refused() -> None:
+    async def story(run: Story) -> None:
+        owners = await ready(run)
+        first, second = owners[0].running, owners[1].running
+        assert first is not None
+        assert second is not None
+        for request, partitions in (
+            (control.Purge(name="orders"), (3,)),
+            (control.Purge(name="orders"), ()),
+            (control.TransferStatus(id=1), (0,)),
+            (control.Status(), ()),
+            (control.Describe(name="nothing"), (0,)),
+        ):
+            with pytest.raises((Malformed, Refused, NotFound)):
+                await forwarding.ask(first.broker, second.broker.id, request, partitions)
+        with pytest.raises(Elsewhere):
+            await forwarding.ask(first.broker, second.broker.id, control.Purge(name="orders"), (0,))
 
     told(story)

@@ -9,8 +9,9 @@ it says which figures are missing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from headrace.broker import forwarding
 from headrace.broker.catalogue import Item
@@ -20,6 +21,8 @@ from headrace.wire import control
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
+
+T = TypeVar("T")
 
 WAIT_S: Final = 4.0
 """So long somebody is looked for who serves a partition: less than clients wait for an answer."""
@@ -66,7 +69,10 @@ async def describe(broker: Broker, item: Item) -> control.Info:
     if broker.cluster is None:
         return broker.parts.info(item, numbers)
     by_owner = _by_owner(broker, item, numbers)
-    told = await asyncio.gather(*(_ask(broker, o, request, some, timeout_ms=LOOK_MS) for o, some in by_owner.items()), return_exceptions=True)
+    told = await asyncio.gather(
+        *(_soon(broker, partial(_ask, broker, owner, request, some, timeout_ms=LOOK_MS)) for owner, some in by_owner.items()),
+        return_exceptions=True,
+    )
     found = [broker.parts.info(item, ())]
     for (owner, some), answer in zip(by_owner.items(), told, strict=True):
         if isinstance(answer, control.Info):
@@ -93,7 +99,8 @@ async def figures(broker: Broker, items: Sequence[Item]) -> tuple[control.Info, 
                 if owner not in ("", broker.id):
                     asked.setdefault(owner, []).append(item.name)
         told = await asyncio.gather(
-            *(forwarding.figures(broker, owner, some, timeout_ms=LOOK_MS) for owner, some in asked.items()), return_exceptions=True
+            *(_soon(broker, partial(forwarding.figures, broker, owner, some, timeout_ms=LOOK_MS)) for owner, some in asked.items()),
+            return_exceptions=True,
         )
         for (owner, some), answer in zip(asked.items(), told, strict=True):
             if isinstance(answer, control.Listing):
@@ -120,6 +127,18 @@ async def find(broker: Broker, request: control.Request, missing: NotFound) -> c
         if not isinstance(answer, HeadraceError):
             raise answer
     raise missing
+
+
+async def _soon(broker: Broker, ask: Callable[[], Awaitable[T]]) -> T:
+    """What ``ask`` gives, once there is a connection: brokers that have just begun are about to have one."""
+    until = broker.loop.time() + LOOK_MS / 1000
+    while True:
+        try:
+            return await ask()
+        except NotConnected:
+            if broker.loop.time() >= until:
+                raise
+        await asyncio.sleep(AGAIN_S)
 
 
 def _by_owner(broker: Broker, item: Item, numbers: Sequence[int]) -> dict[str, list[int]]:

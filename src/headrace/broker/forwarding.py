@@ -166,6 +166,10 @@ def serve(broker: Broker, transport: Transport) -> None:
         if isinstance(question, Figures):
             return control.encode(await broker.parts.figures(question.names))
         assert request is not None
+        name = getattr(request, "name", "")
+        count = len(broker.catalogue.get(name).partitions) if name else 0
+        if any(n >= count for n in question.partitions) or (name and not question.partitions):
+            raise Malformed(f"{name!r} has {count} partitions; a verb is about some of them, not {question.partitions[:10]}")
         return control.encode(await broker.parts.call(request, question.partitions))
 
     transport.on_request(Service.VERBS, answer)

@@ -446,8 +446,8 @@ class Partition(Lane, ABC):
         self.rates = ((now[0] - before[0]) / seconds, (now[1] - before[1]) / seconds, (now[2] - before[2]) / seconds)
 
     def idle(self) -> bool:
-        """Nothing in flight, nobody attached: it can be unloaded."""
-        return not (self.dirty or self.in_flight or self.gathered or self.publishers or self.attached())
+        """Nothing in flight, nobody attached, no group whose members may come back: it can be unloaded."""
+        return not (self.dirty or self.in_flight or self.gathered or self.publishers or self.groups.homed or self.attached())
 
     # ------------------------------------------------------------ what a queue and a stream do differently
 

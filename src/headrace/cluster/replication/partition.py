@@ -63,6 +63,8 @@ class Replicated:
         self._owner: tuple[BrokerId, int] = (BrokerId(""), 0)
         self._wanted = False
         self._wish: Wish | None = None
+        self._unfit = self._collects = False
+        """As the driver was told."""
 
     # ------------------------------------------------------------ for the partition
 
@@ -140,10 +142,21 @@ class Replicated:
             for effect in found:
                 _DOING[type(effect)](self, effect)
         self._tell_part()
+        self._tell_fitness()
+
+    def _tell_fitness(self) -> None:
+        unfit = self._driver.unfit(self.pid)
+        if unfit != self._unfit and not self._driver.ended:
+            self._unfit = unfit
+            self._driver.fitness(self.pid, unfit)
 
     def _tell_part(self) -> None:
         replica = self.replica
         owner = replica.owner
+        collects = owner is not None and owner.part is Part.COLLECTING
+        if collects or self._collects:
+            self._collects = collects
+            self._driver.collects(self, collects)
         lead = (owner.epoch, owner.begun_at) if owner is not None and owner.part in (Part.SERVING, Part.SEALED) else None
         if lead != self._lead:
             before, self._lead = self._lead, lead
@@ -239,16 +252,8 @@ class Replicated:
 
     async def _set_aside(self, effect: effects.Cut) -> None:
         """An operator has accepted that committed entries are lost: they are kept for people to look at, then cut."""
-        while True:
-            try:
-                path = await self._log.set_aside(self.pid, effect.at)
-                break
-            except StorageError as e:
-                if self._driver.ended:
-                    return
-                _log.error("partition %d: %s", self.pid, e)
-            await asyncio.sleep(RETRY_S)
-        if self.halted:
+        path = await self._kept(effect.at)
+        if path is None or self.halted:
             return
         _log.warning("partition %d is cut at index %d by an election that was forced; what was there is in %s", self.pid, effect.at, path)
         if self._log.covered(self.pid) > effect.at:
@@ -258,6 +263,28 @@ class Replicated:
         self._log.truncate(self.pid, effect.at, effect.epoch)
         self._told.replaced(effect.at)
         self._driver.stir(self)
+
+    def _begin_anew(self, effect: effects.Renew) -> None:
+        self._driver.settle(self._give_up(effect.reason))
+
+    async def _give_up(self, reason: str) -> None:
+        """An operator has given up everything that is here."""
+        path = await self._kept(self.replica.journal.start)
+        if path is None or self.halted:
+            return
+        _log.warning("partition %d begins anew: %s; what its log had is in %s", self.pid, reason, path or "no file, it was empty")
+        await self._renew(reason)
+
+    async def _kept(self, at: int) -> str | None:
+        """What the log has from ``at`` on is copied to a file, whose path is returned; None: this broker stops."""
+        while True:
+            try:
+                return await self._log.set_aside(self.pid, at)
+            except StorageError as e:
+                if self._driver.ended:
+                    return None
+                _log.error("partition %d: %s", self.pid, e)
+            await asyncio.sleep(RETRY_S)
 
     async def _renew(self, reason: str) -> None:
         try:
@@ -326,13 +353,14 @@ class Replicated:
         _log.info("partition %d, epoch %d: %s (%s)", self.pid, effect.epoch, effect.part, effect.reason)
 
     def _alarm(self, effect: effects.Alarm) -> None:
-        _log.error("partition %d: %s", self.pid, effect.reason)
+        (_log.warning if effect.mends else _log.error)("partition %d: %s", self.pid, effect.reason)
 
     # ------------------------------------------------------------ the end
 
     def halt(self, reason: str) -> None:
         """Nothing more is done for it in this life: going on could break what it has promised. What waits has an unknown outcome."""
         self.halted = reason
+        self._driver.collects(self, False)
         self._catchup.clear()
         self.installs.clear()
         if self.replica.owner is not None:
@@ -345,12 +373,13 @@ class Replicated:
         if self._lead is not None:
             epoch, self._lead = self._lead[0], None
             self._told.fenced(epoch, reason)
+        self._tell_fitness()
 
 
 _DOING: dict[type, Callable[[Replicated, Any], None]] = {
     effects.Send: Replicated._send, effects.Stream: Replicated._stream, effects.Transfer: Replicated._transfer,
     effects.Promise: Replicated._promise, effects.Store: Replicated._store, effects.Begin: Replicated._begin, effects.Cut: Replicated._cut,
-    effects.Stage: Replicated._stage, effects.Swap: Replicated._swap, effects.Committed: Replicated._committed,
+    effects.Stage: Replicated._stage, effects.Renew: Replicated._begin_anew, effects.Swap: Replicated._swap, effects.Committed: Replicated._committed,
     effects.Confirmed: Replicated._confirmed, effects.Unknown: Replicated._unknown, effects.Changed: Replicated._changed,
     effects.Alarm: Replicated._alarm,
 }  # fmt: skip

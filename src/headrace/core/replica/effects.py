@@ -75,6 +75,13 @@ class Cut(Effect, frozen=True):
     set_aside: bool = False
 
 
+class Renew(Effect, frozen=True):
+    """All that is here was given up by an election that an operator has forced: set it aside and begin with nothing, as a copy that has lost what it
+    acknowledged; with another machine."""
+
+    reason: str
+
+
 class Stage(Effect, frozen=True):
     """Store an install beside the old data, make it durable, switch, in one step; then ``installed(end)``."""
 
@@ -121,12 +128,13 @@ class Changed(Effect, frozen=True):
 
 
 class Alarm(Effect, frozen=True):
-    """Somebody has to look at this."""
+    """Somebody has to look at this. ``mends``: it may yet come right by itself, which makes it a warning."""
 
     reason: str
+    mends: bool = False
 
 
-AnyEffect = Send | Stream | Transfer | Promise | Store | Begin | Cut | Stage | Swap | Committed | Confirmed | Unknown | Changed | Alarm
+AnyEffect = Send | Stream | Transfer | Promise | Store | Begin | Cut | Renew | Stage | Swap | Committed | Confirmed | Unknown | Changed | Alarm
 
 
 class Outcome(Enum):

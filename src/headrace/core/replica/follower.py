@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-from headrace.core.replica.effects import Alarm, AnyEffect, Changed, Committed, Promise, Send, Stage, Stream, Transfer
+from headrace.core.replica.effects import Alarm, AnyEffect, Changed, Committed, Promise, Renew, Send, Stage, Stream, Transfer
 from headrace.core.replica.epochs import EpochHistory, Run, sound
 from headrace.core.replica.journal import Journal
 from headrace.core.replica.messages import Ack, Align, Append, Fenced, Fetch, Fetched, Gap, Install, NewEpoch, Quarantined, State
@@ -31,6 +31,7 @@ class Phase(Enum):
     CUTTING = "cuts what the owner does not have"
     INSTALLING = "takes a checkpoint"
     FOLLOWING = "follows"
+    RENEWING = "begins anew, as everything here was given up"
     QUARANTINED = "is quarantined"
 
 
@@ -50,12 +51,16 @@ class Follower:
         """How far the owner is known to be: its high watermark, or the end of what it has sent."""
         self.reason = ""
         self._forced: Sequence[tuple[int, int]] = ()
+        self._bases: Sequence[tuple[int, int, int]] = ()
 
     # ------------------------------------------------------------ documents
 
     def document(self, document: Assignment) -> None:
         """What an operator has permitted stands in the document; who owns the partition a follower learns from the owner itself."""
         self._forced = tuple((f.epoch, f.base + 1) for f in document.forced)
+        self._bases = tuple((f.epoch, f.base, f.base_epoch) for f in document.forced)
+        if self.phase is Phase.READY:
+            self._begin_anew()
 
     # ------------------------------------------------------------ the epoch
 
@@ -91,8 +96,22 @@ class Follower:
         if self.phase is Phase.QUARANTINED:
             self._out.append(Send(sender, Quarantined(epoch=self.epoch, session=self.session, reason=self.reason)))
             return
+        if self.phase is Phase.RENEWING:
+            return
         self.phase = Phase.ANSWERING
-        self.answer()
+        if not self._begin_anew():
+            self.answer()
+
+    def _begin_anew(self) -> bool:
+        """Whether an operator has given up all that is here, what is not in the log any more too: then nothing of it can be kept."""
+        journal = self._journal
+        for epoch, base, base_epoch in self._bases:
+            kept = journal.history.epoch_at(base) == base_epoch if base + 1 >= journal.start else False
+            if journal.last_epoch < epoch <= self.epoch and not kept and journal.start > 1 and not journal.busy:
+                self.phase = Phase.RENEWING
+                self._out.append(Renew(f"an election that was forced has kept what lies up to index {base} of another history"))
+                return True
+        return False
 
     def answer(self) -> None:
         """Says what is held, once all of it and the promise are durable. Called after each completion."""
@@ -187,6 +206,7 @@ class Follower:
             runs = EpochHistory(first, message.previous_epoch, message.runs).between(journal.end, end)
             self._out.append(journal.store(runs, end - journal.end, message.entries[skip:]))
         self.owner_end = max(self.owner_end, end, message.high_watermark)
+        self._whole()
         if journal.commit(min(message.high_watermark, journal.end)):
             self._out.append(Committed(journal.high_watermark))
 
@@ -212,9 +232,13 @@ class Follower:
         """A flush has ended: one cumulative acknowledgement."""
         if self.phase is Phase.FOLLOWING:
             self._acknowledge()
-            journal = self._journal
-            if (journal.unclean or journal.suspect) and journal.last_epoch == self.epoch and journal.durable_end >= self.owner_end:
-                journal.unclean = journal.suspect = False  # whatever an earlier life has lost, it is here again
+            self._whole()
+
+    def _whole(self) -> None:
+        """Whatever an earlier life has lost: is it here again?"""
+        journal = self._journal
+        if (journal.unclean or journal.suspect) and journal.last_epoch == self.epoch and journal.durable_end >= self.owner_end:
+            journal.unclean = journal.suspect = False
 
     def _acknowledge(self) -> None:
         self._out.append(Send(self.owner, Ack(epoch=self.epoch, session=self.session, end=self._journal.durable_end)))
@@ -255,7 +279,7 @@ class Follower:
 
     def step_down(self, epoch: int) -> None:
         """This broker was the owner, or becomes it: whoever it followed before is not followed any more."""
-        if self.phase is not Phase.QUARANTINED:
+        if self.phase not in (Phase.QUARANTINED, Phase.RENEWING):
             self.phase = Phase.ALONE
         self.owner, self.session = BrokerId(""), 0
         self.epoch = max(self.epoch, epoch)

@@ -15,9 +15,6 @@ from headrace.core.replica.peer import RETRY_MS, RETRY_MS_MAX, Known, Link, Peer
 from headrace.core.replica.streaming import Streaming
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 
-FAILURES_TOLD = 5
-"""Failures of a follower in a row of which somebody is told."""
-
 
 class Part(Enum):
     """The phases of a term, in their order."""
@@ -102,7 +99,7 @@ class Opening(Streaming):
 
     def _begin(self, high_watermark: int, now_ms: int) -> None:
         journal = self._journal
-        if journal.commit(min(high_watermark, journal.end)):
+        if journal.commit(min(max(high_watermark, self._decreed()), journal.end)):
             self._out.append(Committed(journal.high_watermark))
         self.part = Part.STARTING
         self.reason = ""
@@ -112,6 +109,13 @@ class Opening(Streaming):
         for peer in self.peers.values():
             if peer.link is Link.KNOWN:
                 self.align(peer, now_ms)
+
+    def _decreed(self) -> int:
+        """Exclusive end of what the last forced election has kept: an operator's word commits it, whatever the floor; 0 = there was none."""
+        last, journal = self.document.forced[-1] if self.document.forced else None, self._journal
+        if last is None or last.epoch > self.epoch or last.base >= journal.end or journal.history.epoch_at(last.base) != last.base_epoch:
+            return 0
+        return last.base + 1
 
     def appended(self, count: int, now_ms: int) -> None:
         """``count`` entries of this epoch are in the buffer of the log, at the end of the journal."""
@@ -153,7 +157,7 @@ class Opening(Streaming):
             return
         peer.up = False
         peer.reset = True
-        peer.ended("its connection broke")
+        self.failed(peer, "its connection broke")
         self.stirred = True
         self._lost_source(broker)
 
@@ -169,14 +173,12 @@ class Opening(Streaming):
         if peer.link in (Link.ABSENT, Link.ASKED):
             return
         peer.reset = peer.reset or peer.failures > 0
-        peer.ended(reason)
+        self.failed(peer, reason)
         self._lost_source(sender)
         if peer.failures < 2:
             self.ask(peer, now_ms)
         else:  # not in a circle at the speed of the network
             peer.retry_at_ms = now_ms + min(RETRY_MS * peer.failures, RETRY_MS_MAX)
-        if peer.failures == FAILURES_TOLD:
-            self._out.append(Alarm(f"{sender} has failed {peer.failures} times in a row to follow: {reason}"))
 
     def quarantined(self, sender: BrokerId, reason: str, now_ms: int) -> None:
         """It takes nothing until it is repaired: it is asked now and then."""

@@ -92,7 +92,7 @@ class Replica:
         document = self.document
         if document is None or document.owner != self.me or self.owner is not None or self._activation is not None or self.journal.busy:
             return
-        if self.follower.phase is Phase.QUARANTINED:
+        if self.follower.phase in (Phase.QUARANTINED, Phase.RENEWING):
             return
         if document.incarnation == self.incarnation and document.epoch > self.journal.promising:
             self.follower.step_down(document.epoch)

@@ -17,6 +17,8 @@ from headrace.core.replica.term import Best, history_of
 from headrace.model.cluster import BrokerId
 
 FETCH_MS = 1_000
+FAILURES_TOLD = 5
+"""Failures of a follower in a row of which somebody is told."""
 
 
 class Streaming:
@@ -50,12 +52,19 @@ class Streaming:
         peer.retry_ms = min(2 * peer.retry_ms, RETRY_MS_MAX)
         self._out.append(Send(peer.broker, NewEpoch(epoch=self.epoch, session=peer.session)))
 
+    def failed(self, peer: Peer, why: str) -> None:
+        """The session with it is over; after some in a row that ended before it followed somebody is told."""
+        before = peer.failures
+        peer.ended(why)
+        if before < peer.failures == FAILURES_TOLD:
+            self._out.append(Alarm(f"{peer.broker} has failed {peer.failures} times in a row to follow: {why}", mends=True))
+
     def ask_again(self, now_ms: int) -> None:
         """Repeats what was not answered in time: messages may be lost on a connection that stands."""
         for peer in self.peers.values():
             if peer.retry_at_ms is not None and now_ms >= peer.retry_at_ms and peer.up:
                 if peer.link not in (Link.ASKED, Link.ABSENT, Link.QUARANTINED):
-                    peer.ended("it does not answer")
+                    self.failed(peer, "it does not answer")
                 self.ask(peer, now_ms)
 
     def answered(self, peer: Peer, message: State) -> bool:
@@ -118,7 +127,7 @@ class Streaming:
             if peer.link is not Link.STREAMING or not peer.up or (peer.sent_end == end and peer.told_watermark == watermark):
                 continue
             if peer.sent_end < journal.start:
-                peer.ended("it lags behind the start of the journal")
+                self.failed(peer, "it lags behind the start of the journal")
                 self.ask(peer, now_ms)
                 continue
             limit = min(end, peer.held + self.pace.window)

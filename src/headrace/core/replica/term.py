@@ -4,7 +4,8 @@ Owns the choice. Knows neither connections nor the disk. What it rests on: any r
 journal with the highest (epoch of its last entry, end) among the answers of one holds everything that was committed.
 
 T1 Fewer than n - k + 1 answers never suffice. T2 An answer after an unclean stop does not complete the quorum while another recorded member may
-still answer. T3 For each member that is not proven dead the choice waits up to ``takeover_wait``; it is made from ALL answers.
+still answer; one of a copy that is known to have lost something does not as long as any other has not answered, dead or not. T3 For each member that
+is not proven dead the choice waits up to ``takeover_wait``; it is made from ALL answers.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,10 @@ def enough(document: Assignment, me: BrokerId, journal: Journal, peers: Mapping[
     given = [a for a in answers if a is not None]
     mine = 1 if me in recorded(document) else 0
     if not missing(document, me, peers):
-        return len(given) + mine >= needed
+        if all(a is not None for a in answers):
+            return len(given) + mine >= needed
+        honest = sum(not a.suspect for a in given) + (0 if journal.suspect else mine)
+        return honest >= needed
     sound = sum(not (a.unclean or a.suspect) for a in given) + (0 if journal.unclean or journal.suspect else mine)
     return sound >= needed and waited
 

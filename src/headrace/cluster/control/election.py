@@ -6,7 +6,9 @@ The version of the key is the term: it only grows, since the document is handed 
 it. So a controller that was replaced can write nothing any more, and two that both believe to be it are harmless.
 
 E1 it is taken from a holder only if its registration is gone or another life's, or it has stepped down, or the evidence makes it dead
-(``core.control.liveness``). E2 who drains, or is not registered itself, does not take it.
+(``core.control.liveness``). E2 who drains, or is not registered itself, or is cut off from most others, does not take it. E3 who was replaced
+although it lived takes it back from somebody who is registered only after a while, which doubles each time: two sides of a cut that do not agree who
+is dead would otherwise take turns as fast as the coordinator writes.
 """
 
 from typing import Final
@@ -25,6 +27,10 @@ _log = get_logger("controller")
 
 SHOWN_S: Final = 1.0
 """How long to wait until this broker sees what it, or another, has just written."""
+DEPOSED_MS: Final = 2_000
+DEPOSED_MS_MAX: Final = 60_000
+CALM_MS: Final = 120_000
+"""After so long without being replaced it counts from the beginning again."""
 
 
 class Election:
@@ -37,6 +43,8 @@ class Election:
         self._presence = presence
         self._ambient = ambient()
         self.term = 0
+        self._deposed_ms = self._wait_ms = 0
+        """When it was last replaced although it lives, and how long it then waits."""
 
     def look(self) -> bool:
         """Whether this broker holds the key, as far as it is known now."""
@@ -46,12 +54,19 @@ class Election:
         if term != self.term:
             if self.term and not term:
                 _log.info("%s is not the controller any more: %s is", me.name, self._name() or "nobody")
+                if holder.broker != NOBODY:
+                    self._replaced()
             self.term = term
         return self.term > 0
 
+    def _replaced(self) -> None:
+        now_ms = self._picturing.now_ms()
+        calm = now_ms - self._deposed_ms > CALM_MS or not self._wait_ms
+        self._deposed_ms, self._wait_ms = now_ms, DEPOSED_MS if calm else min(2 * self._wait_ms, DEPOSED_MS_MAX)
+
     @property
     def may_stand(self) -> bool:
-        return self._presence.alive and not self._presence.me.draining
+        return self._presence.alive and not self._presence.me.draining and not self._picturing.secluded()
 
     def vacancy(self) -> tuple[str, int | None]:
         """Why the key may be taken, "" if it may not; and when time alone may change that."""
@@ -64,7 +79,11 @@ class Election:
             return f"the registration of {name} is gone", None
         if seen.incarnation != holder.incarnation:
             return f"{name} has been started again", None
-        judgement = verdict(seen, self._picturing.settings, self._picturing.now_ms())
+        now_ms = self._picturing.now_ms()
+        waits_ms = self._deposed_ms + self._wait_ms
+        if now_ms < waits_ms:
+            return "", waits_ms
+        judgement = verdict(seen, self._picturing.settings, now_ms)
         return (f"{name} is dead ({judgement.reason})" if judgement.state == "dead" else ""), judgement.until_ms
 
     async def take(self, why: str) -> bool:

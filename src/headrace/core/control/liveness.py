@@ -8,10 +8,11 @@ or is gone and the broker said goodbye; or, at once, (L3) the controller saw its
 since, and no other broker got a frame of that life within the last 200 ms. It is in doubt while anything speaks against it that proves nothing.
 
 Freeze: when more than a third of the registrations, at least two, vanished within ``freeze_window`` of each other while their brokers are seen
-alive, it is the coordinator that fails, and nothing is moved.
+alive, it is the coordinator that fails, and nothing is moved. Nor is anything moved by a broker to which more than half of the others, at least two,
+are dead by silence alone while they keep their registrations: it is itself that is cut off.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import msgspec
@@ -124,6 +125,9 @@ def judged(picture: Picture) -> tuple[dict[BrokerId, Broker], list[int]]:
 
 def frozen(picture: Picture) -> str:
     """Why nothing may be planned, "" if it may."""
+    alone = secluded(picture.brokers)
+    if alone:
+        return f"planning is frozen: {alone}"
     vanished = sorted(
         (seen.since_ms, seen.registered.name) for seen in picture.brokers if not seen.present and seen.swim == "alive" and not seen.probe_failed
     )
@@ -141,6 +145,18 @@ def frozen(picture: Picture) -> str:
         return (
             f"planning is frozen: the registrations of {', '.join(sorted(names))} ({count} of {present + count}) vanished within {window_ms} ms "
             "although gossip and probes see them alive; look at the coordinator"
+        )
+    return ""
+
+
+def secluded(brokers: Iterable[Seen]) -> str:
+    """Why whoever sees ``brokers`` so is itself cut off from most of them, "" if it is not."""
+    present = [seen for seen in brokers if seen.present]
+    silent = sorted(seen.registered.name for seen in present if seen.swim == "dead" and not _refused(seen))
+    if len(silent) >= 2 and 2 * len(silent) > len(present) - 1:
+        return (
+            f"gossip hears nothing of {', '.join(silent)} ({len(silent)} of {len(present) - 1} others), who keep their registrations: "
+            "this broker is cut off from them, so it does not judge them"
         )
     return ""
 

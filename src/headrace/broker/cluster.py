@@ -18,6 +18,8 @@ from headrace import __version__
 from headrace.broker import forwarding
 from headrace.broker.catalogue import Item
 from headrace.broker.copies import Copy
+from headrace.broker.erasing import Erasing
+from headrace.broker.fitness import Fitness
 from headrace.broker.survey import Survey
 from headrace.cluster.control.control import Control
 from headrace.cluster.control.declared import NAMES_PREFIX
@@ -34,7 +36,7 @@ from headrace.cluster.transport import Transport
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import advertised
-from headrace.model.errors import DiskFull, HeadraceError, Invalid, NotFound, Refused, StorageError
+from headrace.model.errors import HeadraceError, Invalid, NotFound, Refused, StorageError
 from headrace.model.ids import PartitionId
 from headrace.storage.api import Replication
 from headrace.wire import control
@@ -47,7 +49,8 @@ _log = get_logger("cluster")
 NATIVE: Final = "native"
 ADMIN: Final = "admin"
 HANDOVER_LOOK_S: Final = 0.05
-ERASE_AGAIN_S: Final = 1.0
+ALONE_S: Final = 1.0
+"""A broker that drains waits so long for others to be connected."""
 
 
 class Means(Protocol):
@@ -111,9 +114,7 @@ class Cluster:
         self._sightings: Sightings
         self._swapping: Swapping
         self._driver: Driver | None = None
-        self._erased: list[int] = []
-        """Deleted partitions whose data are still there."""
-        self._erasing = asyncio.Event()
+        self._fitness: Fitness
         self._pauses: Pauses
         self.control: Control
         self.survey: Survey
@@ -141,6 +142,12 @@ class Cluster:
     @property
     def _store(self) -> ReplicatedStore:
         return cast(ReplicatedStore, self.broker.store)
+
+    @property
+    def driver(self) -> Driver:
+        """Of all its copies; there is one once it has started."""
+        assert self._driver is not None
+        return self._driver
 
     def reserve(self) -> None:
         """Before the store is opened. ``Invalid`` where it cannot replicate."""
@@ -178,6 +185,7 @@ class Cluster:
         await self._means.admit()
         registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
         self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
+        self._fitness = Fitness(driver, self.control, self._sightings, broker.store.damaged())
         mirror = self.control.mirror
         broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
         mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
@@ -188,7 +196,7 @@ class Cluster:
         self._pauses = Pauses()
         self._pauses.tell(self.control.controller.stood_still)
         self._pauses.start()
-        broker.spawn(self._keep_erasing())
+        broker.spawn(Erasing(driver, self.control, self._coordinator, broker.store, self._forget).run())
 
     def _peer_address(self) -> str:
         listen = self.broker.config.listen
@@ -199,6 +207,7 @@ class Cluster:
         if self._driver is None:
             return
         self._pauses.stop()
+        self._fitness.stop()
         await self.control.stop()
         await self._driver.stop()
         await self._swapping.stop()
@@ -220,7 +229,13 @@ class Cluster:
         long."""
         loop = self.broker.loop
         end = loop.time() + grace_ms / 1000
+        heard_s = loop.time()
         while True:
+            if self._driver is None or self._driver.links:
+                heard_s = loop.time()
+            elif self._serving() and loop.time() - heard_s >= ALONE_S:
+                _log.warning("no other broker is connected, so nobody takes over what this one serves (%d partitions)", len(self._serving()))
+                return
             for copy in self._serving():
                 copy.hand_over()
             self.control.drain()
@@ -272,7 +287,7 @@ class Cluster:
         for one in news:
             if one.now is None:
                 if one.recorded:
-                    self._erase(one.partition)
+                    self._forget(one.partition)
                 else:
                     _log.error("partition %d is assigned to nobody any more and was not deleted; its copy here is left as it is", one.partition)
                 continue
@@ -303,25 +318,12 @@ class Cluster:
             if copy is not None:
                 copy.close(why)
 
-    def _erase(self, pid: int) -> None:
+    def _forget(self, pid: int) -> None:
+        """It was deleted; its data go next."""
         copy = self.copies.pop(pid, None)
         if copy is not None:
             copy.close(NotFound(f"{copy.document.item!r} was deleted"))
-            self._erased.append(pid)
-            self._erasing.set()
-
-    async def _keep_erasing(self) -> None:
-        """Removes the data of what was deleted; on a full disk once there is room."""
-        while True:
-            await self._erasing.wait()
-            self._erasing.clear()
-            pids, self._erased = self._erased, []
-            try:
-                await self.broker.store.delete(pids)
-            except DiskFull:
-                self._erased += pids
-                await asyncio.sleep(ERASE_AGAIN_S)
-                self._erasing.set()
+        self._fitness.forget(pid)
 
     # ------------------------------------------------------------ who serves what
 

@@ -3,7 +3,8 @@
 ``MemoryStore`` is the consensus as a whole, ``MemoryCoordinator`` what one broker sees of it. Owns documents at every revision since the last
 compaction, leases and the switches; what a broker asks takes ``latency_s`` each way. Draws no numbers and knows no clock but the loop's.
 
-I1 leases end, and late changes come, in the context in which the store was made: the death of a broker's machine does not keep its lease.
+I1 leases end, and late changes come, in the context in which the store was made: the death of a broker's machine does not keep its lease. None ends
+while there is no leader.
 I2 a broker that is unreachable gets no answer; what it asked may have been done only if it was reached when it asked.
 """
 
@@ -202,8 +203,15 @@ class MemoryStore:
             return False
         if lease.timer is not None:
             lease.timer.cancel()
-        lease.timer = self._loop.call_later(lease.ttl_s, self.revoke, number, context=self._context.copy())
+        lease.timer = self._loop.call_later(lease.ttl_s, self._expire, number, context=self._context.copy())
         return True
+
+    def _expire(self, number: int) -> None:
+        """Its time is over. While there is no leader nothing is decided, and the next one gives every lease its whole time again."""
+        if self.leader:
+            self.revoke(number)
+        else:
+            self.renew(number)
 
     def revoke(self, number: int) -> None:
         lease = self._leases.get(number)

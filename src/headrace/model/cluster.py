@@ -35,6 +35,9 @@ FORMAT = 1
 COPIES_MAX = 15
 REASON_CHARACTERS_MAX = 1000
 FORCED_MAX = 16
+UNFIT_MAX = 65_536
+ERASED_MAX = 8_192
+"""Deletions that one document names; further ones wait until some of these are forgotten."""
 """Forced elections remembered per partition; of older ones a replica that comes back is told nothing, so it is quarantined instead of cut."""
 
 CONTROLLER_KEY = "controller"
@@ -42,6 +45,7 @@ PLACEMENT_KEY = "settings/placement"
 PLANNING_KEY = "settings/planning"
 BROKERS_PREFIX = "brokers/"
 PARTITIONS_PREFIX = "partitions/"
+ERASED_PREFIX = "erased/"
 
 Strategy = Literal["consistent_hash", "round_robin", "least_loaded"]
 
@@ -69,6 +73,8 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     started_wall_ms: _Number = 0
     draining: bool = False
     """It is going to stop: it hands over what it owns and is given nothing."""
+    unfit: Annotated[tuple[PartitionId, ...], Meta(max_length=UNFIT_MAX)] = ()
+    """Partitions whose copy here is damaged, stands still or has lost what it acknowledged, ascending: it must not own them, nor count as in sync."""
 
 
 class Forced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -214,11 +220,18 @@ class Planning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     since_wall_ms: _Number = 0
 
 
-Document = Registered | Assignment | Placement | Holder | Planning
-D = TypeVar("D", Registered, Assignment, Placement, Holder, Planning)
+class Erased(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Which recorded deletions a broker has carried out: nothing of them is on its disk any more."""
+
+    done: Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=64)], ...], Meta(max_length=ERASED_MAX)] = ()
+    """Ids of queues and streams, ascending. What is not recorded as deleted any more is not named."""
+
+
+Document = Registered | Assignment | Placement | Holder | Planning | Erased
+D = TypeVar("D", Registered, Assignment, Placement, Holder, Planning, Erased)
 _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _decoders: dict[type, msgspec.msgpack.Decoder[Document]] = {
-    t: msgspec.msgpack.Decoder(t) for t in (Registered, Assignment, Placement, Holder, Planning)
+    t: msgspec.msgpack.Decoder(t) for t in (Registered, Assignment, Placement, Holder, Planning, Erased)
 }
 
 

@@ -3,7 +3,9 @@
 Owns the order in which they are made, started and stopped. The coordinator, the evidence and their ends are the caller's.
 """
 
+import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from headrace.cluster.control import settling
 from headrace.cluster.control.controller import Controller
@@ -13,8 +15,12 @@ from headrace.cluster.control.picturing import PREFIXES, Picturing
 from headrace.cluster.control.presence import Presence
 from headrace.cluster.control.topology import Topology
 from headrace.cluster.coordinator import Coordinator
+from headrace.log import get_logger
 from headrace.model import config
 from headrace.model.cluster import Incarnation, Mode, Placement, Planning, Registered
+
+_log = get_logger("cluster")
+GOODBYE_S: Final = 2.0
 
 
 class Control:
@@ -47,9 +53,17 @@ class Control:
         self.controller.start()
 
     async def stop(self) -> None:
-        """The controller steps down, the registration ends; what it owns should have been handed over before (``drain``)."""
-        await self.controller.stop()
-        await self.presence.stop()
+        """The controller steps down, the registration ends; what it owns should have been handed over before (``drain``). A coordinator that does not
+        answer holds it up for ``GOODBYE_S`` at most."""
+        await self.controller.halt()
+        await self.presence.halt()
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await self.controller.step_down()
+                await self.presence.release()
+        except TimeoutError:
+            what = "its registration ends by its time to live, and the others learn of its end from that and from gossip"
+            _log.warning("the coordinator did not answer this broker's goodbye within %g s: %s", GOODBYE_S, what)
         await self.mirror.stop()
 
     def drain(self, draining: bool = True) -> None:

@@ -100,13 +100,16 @@ class Controller:
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run(), name="controller")
 
-    async def stop(self) -> None:
-        """Steps down if it is the controller."""
+    async def halt(self) -> None:
+        """Nothing is planned any more."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
-            await self.election.step_down("it stops")
+
+    async def step_down(self) -> None:
+        """Lets another take over at once, if this broker is the controller."""
+        await self.election.step_down("it stops")
 
     def stood_still(self, pause_ms: int) -> None:
         """This broker has run again for an instant only; see K3."""
@@ -197,6 +200,10 @@ class Controller:
         if self._presence.me.draining:
             await election.step_down("it drains")
             return LOOK_S
+        alone = picturing.secluded()
+        if alone:
+            await election.step_down(alone)
+            return RETRY_S
         left_ms = self._awake_ms - picturing.now_ms()
         if left_ms > 0:
             return left_ms / 1000

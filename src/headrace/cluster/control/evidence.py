@@ -10,18 +10,16 @@ import msgspec
 
 from headrace.core.control.picture import Swim
 from headrace.model.cluster import BrokerId, Incarnation, Registered
-from headrace.model.ids import PartitionId
 
 
 class Clues(msgspec.Struct, frozen=True, kw_only=True):
-    """For and against one life of a broker; the fields are those of ``core.control.picture.Seen``."""
+    """For and against one life of a broker; the fields are among those of ``core.control.picture.Seen``."""
 
     swim: Swim = "unknown"
     probe_failed: bool = False
     reset_ms: int | None = None
     refused_ms: tuple[int, ...] = ()
     frame_ms: int | None = None
-    unfit: frozenset[PartitionId] = frozenset()
 
 
 NONE = Clues()

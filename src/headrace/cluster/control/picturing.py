@@ -15,11 +15,13 @@ from headrace.cluster.control.evidence import Evidence
 from headrace.cluster.control.mirror import Mirror
 from headrace.cluster.coordinator import Document
 from headrace.core.control.changes import Finding
+from headrace.core.control.liveness import secluded
 from headrace.core.control.picture import Picture, Seen, Stored
 from headrace.log import get_logger
 from headrace.model.cluster import (
     BROKERS_PREFIX,
     CONTROLLER_KEY,
+    ERASED_PREFIX,
     PARTITIONS_PREFIX,
     PLACEMENT_KEY,
     PLANNING_KEY,
@@ -38,7 +40,9 @@ from headrace.model.ids import PartitionId
 
 _log = get_logger("cluster")
 
-PREFIXES: Final = (BROKERS_PREFIX, PARTITIONS_PREFIX, NAMES_PREFIX, DELETED_PREFIX, PLACEMENT_KEY, PLANNING_KEY, CONTROLLER_KEY)
+PREFIXES: Final = (
+    BROKERS_PREFIX, PARTITIONS_PREFIX, NAMES_PREFIX, DELETED_PREFIX, ERASED_PREFIX, PLACEMENT_KEY, PLANNING_KEY, CONTROLLER_KEY,
+)  # fmt: skip
 FORGET_MS: Final = 3_600_000
 """A broker that has no copy and has been gone for so long is forgotten."""
 
@@ -94,8 +98,13 @@ class Picturing:
         clues = self._evidence.clues(broker, seen.incarnation)
         return Seen(
             registered=seen.registered, present=seen.present, since_ms=seen.since_ms, returned=seen.returned, swim=clues.swim,
-            probe_failed=clues.probe_failed, reset_ms=clues.reset_ms, refused_ms=clues.refused_ms, frame_ms=clues.frame_ms, unfit=clues.unfit,
+            probe_failed=clues.probe_failed, reset_ms=clues.reset_ms, refused_ms=clues.refused_ms, frame_ms=clues.frame_ms,
+            unfit=frozenset(seen.registered.unfit),
         )  # fmt: skip
+
+    def secluded(self) -> str:
+        """Why this broker is itself cut off from most others, "" if it is not."""
+        return secluded(seen for id in self._seen if (seen := self.seen(id)) is not None)
 
     def picture(self, recent_handovers_ms: tuple[int, ...] = ()) -> Picture:
         """How things stand now. Linear in all there is; the caller may plan on another thread."""
@@ -121,6 +130,10 @@ class Picturing:
     def is_deleted(self, partition: PartitionId) -> bool:
         """Whether the deletion of its queue or stream is recorded."""
         return any(partition in d.partitions for d in self._deleted.values())
+
+    def deletions(self) -> dict[str, Declared]:
+        """Queues and streams whose deletion is recorded, by id."""
+        return {key[len(DELETED_PREFIX) :]: declared for key, declared in sorted(self._deleted.items())}
 
     def troubles(self) -> tuple[Finding, ...]:
         """Documents that cannot be read."""

@@ -69,12 +69,20 @@ class Presence:
 
     async def stop(self) -> None:
         """Says goodbye: the registration ends at once, if the coordinator is reached."""
+        await self.halt()
+        await self.release()
+
+    async def halt(self) -> None:
+        """It is not made again any more, should it be lost."""
         self._stopped = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
             self._task = None
         self.registered.clear()
+
+    async def release(self) -> None:
+        """Ends it."""
         if self._registration is not None:
             await self._registration.release()
             self._registration = None

@@ -25,7 +25,6 @@ from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation, Registered
 from headrace.model.config import parse_address
 from headrace.model.errors import HeadraceError, Invalid, Malformed
-from headrace.model.ids import PartitionId
 from headrace.wire.peer import Introduction, Service
 
 _log = get_logger("cluster")
@@ -81,6 +80,7 @@ class Sightings:
         self._loop = asyncio.get_running_loop()
         self._lives: dict[BrokerId, _One] = {}
         self._closely: frozenset[BrokerId] = frozenset()
+        self._others: frozenset[BrokerId] = frozenset()
         self._told: list[Callable[[], None]] = []
         self._following: asyncio.Task[None] | None = None
         transport.watch(self)
@@ -121,12 +121,14 @@ class Sightings:
     def on_news(self, told: Callable[[], None]) -> None:
         self._told.append(told)
 
-    def call_unfit(self, broker: BrokerId, incarnation: Incarnation, partitions: frozenset[PartitionId]) -> None:
-        """``broker`` said itself that its copies of these are damaged or suspect."""
-        one = self._lives.get(broker)
-        if one is not None and one.registered.incarnation == incarnation and one.clues.unfit != partitions:
-            one.clues = replace(one.clues, unfit=partitions)
-            self._tell()
+    def also(self, brokers: frozenset[BrokerId]) -> None:
+        """Those are to be probed too once anything speaks against them, whoever the controller is."""
+        if brokers == self._others:
+            return
+        self._others = brokers
+        for id in brokers:
+            if id in self._lives:
+                self._look(self._lives[id])
 
     # ------------------------------------------------------------ as the transport's watcher
 
@@ -166,8 +168,11 @@ class Sightings:
         swim = self._swim(one.registered.id, one.registered.incarnation)
         return swim in ("suspect", "dead") or one.clues.probe_failed or one.lost_ms is not None
 
+    def _close(self, one: _One) -> bool:
+        return one.registered.id in self._closely or one.registered.id in self._others
+
     def _look(self, one: _One, *, reason: bool = False) -> None:
-        if one.registered.id in self._closely and one.looking is None and (reason or self._suspect(one)):
+        if self._close(one) and one.looking is None and (reason or self._suspect(one)):
             one.looking = self._loop.create_task(self._probe_on(one), name=f"probes of {one.registered.id}")
 
     def _forget(self, one: _One) -> None:
@@ -195,7 +200,7 @@ class Sightings:
                         one.clues = replace(one.clues, reset_ms=reset_ms, refused_ms=())
                     one.clues = replace(one.clues, probe_failed=True)
                 self._tell()
-                if one.registered.id not in self._closely or not self._suspect(one):
+                if not self._close(one) or not self._suspect(one):
                     return
                 hurry = one.lost_ms is not None and outcome == "refused" and len(refused) < 2
                 await asyncio.sleep((REFUSED_APART_MS + 5 if hurry else AGAIN_MS) / 1000)

@@ -27,7 +27,7 @@ from headrace.model.errors import CoordinatorUnavailable, Invalid
 
 State = Literal["stopped", "starting", "serving", "pausing", "removed"]
 
-STOP_GRACE_S: Final = 10.0
+STOP_GRACE_S: Final = 4.0
 FAILED_STARTS: Final = 3
 """Ends before it ever answered, after which who waits for it is told."""
 _REMOVED: Final = "permanently removed from the cluster"

@@ -10,14 +10,14 @@ known as such in the small state before it begins anew.
 
 import asyncio
 import heapq
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from headrace.ambient import ambient
 from headrace.cluster.replication import marks
-from headrace.cluster.replication.heads import unpack
+from headrace.cluster.replication.heads import pack, unpack
 from headrace.cluster.replication.interface import FlushRow, Log, Peers, Store, Swaps, Told
 from headrace.cluster.replication.messages import Offer, Want
 from headrace.cluster.replication.messages import Part as CopyPart
@@ -26,13 +26,13 @@ from headrace.cluster.replication.partition import Replicated
 from headrace.cluster.replication.recent import Memory
 from headrace.cluster.replication.throttle import Throttle
 from headrace.cluster.transport.link import Lost
-from headrace.core.replica import effects
+from headrace.core.replica import effects, term
 from headrace.core.replica.configuration import recorded
 from headrace.core.replica.effects import Outcome
 from headrace.core.replica.epochs import EpochHistory
 from headrace.core.replica.follower import Phase
 from headrace.core.replica.journal import Recovered
-from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched, Install
+from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched, Install, Quarantined
 from headrace.core.replica.peer import Pace
 from headrace.core.replica.replica import Replica
 from headrace.log import get_logger
@@ -105,6 +105,11 @@ class Driver:
         """Of a copy that is given as a whole, in one message."""
         self.coming_in: dict[int, bool] = {}
         """Partitions of which a copy is taken in as a whole."""
+        self.fitness: Callable[[int, bool], None] = lambda pid, unfit: None
+        """Told of a partition that is open whenever ``unfit`` has another answer."""
+        self.news: Callable[[], None] = lambda: None
+        """Told when ``missed`` may have another answer, and when somebody is connected."""
+        self._collecting: dict[int, Replicated] = {}
         self._marks = marks.Marks()
         self._store: Store
         self._log: Log
@@ -162,15 +167,64 @@ class Driver:
         the controller is told of (``cluster.control``), from before this broker is given anything."""
         partition = self.partitions.get(pid)
         if partition is None:
-            return bool(self._log.damage(pid))
+            return bool(self._log.damage(pid)) or pid in self._marks.suspect
         replica = partition.replica
-        return bool(partition.halted) or replica.journal.suspect or replica.follower.phase is Phase.QUARANTINED
+        return bool(partition.halted) or replica.journal.suspect or replica.follower.phase in (Phase.QUARANTINED, Phase.RENEWING)
+
+    @property
+    def suspect(self) -> tuple[int, ...]:
+        """The partitions whose copy here had lost what it acknowledged when this life began, or began anew in it."""
+        return self._marks.suspect
+
+    def damage(self, pid: int) -> str:
+        """What is damaged of the copy here, as the log knows it; "" = nothing."""
+        return self._log.damage(pid)
 
     def damaged(self, pid: int, why: str) -> None:
-        """Damage was found while it is open: it takes and gives nothing until ``renew``, or until a later life."""
+        """Damage was found while it is open: it takes and gives nothing until ``renew``, or until a later life. Who owns it hears of it."""
+        partition = self.partitions.get(pid)
+        if partition is None or partition.halted:
+            return
+        follower = partition.replica.follower
+        if partition.replica.owner is None and follower.owner:
+            said = Quarantined(epoch=follower.epoch, session=follower.session, reason=why)
+            self.outbox(follower.owner).add(pid, pack(said))
+            self.stir(partition)
+        partition.halt(f"it is quarantined: {why}")
+
+    def holds(self, pid: int) -> bool:
+        """Whether anything of that partition is on this broker's disk."""
+        if pid in self.partitions or self._log.damage(pid):
+            return True
+        found = self._log.found(pid)
+        return found.end > 1 or bool(found.promised)
+
+    def close(self, pid: int) -> None:
+        """Nothing of it is here any more: it was deleted and its data are gone."""
         partition = self.partitions.get(pid)
         if partition is not None:
-            partition.halt(f"it is quarantined: {why}")
+            partition.halt("it was deleted")
+            del self.partitions[pid]
+            self._dirty.pop(pid, None)
+            for crowd in self._crowded.values():
+                crowd.pop(pid, None)
+
+    def collects(self, partition: Replicated, collects: bool) -> None:
+        """It has begun to wait for answers of others, waits on, or waits no more."""
+        if collects:
+            self._collecting[partition.pid] = partition
+        elif self._collecting.pop(partition.pid, None) is None:
+            return
+        self.news()
+
+    def missed(self) -> frozenset[BrokerId]:
+        """The brokers for whose answers partitions wait that are owned here: those that are proven dead need not be waited for (``dead``)."""
+        found: dict[BrokerId, None] = {}
+        for partition in self._collecting.values():
+            owner = partition.replica.owner
+            if owner is not None:
+                found.update(dict.fromkeys(term.missing(owner.document, self.me, owner.peers)))
+        return frozenset(found)
 
     async def renew(self, pid: int, reason: str) -> None:
         """The copy here of a partition that is damaged or cannot go on is given up (what its log had of it is set aside, if it is damaged) and made
@@ -274,7 +328,9 @@ class Driver:
         now_ms = self.now_ms()
         while self._due and self._due[0][0] <= now_ms:
             _, pid = heapq.heappop(self._due)
-            self.stir(self.partitions[pid])
+            partition = self.partitions.get(pid)
+            if partition is not None:
+                self.stir(partition)
         self._arm(now_ms)
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -344,6 +400,7 @@ class Driver:
         for partition in self.partitions.values():
             partition.replica.connected(peer, self.links[peer], self.now_ms())
             self.stir(partition)
+        self.news()
 
     def lost(self, peer: BrokerId, why: Lost) -> None:
         self._broken(peer)

@@ -72,7 +72,7 @@ class Publisher:
 
 def take_publishes(data: bytes, pos: int, end: int, message_bytes_max: int, publishers: dict[int, Publisher], sink: Sink, now_ms: float) -> int:
     """Takes the PUBLISH frames that stand at ``pos``, run by run, and says where it stopped: before the first frame that is of another kind, not
-    whole, bad, or of a channel that is not open."""
+    whole, bad, or of a channel that is not open. A run ends where its entry would be larger than one gathers; what comes after it is another run."""
     shape: Shape | None = None
     while end - pos >= 12 and data[pos + 4] == 1:
         stop = pos + 4 + ((data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3])
@@ -81,9 +81,10 @@ def take_publishes(data: bytes, pos: int, end: int, message_bytes_max: int, publ
         publisher = publishers.get((data[pos + 6] << 8) | data[pos + 7])
         if publisher is None:
             break
-        run = scan_alike(shape, data, pos, end) if shape is not None else None
+        last = min(end, max(stop, pos + publisher.lane.turn.entry_bytes_max))
+        run = scan_alike(shape, data, pos, last) if shape is not None else None
         if run is None:
-            run = scan_run(data, pos, end, message_bytes_max)
+            run = scan_run(data, pos, last, message_bytes_max)
             if run.error is not None:
                 break
             if run.next_pos < end:

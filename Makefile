@@ -89,6 +89,10 @@ chaos: dev ## kill -9 loops under load (KILLS=200), totals into docs/reliability
 sim: dev ## whole brokers on virtual time under faults (ARGS="--seed 17", "--seeds 1-20000", "--minutes 5")
 	@$(BIN)/python -m headrace.sim $(or $(ARGS),--minutes 5)
 
+.PHONY: sim-cluster
+sim-cluster: dev ## whole clusters of three and five brokers under all faults (ARGS="--seed 17", "--seeds 0-19999", "--minutes 5")
+	@$(BIN)/python -m headrace.sim.clusters $(or $(ARGS),--minutes 5)
+
 .PHONY: images
 images: dev ## every crash point of recorded runs of the store (ARGS="--images 50000")
 	@$(BIN)/python -m headrace.sim.images $(or $(ARGS),--images 50000)

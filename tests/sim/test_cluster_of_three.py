@@ -27,8 +27,8 @@ Tell = Callable[["Story"], Awaitable[None]]
 class Story(Run):
     """A run in which nothing happens but what is told."""
 
-    def __init__(self, tell: Tell, *, level: str = "replica_durable", floor: int = 2) -> None:
-        super().__init__(1)
+    def __init__(self, tell: Tell, *, level: str = "replica_durable", floor: int = 2, seed: int = 1) -> None:
+        super().__init__(seed)
         self.tell = tell
         self.level, self.floor, self.partitions = level, floor, 1  # type: ignore[assignment]
 

@@ -51,7 +51,7 @@ class Broken(Exception):
     """A promise of the module's head was broken."""
 
 
-class Totals(msgspec.Struct):
+class Totals(msgspec.Struct, kw_only=True):
     """What runs were."""
 
     seeds: int = 0
@@ -98,8 +98,8 @@ class Host(SimBroker):
 
     def membership(self, me: BrokerId, incarnation: Incarnation) -> Membership:
         return SimMembership(
-            me, "one", Secrets([SECRET]), config.Membership(seeds=tuple(f"{name}:{GOSSIP}" for name in NAMES)), at=Address(self.name, GOSSIP),
-            datagrams=self.run.datagrams, meta={"incarnation": incarnation},
+            me, "one", Secrets([SECRET]), config.Membership(seeds=tuple(f"{name}:{GOSSIP}" for name in self.run.names)),
+            at=Address(self.name, GOSSIP), datagrams=self.run.datagrams, meta={"incarnation": incarnation},
         )  # fmt: skip
 
 
@@ -130,6 +130,16 @@ class Book:
 class Run:
     """See the module's head."""
 
+    names: tuple[str, ...] = NAMES
+    """Of the brokers that there are at the beginning."""
+    all_kinds: tuple[str, ...] = KINDS
+    rests_s: tuple[float, float] = (0.0, 0.05)
+    """How long a publisher waits between two bursts."""
+    lasts_s: tuple[float, float] = (5.0, 20.0)
+    """How long there are faults."""
+    first_fault_s = 1.0
+    settings = SETTINGS
+
     def __init__(self, seed: int, *, rows_max: int | None = 0) -> None:
         self.world = world = World(seed, rows_max=rows_max)
         chance = Chance(seed, "clustered")
@@ -139,7 +149,7 @@ class Run:
         self.healing = False
         self.over = False
         self.numbers = 0
-        self.kinds = [kind for kind in KINDS if chance.happens(0.5)] or ["kill"]
+        self.kinds = [kind for kind in self.all_kinds if chance.happens(0.5)] or ["kill"]
         self.pause_s = chance.choice([0.5, 2.0, 5.0])
         delay = chance.between(0.0001, 0.003)
         world.network.shape(delay, delay * chance.random(), chance.choice([0.0, 0.3]))
@@ -153,19 +163,26 @@ class Run:
         )  # fmt: skip
         self.away: dict[str, float] = {}
         """Brokers that do not come back before that time."""
-        made = Config(storage=storage, coordination=config.Coordination(mode="coordinated", registration_ttl_ms=1_000))
+        bounds = config.Limits(frame_bytes_max=wal_file_bytes // 2, message_bytes_max=wal_file_bytes // 2 - 4 * KIB)
+        made = Config(storage=storage, limits=bounds, coordination=config.Coordination(mode="coordinated", registration_ttl_ms=1_000))
         self.hosts: dict[str, Host] = {}
-        for name in NAMES:
-            host = self.hosts[name] = Host(world, name, made)
-            listen = Listen(native=f"{name}:{PORT}", admin="off", peer=f"{name}:{PEER}", gossip=f"{name}:{GOSSIP}")
-            host.config = replace(host.config, listen=listen)
-            host.run, host.means = self, lambda host=host: host
-            host.speeds = replace(host.speeds, flush=flush)
-            world.brokers[name] = host
+        self._made, self._flush = made, flush
+        for name in self.names:
+            self.host(name)
         level: Durability = chance.choice(["replica_durable", "replica_durable", "majority_durable", "local_durable"])
         self.level, self.floor = level, chance.choice([1, 2]) if level == "replica_durable" else 1
         self.partitions = chance.choice([1, 3])
         self.books = {"orders": Book("orders", "queue"), "events": Book("events", "stream"), "dead": Book("dead", "queue")}
+
+    def host(self, name: str) -> Host:
+        """One more broker, not started."""
+        host = self.hosts[name] = Host(self.world, name, self._made)
+        listen = Listen(native=f"{name}:{PORT}", admin="off", peer=f"{name}:{PEER}", gossip=f"{name}:{GOSSIP}")
+        host.config = replace(host.config, listen=listen)
+        host.run, host.means = self, lambda host=host: host
+        host.speeds = replace(host.speeds, flush=self._flush)
+        self.world.brokers[name] = host
+        return host
 
     # ------------------------------------------------------------ who uses it
 
@@ -174,7 +191,7 @@ class Run:
         """A connection to the broker that serves that partition, as any broker says; raises what a client is told, or ``TimeoutError``."""
         url = ""
         async with asyncio.timeout(TRY_S):
-            any_one = self.hosts[self.load.choice(NAMES)].url
+            any_one = self.hosts[self.load.choice(self.names)].url
             asked = await headrace.connect(any_one, name=machine.name, wait=0)
             try:
                 info = await asked.topology(name)
@@ -202,7 +219,7 @@ class Run:
                     publisher = client.publisher(book.name, confirm_timeout=TRY_S)
                     while not self.healing:
                         await self._burst(publisher, book, partition)
-                        await asyncio.sleep(self.load.between(0.0, 0.05))
+                        await asyncio.sleep(self.load.between(*self.rests_s))
             except (HeadraceError, TimeoutError):
                 await asyncio.sleep(self.load.between(0.02, 0.2))
             if self.healing:
@@ -300,12 +317,16 @@ class Run:
     # ------------------------------------------------------------ faults
 
     def fault(self) -> None:
+        self.usual(self.faults.choice(self.kinds))
+
+    def usual(self, kind: str) -> None:
+        """One of ``KINDS``."""
         faults, world = self.faults, self.world
-        kind, name, other = faults.choice(self.kinds), faults.choice(NAMES), faults.choice(NAMES)
+        name, other = faults.choice(self.names), faults.choice(self.names)
         host, lasts = self.hosts[name], faults.between(0.2, 4.0)
         up = [n for n, h in self.hosts.items() if h.serving]
         if kind in ("kill", "power", "stop", "drain"):
-            if len(up) < len(NAMES) and faults.happens(0.7):
+            if len(up) < len(self.names) and faults.happens(0.7):
                 return  # mostly one at a time: else there is nothing but waiting
             self.totals.deaths += 1
             if faults.happens(0.3):
@@ -353,10 +374,14 @@ class Run:
             raise Broken("\n".join(wrong[:20]))
         return self.totals
 
+    def make_store(self) -> MemoryStore:
+        """The coordinator of all."""
+        return MemoryStore(timeout_s=0.3)
+
     async def begin(self) -> None:
         """Starts everybody, and declares what there is."""
-        self.store = MemoryStore(timeout_s=0.3)
-        self.store.write({}, {PLACEMENT_KEY: encode(SETTINGS)}, 0)
+        self.store = self.make_store()
+        self.store.write({}, {PLACEMENT_KEY: encode(self.settings)}, 0)
         for host in self.hosts.values():
             host.start()
         await self._declare()
@@ -373,7 +398,7 @@ class Run:
                 for what, work in (("publisher", self.publish), ("taker", takes)):
                     machine = self.world.machine(f"{what}-{book.name}-{partition}")
                     works[machine.name] = loop.spawn(machine, work(machine, book, partition), machine.name)
-        end, next_fault = loop.time() + self.faults.between(5.0, 20.0), loop.time() + 1.0
+        end, next_fault = loop.time() + self.faults.between(*self.lasts_s), loop.time() + self.first_fault_s
         while loop.time() < end and not self.broken:
             self._start_some(0.02)
             if loop.time() >= next_fault:

@@ -17,9 +17,8 @@ from functools import partial
 import headrace
 from headrace.client.client import Client
 from headrace.client.lane import Receipt
-from headrace.model.config import MIB
 from headrace.model.errors import HeadraceError, StaleSettle
-from headrace.sim.clustered import NAMES, Book, Run, Totals
+from headrace.sim.clustered import Book, Run, Totals
 from headrace.sim.loop import Machine
 from headrace.sim.world import PORT
 
@@ -33,20 +32,16 @@ LOOK_S = 1.0
 class Following(Run):
     """See the module's head."""
 
-    pace_s = 0.05
-    """At most so long passes between two bursts of a publisher."""
-
     async def client(self, machine: Machine) -> Client:
         """Of all brokers, whichever of them is there."""
-        names = list(NAMES)
+        names = list(self.names)
         self.load.shuffle(names)
         url = "headrace://" + ",".join(f"{name}:{PORT}" for name in names)
         return await headrace.connect(url, name=machine.name, wait=60.0, confirm_timeout=CONFIRM_S, request_timeout=60.0)
 
     async def publish(self, machine: Machine, book: Book, partition: int) -> None:
         client = await self.client(machine)
-        small = min(host.config.storage.wal_file_bytes for host in self.hosts.values()) < MIB
-        publisher = client.publisher(book.name, max_in_flight_bytes=32_000 if small else 4 * MIB)  # what is gathered has to fit in a log file
+        publisher = client.publisher(book.name)
         posted: list[tuple[int, asyncio.Future[Receipt]]] = []
         while not self.healing:
             size = self.load.choice([10, 100, 3000])
@@ -56,7 +51,7 @@ class Following(Run):
                 book.sent[self.numbers] = False
                 posted.append((self.numbers, publisher.post((b"%d " % self.numbers).ljust(size, b"."), partition=partition)))
                 posted[-1][1].add_done_callback(partial(self.confirmed, book, self.numbers))
-            await asyncio.sleep(self.load.between(0.0, self.pace_s))
+            await asyncio.sleep(self.load.between(*self.rests_s))
         if posted:
             await asyncio.wait([future for _, future in posted])
         last = -1

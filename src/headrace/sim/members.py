@@ -44,7 +44,7 @@ Work: TypeAlias = Callable[[Client, Book, str, float, bool], Awaitable[None]]
 class Members(Following):
     """See the module's head."""
 
-    pace_s = 0.3
+    rests_s = (0.0, 0.3)
 
     def __init__(self, seed: int, *, rows_max: int | None = 0) -> None:
         super().__init__(seed, rows_max=rows_max)

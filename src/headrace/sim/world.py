@@ -224,8 +224,8 @@ class World:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._logged.end()
         self.loop.close()
+        self._logged.end()
 
     def note(self, machine: str, what: str, text: str = "") -> None:
         self.trace.note(machine, what, text)

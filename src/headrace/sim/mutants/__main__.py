@@ -21,7 +21,7 @@ from rich.console import Console
 
 from headrace.sim.chance import Chance
 from headrace.sim.mutants import MUTANTS, report
-from headrace.sim.mutants.hunting import Hunt, Row, Seen
+from headrace.sim.mutants.hunting import CLUSTERS_MAX, Hunt, Row, Seen
 from headrace.sim.mutants.planting import Mutant
 
 
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rotate-seed", type=int, metavar="N", help="what --rotate chooses by instead of the date")
     parser.add_argument("--seeds-max", type=int, default=200, metavar="N", help="seeds of whole runs for each, at most (default: 200)")
     parser.add_argument("--images-max", type=int, default=6, metavar="N", help="seeds of crash images for each, at most (default: 6)")
+    parser.add_argument("--clusters-max", type=int, default=CLUSTERS_MAX, metavar="N", help="seeds of whole clusters for each, at most (default: 60)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks of this document")
     parser.add_argument("--json", action="store_true", help="the table as one JSON object")
@@ -54,7 +55,10 @@ def main(argv: list[str] | None = None) -> int:
         besides = f" (with {', '.join(seen.stir)} besides)" if seen.stir else ""
         console.print(f"[red]without any bug[/] seed {seen.seed}{besides} breaks {seen.invariant}: {seen.text[:200]}", soft_wrap=True)
 
-    hunt = Hunt(chosen, seeds_max=options.seeds_max, images_max=options.images_max, jobs=options.jobs, told=told, unclean=unclean)
+    hunt = Hunt(
+        chosen, seeds_max=options.seeds_max, images_max=options.images_max, clusters_max=options.clusters_max, jobs=options.jobs, told=told,
+        unclean=unclean,
+    )  # fmt: skip
     rows = hunt.run()
     missed = [row.name for row in rows if not row.caught_by]
     if options.json:

@@ -8,6 +8,7 @@ it: nothing could differ. I3 A run that does not end is broken off, and caught.
 """
 
 import multiprocessing
+import re
 import signal
 import time
 import traceback
@@ -20,16 +21,20 @@ import msgspec
 
 from headrace.sim import images, swarm
 from headrace.sim.chance import Chance
+from headrace.sim.clusters.sweep import one
 from headrace.sim.mutants import MUTANTS
 from headrace.sim.mutants.planting import Mutant, Net, compiled
 from headrace.sim.mutants.touching import lines_of, watching
 from headrace.sim.run import run
 from headrace.sim.scenario import DAMAGE, Fault, FaultKind, Scenario
 
-ROUND: Final[Mapping[Net, int]] = {"runs": 10, "images": 1}
+ROUND: Final[Mapping[Net, int]] = {"runs": 10, "images": 1, "clusters": 5}
 """Seeds a round. A seed of the images is some thousand images."""
-RUN_S_MAX: Final[Mapping[Net, int]] = {"runs": 60, "images": 600}
+RUN_S_MAX: Final[Mapping[Net, int]] = {"runs": 60, "images": 600, "clusters": 300}
 """Real seconds after which a run counts as one that does not end; clean ones take less than one, and a minute."""
+
+CLUSTERS_MAX: Final = 60
+PROMISE: Final = re.compile(r"\b([KF]\d) ")
 
 Ground = tuple[Net, tuple[FaultKind, ...], tuple[str, ...]]
 """What a mutant is run on, which others share: the net, and the faults and features that every run gets."""
@@ -91,6 +96,7 @@ class Hunt:
         *,
         seeds_max: int,
         images_max: int,
+        clusters_max: int = CLUSTERS_MAX,
         jobs: int,
         told: Callable[[Row], None],
         unclean: Callable[[Seen], None],
@@ -99,7 +105,7 @@ class Hunt:
         self.rows = {mutant.name: Row(mutant.name, mutant.net, mutant.wrong) for mutant in mutants}
         self.unclean: list[Seen] = []
         self._mutants = list(mutants)
-        self._seeds_max: dict[Net, int] = {"runs": seeds_max, "images": images_max}
+        self._seeds_max: dict[Net, int] = {"runs": seeds_max, "images": images_max, "clusters": clusters_max}
         self._jobs = jobs
         self._told = told
         self._tell_unclean = unclean
@@ -179,7 +185,7 @@ def attempt(task: Task) -> Trial:
     shows: dict[str, list[int]] = {name: [] for name in task.wanted}
     with MUTANTS[task.mutant].plant() if task.mutant else nullcontext():
         for seed in task.seeds:
-            if wanted and net == "runs":
+            if wanted and net != "images":
                 with watching(wanted) as watched:
                     seen += broken(seed, net, stir, features)
             else:
@@ -201,12 +207,20 @@ def broken(seed: int, net: Net, stir: tuple[FaultKind, ...] = (), wants: tuple[s
                 sweep = FirstFailure(seed)
                 sweep.run()
                 return [Seen(seed, "images", str(failure)) for failure in sweep.failures]
+            if net == "clusters":
+                return list(_of_clusters(seed))
             result, _ = run(stirred(swarm.draw(seed, wants), stir))
             return [Seen(seed, violation.invariant, violation.text, stir) for violation in result.violations]
     except TooLong:
         return [Seen(seed, "I16", f"the run did not end within {RUN_S_MAX[net]} s of real time", stir)]
     except Exception as e:  # a bug may break what runs it: that is noticed too
         return [Seen(seed, "error", "".join(traceback.format_exception(e))[-1000:], stir)]
+
+
+def _of_clusters(seed: int) -> Iterator[Seen]:
+    for line in one(seed).wrong.splitlines():
+        found = PROMISE.search(line)
+        yield Seen(seed, found[1] if found is not None else "error", line)
 
 
 class _Enough(Exception):

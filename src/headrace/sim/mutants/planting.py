@@ -23,7 +23,7 @@ import msgspec
 
 from headrace.sim.scenario import FaultKind
 
-Net = Literal["runs", "images"]
+Net = Literal["runs", "images", "clusters"]
 DEATHS: Final[tuple[FaultKind, ...]] = ("power", "kill")
 FLIPS: Final[tuple[FaultKind, ...]] = ("flip", "stop", "flip")
 """For ``Mutant.stir``: few different ones, as the sound product has to pass each of them too."""
@@ -55,7 +55,8 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     """The promises that it breaks: any of them may be the one that is seen."""
     edits: tuple[Edit, ...]
     net: Net = "runs"
-    """``images``: whole runs hardly ever meet the moment in which it shows; crash images of the store meet every moment."""
+    """``images``: whole runs hardly ever meet the moment in which it shows; crash images of the store meet every moment. ``clusters``:
+    it takes several brokers."""
     stir: tuple[FaultKind, ...] = ()
     """Faults that it needs and that few runs have: each run gets them besides its own."""
     wants: tuple[str, ...] = ()

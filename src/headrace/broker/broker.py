@@ -85,8 +85,8 @@ class Broker:
         self.loop = asyncio.get_running_loop()
         self.ambient = ambient()
         self.id = ""
-        self.entry_bytes_max = min(ENTRY_BYTES_MAX, config.storage.flush_bytes_max)
-        """What one entry gathers in a tick; a single frame may be larger."""
+        self.entry_bytes_max = min(ENTRY_BYTES_MAX, config.storage.flush_bytes_max, config.limits.frame_bytes_max)
+        """What one entry gathers in a tick, so that a frame holds what it delivers; a single frame may be larger."""
         self.incarnation = self.ambient.token(16)
         self.started_ms = 0
         self.state = "starting"

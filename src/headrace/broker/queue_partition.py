@@ -17,6 +17,7 @@ from headrace.broker.reading import Reading, parcels, unpacked
 from headrace.core.filters import Compiled
 from headrace.core.queue import Consumer, Grant, QueueMachine, Settled
 from headrace.log import get_logger
+from headrace.model import limits
 from headrace.model.errors import Damaged, HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.storage.api import StoredEntry
@@ -330,7 +331,7 @@ class QueuePartition(Partition):
             flags |= DeliverFlag.REDELIVERED
         reached = first
         counters = self.broker.counters
-        for parcel in parcels(entries, first, end):
+        for parcel in parcels(entries, first, end, min(limits.READ_CHUNK_BYTES, self.broker.entry_bytes_max)):
             if parcel.first > reached:
                 self._lost(reached, parcel.first)
             reached = parcel.first + parcel.count

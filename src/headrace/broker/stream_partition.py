@@ -284,7 +284,7 @@ class StreamPartition(Partition):
         compiled = self._filters.get(subscription.id)
         reached, messages, size = first, 0, 0
         high_watermark = self.high_watermark
-        bytes_max = min(limits.READ_CHUNK_BYTES, max(1, read.max_bytes))
+        bytes_max = min(limits.READ_CHUNK_BYTES, self.broker.entry_bytes_max, max(1, read.max_bytes))
         picking = compiled is not None or (self.spec.compaction and any(compacted(entry.payload) for entry in entries))
         if not picking:
             end = min(end, first + read.max_messages)

@@ -2,11 +2,11 @@
 
 import pytest
 
-from headrace.core.control.liveness import frozen, judged, verdict
+from headrace.core.control.liveness import frozen, judged, secluded, verdict
 from headrace.core.control.picture import Picture, Seen
 from headrace.core.control.planning import plan
 from headrace.model.cluster import Placement
-from tests.unit.core.control.clusters import NOW, A, B, C, D, E, owned, picture, seen
+from tests.unit.core.control.clusters import NOW, A, B, C, D, E, dead, owned, picture, seen
 
 SETTINGS = Placement()
 RESET = NOW - 300
@@ -95,3 +95,18 @@ def test_a_frozen_plan_changes_nothing_and_says_why() -> None:
     (finding,) = made.findings
     assert finding.kind == "frozen"
     assert "broker-a, broker-b (2 of 3) vanished" in finding.reason
+
+
+def test_whoever_hears_of_most_others_nothing_but_silence_judges_nobody() -> None:
+    silent = [seen(broker, swim="dead") for broker in (B, C)]
+    assert "gossip hears nothing of broker-b, broker-c (2 of 2 others)" in secluded([seen(A), *silent])
+    assert frozen(Picture(now_ms=NOW, brokers=(seen(A), *silent))).startswith("planning is frozen: gossip hears nothing")
+    assert not secluded([seen(A), seen(B, swim="dead"), seen(C)])
+    assert secluded([seen(A), seen(B, swim="dead"), seen(C, swim="dead"), seen(D, swim="dead"), seen(E)])
+    assert not secluded([seen(A), seen(B, swim="dead"), seen(C, swim="dead"), seen(D), seen(E)])
+
+
+def test_those_who_refuse_connections_or_are_not_registered_are_no_sign_of_a_cut() -> None:
+    refuses = {"swim": "dead", "reset_ms": NOW - 500, "refused_ms": (NOW - 400, NOW - 300)}
+    assert not secluded([seen(A), seen(B, **refuses), seen(C, **refuses)])
+    assert not secluded([seen(A), dead(B), dead(C)])

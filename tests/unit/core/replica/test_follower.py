@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from headrace.core.replica.effects import AnyEffect, Committed, Cut, Promise, Send, Stage, Store, Stream, Transfer
+from headrace.core.replica.effects import AnyEffect, Committed, Cut, Promise, Renew, Send, Stage, Store, Stream, Transfer
 from headrace.core.replica.journal import Recovered
 from headrace.core.replica.messages import (
     Ack,
@@ -19,7 +19,8 @@ from headrace.core.replica.messages import (
     State,
 )  # fmt: skip
 from headrace.core.replica.replica import Replica
-from headrace.model.cluster import BrokerId, Incarnation
+from headrace.model.cluster import Assignment, BrokerId, Forced, Incarnation
+from headrace.model.ids import Epoch, Index, PartitionId
 
 OWNER, OTHER = BrokerId("o"), BrokerId("p")
 
@@ -171,3 +172,42 @@ def test_what_an_earlier_life_may_have_lost_is_trusted_again_once_it_is_here() -
     bench.append(2, 2, previous=1, watermark=2)
     bench.durable()
     assert not bench.replica.snapshot().unclean
+
+
+def forced(base: int, base_epoch: int) -> Assignment:
+    """Epoch 5, given to ``o`` by an operator who keeps what lies up to ``base``."""
+    kept = Forced(epoch=Epoch(5), base=Index(base), base_epoch=Epoch(base_epoch), accepted_by="somebody")
+    replicas = (OWNER, BrokerId("f"))
+    return Assignment(
+        partition=PartitionId(1), item="orders", owner=OWNER, epoch=Epoch(5), level="replica_durable", replicas=replicas, isr=(OWNER,), forced=(kept,)
+    )
+
+
+def test_who_has_nothing_that_a_forced_election_keeps_begins_anew() -> None:
+    for base, base_epoch, anew in ((5, 2, True), (8, 2, True), (9, 2, True), (9, 3, False), (11, 3, False)):
+        bench = Bench(start=10, end=14, high_watermark=13, promised=3, base_epoch=3, runs=((3, 10),))
+        bench.replica.assigned(forced(base, base_epoch), 0)
+        bench.says(NewEpoch(epoch=5, session=1))
+        bench.replica.promised(5, 0)
+        bench.says(NewEpoch(epoch=5, session=2))
+        bench.replica.assigned(forced(base, base_epoch), 0)
+        assert (bench.replica.follower.phase.name == "RENEWING") == anew, (base, base_epoch)
+
+
+def test_it_is_asked_for_once_and_answers_nothing_meanwhile() -> None:
+    bench = Bench(start=10, end=14, high_watermark=13, promised=3, base_epoch=3, runs=((3, 10),))
+    bench.replica.assigned(forced(5, 2), 0)
+    first = bench.says(NewEpoch(epoch=5, session=1))
+    assert [type(e) for e in first] == [Promise, Renew]
+    bench.replica.promised(5, 0)
+    assert not bench.replica.take()
+    assert not bench.says(NewEpoch(epoch=5, session=2))
+
+
+def test_it_begins_anew_when_it_hears_of_the_election_later_than_of_its_owner() -> None:
+    bench = Bench(start=10, end=14, high_watermark=13, promised=3, base_epoch=3, runs=((3, 10),))
+    bench.says(NewEpoch(epoch=5, session=1))
+    bench.replica.promised(5, 0)
+    assert isinstance(bench.replica.take()[-1], Send)
+    bench.replica.assigned(forced(5, 2), 0)
+    assert [type(e) for e in bench.replica.take()] == [Renew]

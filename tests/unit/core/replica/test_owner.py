@@ -416,3 +416,36 @@ def test_what_was_known_before_it_owned_the_partition_counts() -> None:
     bench.holds("c")
     bench.acks("c", 2)
     assert bench.took(Swap) == []
+
+
+def test_a_copy_that_has_lost_something_is_not_enough_while_a_dead_one_has_not_answered() -> None:
+    bench = Bench(assignment("majority_durable"))
+    bench.synced()
+    bench.connects("b")
+    bench.replica.dead(BrokerId("c"))
+    bench.holds("b", 1, suspect=True)
+    bench.later(5_000, hears="b")
+    assert bench.replica.owner is not None
+    assert bench.replica.owner.begun_at == 0
+    bench.connects("c")
+    bench.holds("c", 1)
+    assert bench.replica.owner.begun_at == 1
+
+
+def test_what_a_forced_election_has_kept_is_committed_whatever_the_floor() -> None:
+    forced = Forced(epoch=Epoch(3), base=Index(4), base_epoch=Epoch(2), accepted_by="somebody")
+    found = Recovered(end=5, promised=2, runs=((1, 1), (2, 3)))
+    bench = Bench(assignment(isr="a", floor=2, forced=(forced,)), found)
+    bench.synced()
+    assert bench.replica.owner is not None
+    assert bench.replica.owner.begun_at == 5
+    assert bench.replica.journal.high_watermark == 5  # what it appends from now on waits for the floor
+    bench.synced()
+    assert bench.replica.journal.high_watermark == 5
+
+
+def test_a_forced_election_commits_nothing_of_another_history() -> None:
+    forced = Forced(epoch=Epoch(3), base=Index(4), base_epoch=Epoch(2), accepted_by="somebody")
+    bench = Bench(assignment(isr="a", floor=2, forced=(forced,)), Recovered(end=5, promised=2, runs=((1, 1),)))
+    bench.synced()
+    assert bench.replica.journal.high_watermark == 1

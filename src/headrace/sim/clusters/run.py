@@ -254,7 +254,9 @@ class Run(clustered.Run):
         if self.level == "local_durable":
             return  # its partitions stay where they are until they are altered
         staying = len(self.hosts) - len(self.gone) - len(self.going)
-        if id and host.name not in self.going and staying > 3:
+        if staying <= 3:
+            self._join(host, lasts)
+        elif id and host.name not in self.going:
             self.going[host.name] = id
             self.world.loop.spawn(self.world.loop.world, self._empty(host.name, id), "leave")
 

@@ -82,6 +82,9 @@ class User(Channel, Protocol):
     def idle(self) -> bool:
         """It may lose its channel to another."""
 
+    def owed(self) -> int | None:
+        """A name of the oldest thing that it sent and that is not answered; None = there is nothing."""
+
 
 class Connection:
     """See the module's head. ``on_event`` hears events that name no channel."""
@@ -119,6 +122,8 @@ class Connection:
         self._request_timeout_s = request_timeout_s
         self._on_event = on_event
         self._on_state = on_state
+        self._avoid: tuple[str, int] | None = None
+        """Address that is tried last, once."""
         self._link: Link | None = None
         self._came_up = asyncio.Event()
         self._went_down = asyncio.Event()
@@ -204,9 +209,11 @@ class Connection:
         """One round over the addresses; the one that worked last comes first."""
         error: HeadraceError = NotConnected(f"no broker answers at {self.target}")
         addresses = (*self.target.addresses, *(other for other in self.others if other not in self.target.addresses))
-        for i in range(len(addresses)):
-            first = addresses.index(self._last_address) if self._last_address in addresses else 0
-            host, port = addresses[(first + i) % len(addresses)]
+        first = addresses.index(self._last_address) if self._last_address in addresses else 0
+        order = [*addresses[first:], *addresses[:first]]
+        order.sort(key=lambda address: address == self._avoid)
+        self._avoid = None
+        for host, port in order:
             try:
                 await self._connect(host, port)
                 self._last_address = (host, port)
@@ -302,6 +309,36 @@ class Connection:
         for user in list(self.channels.values()):
             user.tick(now_ms)
         self._ticker = self.loop.call_later(TICK_S, self._tick)
+
+    # ------------------------------------------------------------ silence
+
+    @property
+    def awaits(self) -> bool:
+        """The broker owes an answer to somebody here."""
+        return bool(self._answers) or any(user.owed() is not None for user in self.channels.values())
+
+    def overdue_s(self, now: float, *, ask_after_s: float) -> float:
+        """For how long a sign of life has been asked for in vain; asks for one after so long a silence. 0 = the broker owes none."""
+        link = self._link
+        if link is None or not self.up:
+            return 0.0
+        if link.asked_at is not None:
+            return now - link.asked_at
+        if now - link.heard_at >= ask_after_s:
+            link.ping()
+        return 0.0
+
+    def forgive(self, now: float) -> None:
+        """This process stood still: what came meanwhile is not read yet."""
+        if self._link is not None and self._link.asked_at is not None:
+            self._link.asked_at = now
+
+    def abandon(self, why: str) -> None:
+        """Gives the link up and tries the other addresses first, if there are any."""
+        link = self._link
+        if link is not None and self.up and {*self.target.addresses, *self.others} - {self._last_address}:
+            self._avoid = self._last_address
+            link.fail(ConnectionLost(why))
 
     # ------------------------------------------------------------ channels
 

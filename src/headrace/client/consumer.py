@@ -178,6 +178,9 @@ class Consumer(Subscription):
         body = b"".join([RANGE.pack(first, count) for first, count in ranges])
         return EXTEND.pack(20 + len(body), Op.EXTEND, 0, self.channel, correlation, partition, self._epochs.get(partition, 0), lease_ms) + body
 
+    def owed(self) -> int | None:
+        return self._settlements.oldest
+
     def settled(self, correlation: int, count: int, stale: list[Span]) -> None:
         self._settlements.settled(correlation, stale)
         if self._stopping and self._settlements.settled_all:

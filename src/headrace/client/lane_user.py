@@ -99,6 +99,9 @@ class LaneUser:
     def idle(self) -> bool:
         return not self.lane.count and not self._publisher._unrouted
 
+    def owed(self) -> int | None:
+        return next(iter(self.lane.sent), None)
+
     def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         self.lane.confirmed(first, count, base_offset, level, duplicate)
         if self.lane.gathered:

@@ -51,6 +51,8 @@ class Link(asyncio.Protocol):
         self._need = 4
         self.frame_bytes_max = limits.FRAME_BYTES_MAX_BEFORE_HELLO
         self.heard_at = self.said_at = loop.time()
+        self.asked_at: float | None = None
+        """When a sign of life was asked for, if nothing was heard since."""
         self.writable = True
         self.lost = False
         self.error: HeadraceError | None = None
@@ -75,7 +77,7 @@ class Link(asyncio.Protocol):
         self._owner.link_writable()
 
     def data_received(self, data: bytes) -> None:
-        self.heard_at = self._loop.time()
+        self.heard_at, self.asked_at = self._loop.time(), None
         if self._tail:
             self._tail += data
             if len(self._tail) < self._need:
@@ -101,6 +103,8 @@ class Link(asyncio.Protocol):
             self._transport.write(data)
 
     def ping(self) -> None:
+        if self.asked_at is None:
+            self.asked_at = self._loop.time()
         self.write(_PING)
 
     def fail(self, error: HeadraceError) -> None:

@@ -437,7 +437,8 @@ class Publisher:
 
     def _expire_unrouted(self, now_ms: int) -> None:
         if self._unrouted and self._unrouted[0][4] <= now_ms:
-            why = next((str(u.lane.why) for u in self._lanes.values() if u.lane.why is not None), "the broker did not open the publisher")
+            whys = (u.lane.why or self._router.why(u) for u in self._lanes.values())
+            why = next((str(why) for why in whys if why is not None), "the broker did not open the publisher")
             self._fail_unrouted(
                 ConfirmTimeout(
                     f"messages to {self.name!r} could not be sent in time: {why}",

@@ -226,6 +226,9 @@ class Reader(Subscription):
         if self._connection.closed or (self._stopping and not self.channel):
             raise NotConnected(f"the reader of {self.name!r} is closed")
 
+    def owed(self) -> int | None:
+        return self._settlements.oldest
+
     def settled(self, correlation: int, count: int, stale: list[Span]) -> None:
         self._settlements.settled(correlation, stale)
         if self._stopping and self._settlements.quiet:

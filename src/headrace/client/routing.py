@@ -12,6 +12,7 @@ for one session by two connections. I4 who waits is looked after until it has a 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -38,6 +39,12 @@ NOT_FOUND_MAX: Final = 6
 QUIET_S: Final = 5.0
 """Who was not sent away for so long begins anew with its attempts."""
 IDLE_S: Final = 10.0
+ASK_AWAITED_S, ASK_IDLE_S = 0.3, 2.0
+"""A broker that is silent for so long is asked for a sign of life: one that owes an answer, and any other."""
+DOUBT_S: Final = 0.5
+"""One that gives none within this time may stand still, and others are asked whether its partitions are still its own."""
+OWED_S: Final = 1.0
+"""So are they if it lives but does not answer what was sent for so long: it may be cut off from them."""
 
 
 class Routed(User, Protocol):
@@ -55,7 +62,7 @@ class Routed(User, Protocol):
 class Seat:
     """Where a user sits."""
 
-    __slots__ = ("attempts", "backoff", "broker", "error", "moved_at", "not_before", "refused")
+    __slots__ = ("attempts", "backoff", "broker", "error", "moved_at", "not_before", "owed", "owed_at", "refused")
 
     def __init__(self) -> None:
         self.broker: str | None = None
@@ -63,7 +70,9 @@ class Seat:
         self.refused: str | None = None
         """Who sent it away while it waits."""
         self.attempts = 0
-        self.moved_at = self.not_before = 0.0
+        self.moved_at = self.not_before = self.owed_at = 0.0
+        self.owed: int | None = None
+        """The oldest thing without an answer, as it was seen first at ``owed_at``."""
         self.backoff = Backoff(0.05, 1.0)
         self.error: HeadraceError | None = None
 
@@ -89,6 +98,10 @@ class Router:
         self._turn = 0
         self._task: asyncio.Task[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
+        self._ticked_at = home.loop.time()
+        self._doubted: set[Connection] = set()
+        self._stuck: dict[Routed, None] = {}
+        """Who sits at a broker that does not answer what it was sent."""
         self._closed = False
 
     @property
@@ -185,7 +198,14 @@ class Router:
     def why(self, user: Routed) -> HeadraceError | None:
         """Why it has no open channel, as far as that is known."""
         seat = self._seats.get(user)
+        if seat is not None and seat.error is None and seat.broker and not user.connection.up:
+            return self._unserved(user)
         return (seat.error if seat is not None else None) or self.error
+
+    def _unserved(self, user: Routed) -> Unavailable:
+        row = self._row(user)
+        away = f": its owner, broker {row.owner}, is away" if row is not None and row.owner else ""
+        return Unavailable(f"nobody serves partition {user.partition} of {user.name!r} now{away}")
 
     def _row(self, user: Routed) -> control.PartitionOwner | None:
         return self._rows.get(user.name, {}).get(user.partition)
@@ -294,8 +314,31 @@ class Router:
         if self._renew or (not up and self._by_name):
             self._look_soon()
 
+    def _doubt(self, now: float) -> None:
+        """Notes who owes a sign of life. The client's own connection goes elsewhere at once: nobody else would tell it of changes."""
+        awake = now - self._ticked_at < 3 * TICK_S
+        self._ticked_at = now
+        self._doubted.clear()
+        for connection in (self.home, *self._connections.values()):
+            if not awake:
+                connection.forgive(now)
+            elif connection.overdue_s(now, ask_after_s=ASK_AWAITED_S if connection.awaits else ASK_IDLE_S) > DOUBT_S:
+                self._doubted.add(connection)
+        self._stuck.clear()
+        for user, seat in self._seats.items():
+            owed = user.owed() if user.connection.up else None
+            if owed is None or owed != seat.owed or not awake:
+                seat.owed, seat.owed_at = owed, now
+            elif now - seat.owed_at > OWED_S:
+                self._stuck[user] = None
+        if self.home in self._doubted:
+            self.home.abandon("the broker gives no sign of life")
+        if self._doubted or self._stuck:
+            self._look_soon()
+
     def _tick(self) -> None:
         now = self.home.loop.time()
+        self._doubt(now)
         now_ms = int(now * 1000)
         for user in list(self._waiting):
             user.tick(now_ms)
@@ -323,7 +366,11 @@ class Router:
         backoff = Backoff(0.05, 1.0)
         while True:
             self._news.clear()
-            astray = {u.name: None for u, s in self._seats.items() if s.broker is None or not u.connection.up}
+            astray = {
+                u.name: None
+                for u, s in self._seats.items()
+                if s.broker is None or not u.connection.up or u.connection in self._doubted or u in self._stuck
+            }
             names = list(self._by_name if self._renew else astray)
             if not names:
                 return
@@ -347,14 +394,28 @@ class Router:
 
     async def _ask(self, names: tuple[str, ...], *, at_home: bool) -> None:
         """Of those that are connected each in its turn: one may be cut off from the rest and know nothing new."""
-        live = [c for c in (self.home, *self._connections.values()) if c.up]
+        silent = {self._seats[u].broker for u in self._stuck if u.name in names}
+        live = [c for c in (self.home, *self._connections.values()) if c.up and c not in self._doubted]
+        if silent:
+            live = [c for c in live if c.welcome is None or c.welcome.broker not in silent] or await self._another(silent) or live
         if not live:
             raise NotConnected(f"there is no connection to any broker of {self.home.target}")
-        asked = self.home if at_home and self.home.up else live[self._turn % len(live)]
+        asked = self.home if at_home and self.home in live else live[self._turn % len(live)]
         self._turn += 1
         info = await asked.request(control.Topology(names=names), control.TopologyInfo, again=False, timeout_s=ASK_S)
         self.error = None
         self.learn(info.brokers, info.partitions, names)
+
+    async def _another(self, silent: set[str | None]) -> list[Connection]:
+        """A connection to a broker that is none of these, if there is one to be had."""
+        for broker in list(self._addresses):
+            if broker in silent or not self._where(broker):
+                continue
+            connection = self._to(broker)
+            with suppress(NotConnected):
+                await connection.wait_up(self.home.loop.time() + ASK_S / 2)
+                return [connection]
+        return []
 
     def _seat_waiting(self, known: set[str]) -> None:
         now = self.home.loop.time()
@@ -367,7 +428,7 @@ class Router:
             else:
                 self._sit(user, seat)
                 if user in self._waiting and seat.error is None:
-                    seat.error = Unavailable(f"nobody serves partition {user.partition} of {user.name!r} now")
+                    seat.error = self._unserved(user)
 
 
 def addresses(urls: tuple[str, ...]) -> tuple[tuple[str, int], ...]:

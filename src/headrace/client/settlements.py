@@ -141,6 +141,11 @@ class Settlements:
         return not self._gathered and all(u.kind[1] & EXTENSION for u in self._unanswered.values())
 
     @property
+    def oldest(self) -> int | None:
+        """The correlation of what waits for its answer longest."""
+        return next(iter(self._unanswered), None)
+
+    @property
     def quiet(self) -> bool:
         """Nothing gathered and nothing unanswered."""
         return not (self._gathered or self._unanswered)

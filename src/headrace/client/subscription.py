@@ -234,6 +234,9 @@ class Subscription:
     def idle(self) -> bool:
         return False
 
+    def owed(self) -> int | None:
+        return None
+
     def tick(self, now_ms: int) -> None:
         pass
 

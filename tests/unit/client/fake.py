@@ -29,6 +29,7 @@ class FakeBroker:
         self.answer_settles = True
         self.refuse: HeadraceError | None = None
         self.drop_publishes = 0
+        self.stands_still = False
         self.reply: Callable[[control.Message], control.Message | HeadraceError | None] = lambda m: None
         self.changed = asyncio.Condition()
         self.port = 0
@@ -93,6 +94,8 @@ class FakeConnection(asyncio.Protocol):
         self.broker.notify()
 
     def data_received(self, data: bytes) -> None:
+        if self.broker.stands_still:
+            return
         self.buffer += data
         if not self.greeted:
             if len(self.buffer) < 8:

@@ -241,3 +241,50 @@ async def test_what_came_again_while_its_settlement_was_under_way_is_not_handed_
             await acked
             assert (await consumer.__anext__()).offset == 1
             cluster["b"].answer_settles = True
+
+
+async def test_who_waits_for_an_owner_that_stands_still_asks_others_long_before_its_connection_is_lost() -> None:
+    async with FakeCluster({0: "a"}, "a", "b", "c") as cluster, headrace.connect(cluster["c"].url) as client:
+        publisher = client.publisher("orders")
+        await publisher.send(b"0")
+        cluster["a"].stands_still = True
+        waiting = publisher.post(b"1")
+        await until(lambda: cluster["c"].asked(control.Topology)[1:])
+        assert not waiting.done()
+        cluster.moves(0, "b")
+        async with asyncio.timeout(10):
+            await waiting
+        assert [r.value for r in cluster["b"].stored["orders"]] == [b"1"]
+
+
+async def test_a_client_whose_own_broker_stands_still_goes_to_another() -> None:
+    async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(f"{cluster['a'].url},127.0.0.1:{cluster['b'].port}") as client:
+        publisher = client.publisher("orders")
+        await publisher.send(b"0")
+        cluster["a"].stands_still = True
+        cluster.moves(0, "b")
+        async with asyncio.timeout(10):
+            await publisher.send(b"1")
+            assert await client.purge("orders") == 7
+        assert [r.value for r in cluster["b"].stored["orders"]] == [b"1"]
+
+
+async def test_an_idle_consumer_of_an_owner_that_stands_still_follows_as_well() -> None:
+    async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(f"{cluster['a'].url},127.0.0.1:{cluster['b'].port}") as client:
+        async with client.consume("orders"):
+            cluster["a"].stands_still = True
+            cluster.moves(0, "b")
+            async with asyncio.timeout(10):
+                while not cluster["b"].asked(control.Subscribe):
+                    await asyncio.sleep(0.01)
+
+
+async def test_who_waits_for_the_answer_of_an_owner_that_lives_asks_others_as_it_may_be_cut_off() -> None:
+    async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(f"{cluster['a'].url},127.0.0.1:{cluster['b'].port}") as client:
+        publisher = client.publisher("orders")
+        await publisher.send(b"0")
+        cluster["a"].confirming = False
+        cluster.moves(0, "b")
+        async with asyncio.timeout(10):
+            await publisher.send(b"1")
+        assert b"1" in [r.value for r in cluster["b"].stored["orders"]]

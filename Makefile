@@ -85,6 +85,14 @@ bench-peers: ## install the peers that bench compares with (Debian packages, as 
 chaos: dev ## kill -9 loops under load (KILLS=200), totals into docs/reliability.md
 	@$(BIN)/python -m tests.chaos.kill --kills $(or $(KILLS),200) --write docs/reliability.md
 
+.PHONY: chaos-cluster
+chaos-cluster: dev ## faults of every kind in three brokers and three etcds (FAULTS=500), totals into docs/reliability.md
+	@$(BIN)/python -m tests.chaos.cluster --faults $(or $(FAULTS),500) --write docs/reliability.md $(ARGS)
+
+.PHONY: bench-failover
+bench-failover: dev ## gaps in confirms when owners are lost, into docs/performance.md (ARGS="--times 50")
+	@$(BIN)/python -m bench.failover --write $(ARGS)
+
 .PHONY: sim
 sim: dev ## whole brokers on virtual time under faults (ARGS="--seed 17", "--seeds 1-20000", "--minutes 5")
 	@$(BIN)/python -m headrace.sim $(or $(ARGS),--minutes 5)

@@ -26,6 +26,8 @@ class History:
         """Per partition: sequence to offset."""
         self.seen: dict[int, dict[int, int]] = defaultdict(dict)
         """Per partition: offset to sequence."""
+        self.refused: dict[int, set[int]] = defaultdict(set)
+        """Per partition: sequences that were refused for certain."""
         self.settled: dict[int, set[int]] = defaultdict(set)
         self.deliveries = 0
         self.redeliveries = 0
@@ -49,12 +51,23 @@ class History:
                 if there is not None and there != sequence:
                     raise Broken(f"{self.name}/{partition}: offset {offset} was delivered as {there} and confirmed as {sequence}")
 
+    def refuse(self, partition: int, sequence: int) -> None:
+        """The broker refused ``sequence``: it is stored nowhere, and never will be."""
+        with self.lock:
+            self.refused[partition].add(sequence)
+            if sequence in self.confirmed[partition]:
+                raise Broken(f"{self.name}/{partition}: sequence {sequence} was confirmed and refused")
+            if sequence in self.seen[partition].values():
+                raise Broken(f"{self.name}/{partition}: sequence {sequence} was delivered and refused")
+
     def deliver(self, partition: int, offset: int, sequence: int) -> None:
         """The broker delivered ``sequence`` at ``offset``."""
         with self.lock:
             self.deliveries += 1
             if sequence >= self.published[partition]:
                 raise Broken(f"{self.name}/{partition}: offset {offset} holds {sequence}, which nobody published")
+            if sequence in self.refused[partition]:
+                raise Broken(f"{self.name}/{partition}: offset {offset} holds {sequence}, which was refused")
             seen = self.seen[partition]
             before = seen.get(offset)
             if before is None:

@@ -70,7 +70,26 @@ def turn_around(history: History) -> None:
     history.finish()
 
 
-BREACHES = [lose, invent, deliver_settled, swap, confirm_elsewhere, store_twice, leave_a_hole, store_unconfirmed_twice, turn_around]
+def deliver_refused(history: History) -> None:
+    history.sent(0, 4)
+    history.refuse(0, 3)
+    history.deliver(0, 3, 3)
+
+
+def refuse_delivered(history: History) -> None:
+    history.sent(0, 4)
+    history.deliver(0, 3, 3)
+    history.refuse(0, 3)
+
+
+def refuse_confirmed(history: History) -> None:
+    history.refuse(0, 1)
+
+
+BREACHES = [
+    lose, invent, deliver_settled, swap, confirm_elsewhere, store_twice, leave_a_hole, store_unconfirmed_twice, turn_around, deliver_refused,
+    refuse_delivered, refuse_confirmed,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("breach", BREACHES, ids=lambda breach: breach.__name__)

@@ -1,0 +1,346 @@
+"""Faults of every kind in a real cluster of three brokers and three etcds under a mixed load; then the histories are checked.
+
+python -m tests.chaos.cluster --faults 500 [--seed N] [--only kill_owner,...] [--json] [--keep FOLDER] [--write docs/reliability.md]
+
+A run is repeated by its seed as far as processes allow: which faults, in which order, for how long is drawn from it; what was done to whom and when
+is in ``timeline.jsonl``. Broken promises end it at once. R1 a fault is over, and every partition confirms again, before the next one begins, but for
+those that are drawn to fall together. R2 what damages a copy begins with all copies in sync, and ends so.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from headrace.client.client import Client
+from headrace.model.errors import HeadraceError
+from headrace.wire.control import PartitionInfo
+from tests.chaos import kill
+from tests.chaos.clients import Consuming, Publishing, Reading, reread
+from tests.chaos.faults import Deed, Faults
+from tests.chaos.history import Broken, History
+from tests.chaos.machines import Cluster, Machine, why_no_network
+
+BEGIN, END = "<!-- cluster: begin (written by `make chaos-cluster`) -->", "<!-- cluster: end -->"
+QUEUES: Final = {"orders": (3, "replica_durable"), "events": (2, "majority_durable")}
+STREAM: Final = ("log", 2)
+QUOTA_BYTES: Final = 768 * 1024 * 1024
+RECOVER_S: Final = 60.0
+DRAIN_S: Final = 180.0
+OUTAGE_LATE_S: Final = 2.0
+"""While all of etcd is away every partition confirms something in the last so many seconds."""
+BEHIND_S: Final = 1.5
+"""The third copy of what a majority has is with it by then."""
+TOGETHER: Final = 0.12
+"""How often a second fault falls into the first."""
+BESIDE: Final = ("kill_broker", "pause", "kill_etcd", "kill_machine")
+ALONE: Final = ("damage", "etcd_away", "kill_all", "disk_full")
+SETTINGS: Final = tuple(f"{name}={value}" for name, value in kill.TIGHT.items())
+BAR: Final = 30
+SHOWN: Final = (
+    "published", "confirmed", "refused", "delivered", "delivered_again", "settled", "stale", "stream_read_again", "cursor_commits",
+    "settlements_unknown",
+)  # fmt: skip
+
+
+class Run:
+    """One run. ``tell`` gets lines of progress, ``timeline`` everything that was done."""
+
+    def __init__(
+        self, cluster: Cluster, *, seed: int, faults: int, per_s: float, only: Sequence[str], tell: Callable[[str], None], timeline: Path
+    ) -> None:
+        self.cluster, self.count, self.tell = cluster, faults, tell
+        self.chance = random.Random(seed)
+        self.histories = {name: History(name) for name in (*QUEUES, STREAM[0])}
+        self.done: Counter[str] = Counter()
+        self.recovered_s: list[float] = []
+        self._only, self._per_s = only, per_s
+        self._began_s = time.monotonic()
+        self._timeline = timeline.open("a")
+        self._publishing: list[Publishing] = []
+        self._consuming: list[Consuming] = []
+        self._reading: Reading
+        self._tasks: list[asyncio.Task[None]] = []
+        self.reread = 0
+
+    # ------------------------------------------------------------ the story
+
+    def note(self, what: str, *machines: Machine, **more: Any) -> None:
+        at_s = round(time.monotonic() - self._began_s, 3)
+        row = {"at_s": at_s, "wall": round(time.time(), 3), "what": what, "whom": [m.name for m in machines], **more}
+        self._timeline.write(json.dumps(row) + "\n")
+        self._timeline.flush()
+
+    @property
+    def confirmed(self) -> int:
+        return sum(p.confirmed for p in self._publishing)
+
+    async def play(self) -> dict[str, Any]:
+        """Everything; totals, or ``Broken``."""
+        self.cluster.start()
+        await self.cluster.ready()
+        async with AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(self.cluster.connect()) for _ in range(5)]
+            await self._load(*clients)
+            try:
+                await self._confirming(time.monotonic(), "the beginning")
+                for number in range(1, self.count + 1):
+                    await self._fault(number)
+                await self._end(clients[0])
+            finally:
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._clean()
+        return self.totals()
+
+    async def _load(self, publishing: Client, one: Client, other: Client, reading: Client, rest: Client) -> None:
+        for name, (partitions, durability) in QUEUES.items():
+            await rest.declare_queue(name, partitions=partitions, replication_factor=3, durability=durability, min_in_sync_replicas=2)
+            self._publishing += [Publishing(publishing, self.histories[name], p, self._per_s / 7) for p in range(partitions)]
+            self._consuming += [Consuming(client, self.histories[name], self.chance.getrandbits(32)) for client in (one, other)]
+        name, partitions = STREAM
+        await rest.declare_stream(name, partitions=partitions, replication_factor=3, durability="replica_durable", min_in_sync_replicas=2)
+        self._publishing += [Publishing(publishing, self.histories[name], p, self._per_s / 7) for p in range(partitions)]
+        self._reading = Reading(reading, self.histories[name])
+        workers: list[Publishing | Consuming | Reading] = [*self._publishing, *self._consuming, self._reading]
+        self._tasks = [asyncio.create_task(worker.run(), name=type(worker).__name__) for worker in workers]
+
+    async def _fault(self, number: int) -> None:
+        faults = Faults(self.cluster, random.Random(self.chance.getrandbits(64)), self)
+        table = {name: row for name, row in faults.table().items() if not self._only or name in self._only}
+        name = self.chance.choices(list(table), [weight for weight, _ in table.values()])[0]
+        beside = self.chance.choice(BESIDE) if name not in ALONE and self.chance.random() < TOGETHER else ""
+        self.note(name, number=number, beside=beside, confirmed=self.confirmed)
+        self.tell(f"{number}/{self.count} {name}{' and ' + beside if beside else ''}")
+        try:
+            async with asyncio.TaskGroup() as together:
+                together.create_task(table[name][1]())
+                if beside:
+                    other = Faults(self.cluster, random.Random(self.chance.getrandbits(64)), self)
+                    together.create_task(self._later(other.table()[beside][1], self.chance.uniform(0.0, 1.5)))
+        except* (HeadraceError, AssertionError, TimeoutError) as group:
+            raise self._broken(f"{name}: {'; '.join(str(e) or repr(e) for e in group.exceptions)}") from group
+        self.done[name] += 1
+        self.cluster.heal()
+        for machine in self.cluster:
+            machine.resume()
+            if machine.process is None:
+                self.cluster.start([machine.name])
+        await self._confirming(time.monotonic(), f"{name} ({number})")
+        self._check()
+        if self.chance.random() < 0.3:
+            await self.cluster.in_sync()
+        else:
+            await asyncio.sleep(self.chance.uniform(0.0, 2.0))
+
+    async def _later(self, deed: Deed, after_s: float) -> None:
+        await asyncio.sleep(after_s)
+        await deed()
+
+    async def calmly(self, deed: Deed) -> None:
+        for publisher in self._publishing:
+            publisher.holding = True
+        try:
+            async with asyncio.timeout(RECOVER_S):
+                while any(p.unanswered for p in self._publishing):
+                    await asyncio.sleep(0.05)
+            await self.cluster.in_sync()
+            await asyncio.sleep(BEHIND_S)
+            await deed()
+            await asyncio.sleep(BEHIND_S)
+        finally:
+            for publisher in self._publishing:
+                publisher.holding = False
+
+    async def without_etcd(self, deed: Deed) -> None:
+        await self._confirming(time.monotonic(), "before etcd goes away")
+        await deed()
+        late = time.monotonic() - OUTAGE_LATE_S
+        silent = [f"{p.history.name}/{p.partition}" for p in self._publishing if p.confirmed_s < late]
+        self.note("etcd comes back", silent=silent)
+        if silent:
+            raise Broken(f"while all of etcd was away {', '.join(silent)} confirmed nothing")
+
+    # ------------------------------------------------------------ what must hold
+
+    def _check(self) -> None:
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise self._broken(f"{task.get_name()}: {error}") from error
+        for publisher in self._publishing:
+            if publisher.failure is not None:
+                name = f"{publisher.history.name}/{publisher.partition}"
+                raise self._broken(f"a publish to {name} failed: {publisher.failure!r}") from publisher.failure
+        for machine in self.cluster:
+            if machine.process is not None and machine.process.poll() is not None:
+                raise self._broken(f"{machine.name} ended by itself with {machine.process.returncode}:\n{machine.tail()}")
+
+    async def _confirming(self, since: float, after: str) -> None:
+        """Returns once every partition has confirmed something after ``since``."""
+        while True:
+            self._check()
+            silent = [p for p in self._publishing if p.confirmed_s < since]
+            if not silent:
+                break
+            if time.monotonic() - since > RECOVER_S:
+                names = ", ".join(f"{p.history.name}/{p.partition}" for p in silent)
+                raise self._broken(f"{RECOVER_S:.0f} s after {after} nothing is confirmed of {names}")
+            await asyncio.sleep(0.02)
+        took_s = time.monotonic() - since
+        self.recovered_s.append(took_s)
+        self.note("all confirm", after=after, took_s=round(took_s, 3), confirmed=self.confirmed)
+
+    def _broken(self, what: str) -> Broken:
+        self.note("broken", why=what)
+        return Broken(what)
+
+    async def _end(self, client: Client) -> None:
+        """Waits until all that was sent is confirmed, delivered and settled; reads the stream once more."""
+        for publisher in self._publishing:
+            publisher.stopping = True
+        await self.cluster.ready()
+        end = time.monotonic() + DRAIN_S
+        async with AsyncExitStack() as stack:
+            brokers = [await stack.enter_async_context(self.cluster.connect(only=machine)) for machine in self.cluster]
+            while (left := await self._left(brokers)) != "":
+                self._check()
+                if time.monotonic() > end:
+                    raise self._broken(f"not done after {DRAIN_S:.0f} s: {left}")
+                await asyncio.sleep(0.2)
+        self._check()
+        for history in self.histories.values():
+            history.finish()
+        self.reread = await reread(client, self.histories[STREAM[0]], DRAIN_S)
+
+    async def _left(self, brokers: list[Client]) -> str:
+        """What is not done yet, "" = nothing."""
+        for p in self._publishing:
+            if p.unanswered or p.undelivered:
+                return f"{p.history.name}/{p.partition}: {p.unanswered} are not confirmed, {p.undelivered} were not delivered"
+        for name, (partitions, _) in QUEUES.items():
+            serving: dict[int, PartitionInfo] = {}
+            for broker in brokers:
+                try:
+                    info = await broker.describe(name)
+                except HeadraceError as e:
+                    return f"{name}: {e}"
+                serving |= {row.partition: row for row in info.partitions if row.state == "serving"}
+            if len(serving) < partitions:
+                return f"{name}: {partitions - len(serving)} partitions are not served"
+            for number, row in sorted(serving.items()):
+                if row.ready or row.leased or row.delayed:
+                    return f"{name}/{number}: {row.ready} ready, {row.leased} leased, {row.delayed} delayed"
+                confirmed = len(self.histories[name].confirmed[number])
+                if row.settled != confirmed:
+                    return f"{name}/{number}: the broker counts {row.settled} settled messages of {confirmed} confirmed ones"
+        return ""
+
+    def _clean(self) -> None:
+        """No broker met anything that it did not expect."""
+        for machine in self.cluster:
+            text = machine.log.read_text(errors="replace")
+            at = text.find("Traceback (most recent call last)")
+            if at >= 0:
+                raise self._broken(f"{machine.name} has a traceback in its log:\n{text[max(0, at - 300) : at + 3000]}")
+
+    def totals(self) -> dict[str, Any]:
+        recovered = sorted(self.recovered_s)
+        sums: Counter[str] = Counter()
+        for history in self.histories.values():
+            sums.update(history.totals())
+        return {
+            "faults": self.done.total(), "by_kind": dict(sorted(self.done.items())), "lost": 0, **sums,
+            "refused": sum(p.refused for p in self._publishing), "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
+            "settlements_unknown": sum(c.unknown for c in self._consuming), "recovered_s_p50": round(recovered[len(recovered) // 2], 2),
+            "recovered_s_max": round(recovered[-1], 2), "seconds": round(time.monotonic() - self._began_s),
+        }  # fmt: skip
+
+
+def run(
+    faults: int, *, seed: int, folder: Path, per_s: float = 700, only: Sequence[str] = (), tell: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """A whole run; totals, or ``Broken``. Without root there are no cuts and no full disks."""
+
+    async def whole() -> dict[str, Any]:
+        able = not why_no_network()
+        cluster = Cluster(folder, networks=able, quota_bytes=QUOTA_BYTES if able else 0, settings=SETTINGS)
+        try:
+            played = Run(cluster, seed=seed, faults=faults, per_s=per_s, only=only, tell=tell, timeline=folder / "timeline.jsonl")
+            return await played.play()
+        finally:
+            await cluster.close()
+
+    return asyncio.run(whole())
+
+
+def write(document: Path, totals: dict[str, Any]) -> None:
+    """Puts the totals between their marks."""
+    before, _, rest = document.read_text().partition(BEGIN)
+    _, _, after = rest.partition(END)
+    lines = [
+        f"{time.strftime('%Y-%m-%d')}, `make chaos-cluster FAULTS={totals['faults']}` (seed {totals['seed']}, {totals['seconds'] / 60:.0f} minutes): "
+        f"**{totals['faults']} faults, {totals['confirmed']:,} confirms, 0 lost**.",
+        "",
+        "| | |",
+        "|---|--:|",
+        *(f"| {key.replace('_', ' ')} | {totals[key]:,} |" for key in SHOWN),
+        f"| all partitions confirm again after a fault, s: p50, max | {totals['recovered_s_p50']}, {totals['recovered_s_max']} |",
+        "",
+        "Faults: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in totals["by_kind"].items()) + ".",
+    ]
+    document.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
+    logging.getLogger("headrace.client").setLevel(logging.ERROR)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.cluster", description=__doc__)
+    parser.add_argument("--faults", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--rate", type=float, default=700, help="messages a second, of all partitions together")
+    parser.add_argument("--only", default="", help="these kinds of faults, separated by commas")
+    parser.add_argument("--json", action="store_true", help="totals, or what was broken, as one line on standard output")
+    parser.add_argument("--keep", type=Path, help="keep logs and timeline in this folder")
+    parser.add_argument("--write", type=Path)
+    options = parser.parse_args()
+    folder = options.keep or Path(tempfile.mkdtemp(prefix="headrace-cluster-", dir=os.environ.get("HEADRACE_CHAOS_DIR")))
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def tell(text: str) -> None:
+        number = int(text.split("/", 1)[0])
+        filled = BAR * number // max(1, options.faults)
+        end = "\r" if sys.stderr.isatty() else "\n"
+        print(f"[{'#' * filled}{'.' * (BAR - filled)}] {text}".ljust(90), end=end, file=sys.stderr, flush=True)
+
+    try:
+        only = [name for name in options.only.split(",") if name]
+        totals = {"seed": options.seed, **run(options.faults, seed=options.seed, folder=folder, per_s=options.rate, only=only, tell=tell)}
+    except Broken as broken:
+        print(f"\nseed {options.seed}: {broken}", file=sys.stderr)
+        if options.json:
+            print(json.dumps({"seed": options.seed, "broken": str(broken)}))
+        return 1
+    finally:
+        if options.keep is None:
+            shutil.rmtree(folder, ignore_errors=True)
+    print(json.dumps(totals) if options.json else "\n" + "\n".join(f"{key}: {value}" for key, value in totals.items()))
+    if options.write:
+        write(options.write, totals)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

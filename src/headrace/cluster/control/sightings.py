@@ -202,7 +202,8 @@ class Sightings:
                 self._tell()
                 if not self._close(one) or not self._suspect(one):
                     return
-                hurry = one.lost_ms is not None and outcome == "refused" and len(refused) < 2
+                # a process that is ending may still take a connection and drop it: that tells nothing, and is asked again as soon
+                hurry = one.lost_ms is not None and outcome in ("refused", "silent") and len(refused) < 2
                 await asyncio.sleep((REFUSED_APART_MS + 5 if hurry else AGAIN_MS) / 1000)
         except Exception:
             _log.exception("looking at broker %s failed", one.registered.id)

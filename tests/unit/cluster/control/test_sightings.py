@@ -10,7 +10,7 @@ import pytest
 from headrace.cluster.control.opening import make_control, registration
 from headrace.cluster.memory import MemoryStore
 from headrace.cluster.secret import Secrets
-from headrace.cluster.transport import Me, Transport
+from headrace.cluster.transport import Me, Probed, Transport
 from headrace.core.control.rehearsal import as_owner
 from headrace.model.cluster import Assignment, BrokerId, Incarnation, decode, encode, partition_key
 from headrace.model.config import Address, Config, Membership
@@ -143,6 +143,23 @@ def test_a_killed_owner_is_replaced_by_reset_and_refusals_within_a_fraction_of_a
         assert any("connection was reset" in a.reason for a in world.assignments())
 
     play(scenario, seed)
+
+
+def test_a_probe_that_a_dying_process_still_takes_costs_no_more_than_another_probe() -> None:
+    async def scenario(world: World) -> None:
+        controller = world.brokers[world.controller()]
+        victim = next(name for name in NAMES if name != controller.name)
+        probe, taken = controller.transport.probe, [victim]
+
+        async def dying(at: Address, *, timeout_ms: int, expects: BrokerId = BrokerId("")) -> Probed:
+            return Probed(outcome="silent") if taken and taken.pop() else await probe(at, timeout_ms=timeout_ms, expects=expects)
+
+        controller.transport.probe = dying  # type: ignore[method-assign]
+        world.kill(victim)
+        assert await world.until(lambda: world.owned(victim) == 0, 2) < 0.45
+        assert not taken
+
+    play(scenario)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -16,7 +16,7 @@ from headrace.client.client import Client
 from headrace.client.lane import Receipt
 from headrace.client.message import Message
 from headrace.client.reader import Reader, Record
-from headrace.model.errors import DiskFull, HeadraceError, StaleSettle
+from headrace.model.errors import DiskFull, HeadraceError, NotConnected, StaleSettle
 from tests.chaos.history import Broken, History
 
 TICK_S: Final = 0.05
@@ -66,6 +66,10 @@ class Publishing:
     @property
     def undelivered(self) -> int:
         return self.sent - self.refused - len(self.history.seen[self.partition])
+
+    def give_up(self) -> None:
+        """Nobody waits for its confirms any more."""
+        self._publisher.fail(NotConnected("the run is over"))
 
     async def run(self) -> None:
         owed = 0.0

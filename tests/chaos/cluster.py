@@ -29,7 +29,7 @@ from headrace.model.errors import HeadraceError
 from headrace.wire.control import PartitionInfo
 from tests.chaos import kill
 from tests.chaos.clients import Consuming, Publishing, Reading, reread
-from tests.chaos.faults import Deed, Faults
+from tests.chaos.faults import Deed, Faults, mended
 from tests.chaos.history import Broken, History
 from tests.chaos.machines import Cluster, Machine, why_no_network
 
@@ -41,6 +41,7 @@ RECOVER_S: Final = 60.0
 DRAIN_S: Final = 180.0
 OUTAGE_LATE_S: Final = 2.0
 """While all of etcd is away every partition confirms something in the last so many seconds."""
+MEND_EVERY_S: Final = 5.0
 BEHIND_S: Final = 1.5
 """The third copy of what a majority has is with it by then."""
 TOGETHER: Final = 0.12
@@ -99,6 +100,10 @@ class Run:
                 for number in range(1, self.count + 1):
                     await self._fault(number)
                 await self._end(clients[0])
+            except (HeadraceError, AssertionError, TimeoutError) as e:
+                for publisher in self._publishing:
+                    publisher.give_up()
+                raise e if isinstance(e, Broken) else self._broken(str(e) or repr(e)) from e
             finally:
                 for task in self._tasks:
                     task.cancel()
@@ -190,8 +195,12 @@ class Run:
 
     async def _confirming(self, since: float, after: str) -> None:
         """Returns once every partition has confirmed something after ``since``."""
+        looked = since
         while True:
             self._check()
+            if time.monotonic() - looked > MEND_EVERY_S:
+                looked = time.monotonic()
+                await self._mend()
             silent = [p for p in self._publishing if p.confirmed_s < since]
             if not silent:
                 break
@@ -202,6 +211,13 @@ class Run:
         took_s = time.monotonic() - since
         self.recovered_s.append(took_s)
         self.note("all confirm", after=after, took_s=round(took_s, 3), confirmed=self.confirmed)
+
+    async def _mend(self) -> None:
+        """What an operator does: has what is isolated repaired. (Damage in a segment is found when that is read, long after it was done.)"""
+        for machine in self.cluster:
+            if machine.up:
+                for where, answer in await mended(machine):
+                    self.note(f"repair of {where}: {answer}", machine)
 
     def _broken(self, what: str) -> Broken:
         self.note("broken", why=what)

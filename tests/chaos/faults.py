@@ -10,6 +10,8 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import httpx
+
 from headrace.cluster.etcd.child import Child
 from headrace.model.errors import HeadraceError
 from tests.chaos.machines import WAIT_S, Cluster, Machine, Way
@@ -208,13 +210,9 @@ class Faults:
     async def _repaired(self, machine: Machine) -> None:
         """Returns once it has repaired what it isolated and every copy is in sync."""
         async with asyncio.timeout(WAIT_S):
-            while True:
-                items: list[dict[str, Any]] = (await machine.get("quarantine")).json().get("items", [])
-                for item in items:
-                    answer = await machine.post("quarantine/repair", {"name": item["name"], "partition": item["partition"]})
-                    self.note(f"repair of {item['name']}/{item['partition']} ({item['why']}): {answer.status_code}", machine)
-                if not items:
-                    break
+            while repairs := await mended(machine):
+                for where, answer in repairs:
+                    self.note(f"repair of {where}: {answer}", machine)
                 await asyncio.sleep(0.2)
         await self.cluster.in_sync()
 
@@ -269,6 +267,19 @@ class Faults:
         if all(m.quota_bytes for m in self.cluster):
             found["disk_full"] = (3, self.disk_full)
         return found
+
+
+async def mended(machine: Machine) -> list[tuple[str, int]]:
+    """Has it repair what it has isolated: what, why, and the status of the answer."""
+    try:
+        items: list[dict[str, Any]] = (await machine.get("quarantine")).json().get("items", [])
+        found: list[tuple[str, int]] = []
+        for item in items:
+            answer = await machine.post("quarantine/repair", {"name": item["name"], "partition": item["partition"]})
+            found.append((f"{item['name']}/{item['partition']} ({item['why']})", answer.status_code))
+    except httpx.HTTPError:
+        return []  # it is not there now
+    return found
 
 
 def damaged(path: Path, chance: random.Random) -> str:

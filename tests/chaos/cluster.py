@@ -147,7 +147,7 @@ class Run:
         await self._confirming(time.monotonic(), f"{name} ({number})")
         self._check()
         if self.chance.random() < 0.3:
-            await self.cluster.in_sync()
+            await self._whole()
         else:
             await asyncio.sleep(self.chance.uniform(0.0, 2.0))
 
@@ -162,15 +162,18 @@ class Run:
             async with asyncio.timeout(RECOVER_S):
                 while any(p.unanswered for p in self._publishing):
                     await asyncio.sleep(0.05)
-            await self.cluster.in_sync()
+            await self._whole()
             await asyncio.sleep(BEHIND_S)
             await deed()
+            await self._mend()
+            await self._whole()
             await asyncio.sleep(BEHIND_S)
         finally:
             for publisher in self._publishing:
                 publisher.holding = False
 
     async def without_etcd(self, deed: Deed) -> None:
+        await self._whole()
         await self._confirming(time.monotonic(), "before etcd goes away")
         await deed()
         late = time.monotonic() - OUTAGE_LATE_S
@@ -211,6 +214,16 @@ class Run:
         took_s = time.monotonic() - since
         self.recovered_s.append(took_s)
         self.note("all confirm", after=after, took_s=round(took_s, 3), confirmed=self.confirmed)
+
+    async def _whole(self) -> None:
+        """Returns once every copy is in sync."""
+        waiting = asyncio.create_task(self.cluster.in_sync())
+        try:
+            while not (await asyncio.wait((waiting,), timeout=MEND_EVERY_S))[0]:
+                await self._mend()
+            await waiting
+        finally:
+            waiting.cancel()
 
     async def _mend(self) -> None:
         """What an operator does: has what is isolated repaired. (Damage in a segment is found when that is read, long after it was done.)"""

@@ -14,7 +14,7 @@ import httpx
 
 from headrace.cluster.etcd.child import Child
 from headrace.model.errors import HeadraceError
-from tests.chaos.machines import WAIT_S, Cluster, Machine, Way
+from tests.chaos.machines import Cluster, Machine, Way
 
 SHORT_S: Final = (0.3, 2.0)
 LONG_S: Final = (6.0, 9.0)
@@ -205,16 +205,6 @@ class Faults:
         self.note(f"kill -9, then {damaged(path, self.chance)} of {path.relative_to(machine.data)}", machine)
         self.cluster.start([machine.name])
         await machine.ready()
-        await self._repaired(machine)
-
-    async def _repaired(self, machine: Machine) -> None:
-        """Returns once it has repaired what it isolated and every copy is in sync."""
-        async with asyncio.timeout(WAIT_S):
-            while repairs := await mended(machine):
-                for where, answer in repairs:
-                    self.note(f"repair of {where}: {answer}", machine)
-                await asyncio.sleep(0.2)
-        await self.cluster.in_sync()
 
     # ------------------------------------------------------------ etcd
 
@@ -236,7 +226,6 @@ class Faults:
 
     async def etcd_away(self) -> None:
         """All of etcd is killed, over and over as it is started again; brokers serve on."""
-        await self.cluster.in_sync()
         lasts_s = self._time((4.0, 9.0))
         self.note(f"all of etcd killed for {lasts_s:.1f} s", *self.cluster)
 

@@ -5,8 +5,8 @@ Owns when and what; the bytes are written by ``moving`` and ``rewriting`` on a t
 
 I1 Order of durability: log synced up to the checkpoint's index, segments and their directory synced, one commit {moved_to, checkpoint, references},
 then the log file goes. So at every moment each live entry stands in a place that the small state or the log itself names. I2 Only committed entries
-move (with one copy: durable ones), so what was moved is never truncated; a file that holds others stays. I3 Nothing is erased before what made it
-dead is durable. I4 The loop is held for at most one checkpoint, or 0.5 ms."""
+move (with one copy: durable ones), so what was moved is never truncated; others are carried on in the log (``carrying``), or the file that holds
+them stays. I3 Nothing is erased before what made it dead is durable. I4 The loop is held for at most one checkpoint, or 0.5 ms."""
 
 import asyncio
 from bisect import bisect_left
@@ -19,10 +19,11 @@ from typing import Final
 import msgspec
 
 from headrace.model.errors import DiskFull
-from headrace.storage import keys, rewriting
+from headrace.storage import carrying, keys, rewriting
 from headrace.storage.api import Checkpoint
 from headrace.storage.ground import Ground
-from headrace.storage.index import POSITION_BITS, Part, live_bytes
+from headrace.storage.index import Part, live_bytes
+from headrace.storage.intake import Intake
 from headrace.storage.keys import FileMeta, Moved, SegmentRef, number_key
 from headrace.storage.moving import Job, Moves, Writing
 from headrace.storage.rewriting import Rewrite
@@ -46,13 +47,16 @@ Puts = dict[bytes, bytes | None]
 class Mover:
     """See the module's head."""
 
-    def __init__(self, ground: Ground, system: SystemJournal, durable: Callable[[Part, int], Awaitable[None]], flush: Callable[[], None]) -> None:
+    def __init__(
+        self, ground: Ground, system: SystemJournal, intake: Intake, durable: Callable[[Part, int], Awaitable[None]], flush: Callable[[], None]
+    ) -> None:
         self.passes = 0
         self.moved_bytes = 0
         self._ground = ground
         self._system = system
         self._durable = durable
         self._flush = flush
+        self._appending = (intake, flush, durable)
         self._wanted = asyncio.Event()
         self._floors: dict[int, Part] = {}
         self._last_death: dict[int, int] = {}
@@ -123,7 +127,7 @@ class Mover:
         for file in closed:
             if file.file_id <= upto:
                 pids |= ground.file_pids.get(file.file_id, set())
-        upto = self._unpinned(pids, upto)
+        upto = await self._unpinned(pids, upto)
         slices = _Slices(self._ground.now_ns)
         wanted: list[tuple[Part, int]] = []
         for pid in sorted(pids):
@@ -144,17 +148,20 @@ class Mover:
         self.passes += 1
         return gone
 
-    def _unpinned(self, pids: Iterable[int], upto: int) -> int:
-        """The newest file up to ``upto`` before which nothing lies that is not committed yet."""
+    async def _unpinned(self, pids: Iterable[int], upto: int) -> int:
+        """The newest file up to ``upto`` before which nothing lies that is not committed yet and cannot be carried on."""
         replication = self._ground.replication
         if replication is None:
             return upto
         for pid in sorted(pids):
-            part, last = self._ground.parts.get(pid), replication.committed_index(pid)
-            if part is not None and last is not None:
-                rows = max(0, last + 1 - part.first_index)
-                if rows < len(part.places):
-                    upto = min(upto, (part.places[rows] >> POSITION_BITS) - 1)
+            part, committed = self._ground.parts.get(pid), replication.committed_index(pid)
+            if part is None or committed is None:
+                continue
+            file_id = carrying.first_file(part, committed)
+            if file_id is not None and file_id <= upto and await carrying.carry(self._ground, part, committed, *self._appending):
+                file_id = carrying.first_file(part, committed)
+            if file_id is not None:
+                upto = min(upto, file_id - 1)
         return upto
 
     async def _forget_deleted(self) -> None:

@@ -136,7 +136,7 @@ class DiskStore:
         ground.writer.on_failed = self._state_failed
         self._opened = True
         self._system = SystemJournal(ground, self)
-        self._mover = Mover(ground, self._system, self.durable, self.flush)
+        self._mover = Mover(ground, self._system, self._intake, self.durable, self.flush)
         self._repairs = Repairs(ground, self._mover, self._truncate)
         self._space = Space(ground, owner)
         await self._space.begin()

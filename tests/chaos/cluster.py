@@ -37,7 +37,7 @@ BEGIN, END = "<!-- cluster: begin (written by `make chaos-cluster`) -->", "<!-- 
 QUEUES: Final = {"orders": (3, "replica_durable"), "events": (2, "majority_durable")}
 STREAM: Final = ("log", 2)
 QUOTA_BYTES: Final = 768 * 1024 * 1024
-RECOVER_S: Final = 60.0
+RECOVER_S: Final = 120.0
 DRAIN_S: Final = 180.0
 OUTAGE_LATE_S: Final = 2.0
 """While all of etcd is away every partition confirms something in the last so many seconds."""

@@ -33,7 +33,7 @@ from tests.integration.coordination.etcds import binary
 from tests.integration.formation.nodes import ports
 
 NAMES: Final = ("a", "b", "c")
-WAIT_S: Final = 90.0
+WAIT_S: Final = 240.0
 LOOK_S: Final = 0.05
 CONFIRM_FOREVER_S: Final = 3600.0
 Way = Literal["all", "peers", "etcd"]

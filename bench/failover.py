@@ -171,11 +171,8 @@ class Bench:
                 await asyncio.sleep(2.0)
                 continue
             self.made += 1
-            name = f"q{self.made}"
-            await declared(self.client, name)
-            async with asyncio.timeout(NEW_OWNER_S):
-                while name not in await self.cluster.owners():  # so that its copies are waited for
-                    await asyncio.sleep(0.05)
+            await declared(self.client, f"q{self.made}")
+            await self.cluster.placed(f"q{self.made}")  # so that its copies are waited for
 
     async def emptied(self, name: str) -> None:
         """So that what earlier losses left costs nothing in this one."""

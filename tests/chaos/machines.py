@@ -347,6 +347,14 @@ class Cluster:
                 found.setdefault(assignment.item, []).append(ids[assignment.owner])
         return found
 
+    async def placed(self, name: str) -> None:
+        """Returns once a queue or stream that was just declared has owners."""
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                if name in await self.owners():
+                    return
+                await asyncio.sleep(LOOK_S)
+
     async def in_sync(self, copies: int = len(NAMES)) -> None:
         """Returns once every partition has an owner and so many copies in sync."""
         behind: list[str] = []

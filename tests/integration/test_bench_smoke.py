@@ -35,3 +35,14 @@ def test_a_tiny_run_of_the_client(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("\n| ") == 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_tiny_run_of_failovers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.failover", "--kinds", "owner,paused", "--times", "1", "--json", "--keep", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert [row["kind"] for row in rows] == ["owner", "paused"]
+    assert all(row["gap_s"] > 0 and not row["failures"] for row in rows)

@@ -100,7 +100,8 @@ class Node:
         return json.loads(answer)
 
     async def status(self) -> Status:
-        return await self.ask(do="status")
+        told: Status = await self.ask(do="status")
+        return told
 
     async def feed(self, config: dict[str, Any]) -> Any:
         return await self.ask(do="feed", config=config)

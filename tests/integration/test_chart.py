@@ -97,6 +97,8 @@ def test_the_command_is_one_that_the_broker_takes(tmp_path: Path) -> None:
     container = broker(manifests)
     program, command, *arguments = container["command"]
     assert (program, command) == ("headrace", "start")
+    security = manifests["StatefulSet"]["spec"]["template"]["spec"]["securityContext"]
+    assert f"USER {security['runAsUser']}\n" in (CHART.parents[2] / "Dockerfile").read_text(), "the image's own"
     start = get_command(app).commands["start"]  # type: ignore[attr-defined]
     given = start.make_context("start", [a.replace("$(POD_NAME)", "events-0") for a in arguments], resilient_parsing=False).params
     assert (given["name"], given["cluster"], given["secret_file"]) == ("events-0", "/etc/headrace/cluster.toml", "/run/secrets/headrace/secret")

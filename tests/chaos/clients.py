@@ -116,7 +116,7 @@ class Consuming:
 
     def __init__(self, client: Client, history: History, seed: int) -> None:
         self._client, self._history = client, history
-        self._random = random.Random(seed)
+        self._random, self._me = random.Random(seed), seed
         self.unknown = 0
 
     async def run(self) -> None:
@@ -128,7 +128,8 @@ class Consuming:
                 messages = await consumer.take(TAKE)
                 acked: list[tuple[Message, Awaitable[None]]] = []
                 for message in messages:
-                    self._history.deliver(message.partition, message.offset, sequence_of(message.partition, message.value))
+                    to = (self._me, message.attempt)
+                    self._history.deliver(message.partition, message.offset, sequence_of(message.partition, message.value), to=to)
                     if message.attempt == 1 and self._random.random() < RETURNED:
                         message.retry()
                     else:
@@ -137,7 +138,7 @@ class Consuming:
                 for (message, _), answer in zip(acked, answers, strict=True):
                     one = [(message.offset, 1)]
                     if answer is None:
-                        self._history.settle(message.partition, one, [])
+                        self._history.settle(message.partition, one, [], by=(self._me, message.attempt))
                     elif isinstance(answer, StaleSettle):
                         self._history.settle(message.partition, one, one)
                     elif isinstance(answer, HeadraceError):

@@ -52,7 +52,7 @@ SETTINGS: Final = tuple(f"{name}={value}" for name, value in kill.TIGHT.items())
 BAR: Final = 30
 SHOWN: Final = (
     "published", "confirmed", "refused", "delivered", "delivered_again", "settled", "stale", "stream_read_again", "cursor_commits",
-    "settlements_unknown",
+    "settlements_unknown", "late",
 )  # fmt: skip
 
 
@@ -293,8 +293,9 @@ class Run:
         return {
             "faults": self.done.total(), "by_kind": dict(sorted(self.done.items())), "lost": 0, **sums,
             "refused": sum(p.refused for p in self._publishing), "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
-            "settlements_unknown": sum(c.unknown for c in self._consuming), "recovered_s_p50": round(recovered[len(recovered) // 2], 2),
-            "recovered_s_max": round(recovered[-1], 2), "seconds": round(time.monotonic() - self._began_s),
+            "late": sum(h.late for h in self.histories.values()), "settlements_unknown": sum(c.unknown for c in self._consuming),
+            "recovered_s_p50": round(recovered[len(recovered) // 2], 2), "recovered_s_max": round(recovered[-1], 2),
+            "seconds": round(time.monotonic() - self._began_s),
         }  # fmt: skip
 
 

@@ -29,6 +29,10 @@ class History:
         self.refused: dict[int, set[int]] = defaultdict(set)
         """Per partition: sequences that were refused for certain."""
         self.settled: dict[int, set[int]] = defaultdict(set)
+        self.settled_by: dict[int, dict[int, tuple[int, int]]] = defaultdict(dict)
+        """Per partition and offset: which consumer settled which attempt, where that is known."""
+        self.late = 0
+        """Deliveries to one consumer that were on their way when another, under a new owner, settled the same or a later attempt: no new grants."""
         self.deliveries = 0
         self.redeliveries = 0
         self.unsettled_answers = 0
@@ -60,8 +64,8 @@ class History:
             if sequence in self.seen[partition].values():
                 raise Broken(f"{self.name}/{partition}: sequence {sequence} was delivered and refused")
 
-    def deliver(self, partition: int, offset: int, sequence: int) -> None:
-        """The broker delivered ``sequence`` at ``offset``."""
+    def deliver(self, partition: int, offset: int, sequence: int, *, to: tuple[int, int] | None = None) -> None:
+        """The broker delivered ``sequence`` at ``offset``. ``to``: consumer and attempt."""
         with self.lock:
             self.deliveries += 1
             if sequence >= self.published[partition]:
@@ -77,17 +81,24 @@ class History:
             else:
                 self.redeliveries += 1
             if offset in self.settled[partition]:
-                raise Broken(f"{self.name}/{partition}: offset {offset} came again after its settlement was confirmed")
+                by = self.settled_by[partition].get(offset)
+                if to is None or by is None or to[0] == by[0] or to[1] > by[1]:
+                    how = "" if to is None or by is None else f": consumer {by[0]} settled attempt {by[1]}, consumer {to[0]} has attempt {to[1]}"
+                    raise Broken(f"{self.name}/{partition}: offset {offset} came again after its settlement was confirmed{how}")
+                self.late += 1
             confirmed_at = self.confirmed[partition].get(sequence)
             if confirmed_at is not None and confirmed_at != offset:
                 raise Broken(f"{self.name}/{partition}: {sequence} was confirmed at {confirmed_at} and delivered at {offset}")
 
-    def settle(self, partition: int, ranges: list[tuple[int, int]], stale: list[tuple[int, int]]) -> None:
-        """The broker confirmed these ranges (first, count) as settled, but for the stale ones."""
+    def settle(self, partition: int, ranges: list[tuple[int, int]], stale: list[tuple[int, int]], *, by: tuple[int, int] | None = None) -> None:
+        """The broker confirmed these ranges (first, count) as settled, but for the stale ones. ``by``: consumer and attempt."""
         lost = {offset for first, count in stale for offset in range(first, first + count)}
         with self.lock:
             self.unsettled_answers += len(lost)
-            self.settled[partition].update(offset for first, count in ranges for offset in range(first, first + count) if offset not in lost)
+            done = [offset for first, count in ranges for offset in range(first, first + count) if offset not in lost]
+            if by is not None:
+                self.settled_by[partition].update(dict.fromkeys(done, by))
+            self.settled[partition].update(done)
 
     def finish(self) -> None:
         """At the end, with everything confirmed and delivered: nothing is missing, nothing is there twice, order is kept."""

@@ -98,6 +98,18 @@ def test_a_broken_promise_is_noticed(breach: Callable[[History], None]) -> None:
         breach(kept())
 
 
+@pytest.mark.parametrize(("to", "broken"), [((1, 1), True), ((2, 3), True), ((2, 2), False), ((2, 1), False)])
+def test_only_what_was_on_its_way_to_another_consumer_may_come_after_a_settlement(to: tuple[int, int], broken: bool) -> None:
+    history = kept()
+    history.settle(0, [(2, 1)], [], by=(1, 2))
+    if broken:
+        with pytest.raises(Broken, match="settled attempt 2"):
+            history.deliver(0, 2, 2, to=to)
+    else:
+        history.deliver(0, 2, 2, to=to)
+        assert history.late == 1
+
+
 def test_what_was_stale_may_come_again() -> None:
     history = kept()
     history.settle(0, [(2, 1)], [(2, 1)])

@@ -71,6 +71,11 @@ bench-capacity: ## idle queues, idle connections, starts with much data (ARGS="-
 	@VENV=$(RUN_VENV) scripts/venv
 	@$(RUN_VENV)/bin/python -m bench.capacity $(ARGS)
 
+.PHONY: bench-cluster
+bench-cluster: ## three brokers that keep three copies (ARGS="--rounds 5"); many brokers: python -m bench.many
+	@VENV=$(RUN_VENV) scripts/venv
+	@$(RUN_VENV)/bin/python -m bench.cluster $(ARGS)
+
 .PHONY: bench-client
 bench-client: ## what one process with the Python client does
 	@VENV=$(RUN_VENV) scripts/venv

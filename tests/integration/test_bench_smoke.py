@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.coordination.etcds import binary
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -46,3 +48,27 @@ def test_a_tiny_run_of_failovers(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert [row["kind"] for row in rows] == ["owner", "paused"]
     assert all(row["gap_s"] > 0 and not row["failures"] for row in rows)
+
+
+def _etcd() -> list[str]:
+    return ["--etcd", str(binary())] if binary() else []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_tiny_run_of_three_brokers(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.cluster", "--rounds", "1", "--secs", "0.3", "--dry", *_etcd()]
+    environment = os.environ | {"BENCH_ROOT": str(tmp_path / "data")}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=290, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("\n| publish") + done.stdout.count("\n| confirms") == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_five_brokers_share_partitions_out_and_survive_kills(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bench.many", "--brokers", "5", "--partitions", "40", "--queues", "4", "--used", "2", "--kills", "2", "--dry"]
+    environment = os.environ | {"BENCH_ROOT": str(tmp_path / "data")}
+    done = subprocess.run([*command, *_etcd()], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=390, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "all 60 confirmed messages delivered" in done.stdout

@@ -49,7 +49,8 @@ CROWD_MS = 0.15
 CROWD_TICKS = 64
 """Two connections that are read within one tick, or one so soon after the other was worked off, share their flushes for so many ticks."""
 ENTRY_BYTES_MAX = 8 * 1024 * 1024
-_ID_KEY = b"broker/id"
+ID_KEY = b"broker/id"
+"""Small state: the id of the broker whose data these are."""
 _log = get_logger("broker")
 
 
@@ -150,14 +151,14 @@ class Broker:
         self.spawn(self._housekeep())
 
     async def _begin(self, node_id: str) -> None:
-        known = self.store.state.get(_ID_KEY)
+        known = self.store.state.get(ID_KEY)
         self.id = known.decode() if known else node_id or self.ambient.token(8)
         if node_id and self.id != node_id:
             raise StorageError(
                 f"the store is of broker {self.id}, its directory is {node_id}'s", hint="a store is never moved into another broker's directory"
             )
         if not known:
-            await self.store.commit_state({_ID_KEY: self.id.encode()})
+            await self.store.commit_state({ID_KEY: self.id.encode()})
         self.owners: dict[int, tuple[str, int]] = {}
         if self.cluster is not None:
             await self.cluster.start()

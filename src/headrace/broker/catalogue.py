@@ -23,8 +23,8 @@ _log = get_logger("catalogue")
 ID_BLOCK = 256
 CACHE_MAX = 10_000
 _RETRIES = 64
-_NAMES = "names/"
-_COUNTER = "ids/partition"
+NAMES = "names/"
+COUNTER = "ids/partition"
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,7 +91,7 @@ class Catalogue:
         """Counts what is there (one pass over the names, without keeping them)."""
         after = ""
         while True:
-            page = await self._coordinator.range(_NAMES, after=after)
+            page = await self._coordinator.range(NAMES, after=after)
             for document in page.documents:
                 self._count(_decode_kind(document.value).kind, 1)
             if not page.more:
@@ -103,7 +103,7 @@ class Catalogue:
         """The item of that name, or None. At once: from the cache or one read of the state store."""
         item = self._cache.get(name)
         if item is None:
-            document = self._coordinator.peek(_NAMES + name)
+            document = self._coordinator.peek(NAMES + name)
             if document is None:
                 return None
             item = _decode(document.value)
@@ -160,7 +160,7 @@ class Catalogue:
                 stream=spec if isinstance(spec, StreamSpec) else None,
                 created_ms=self._wall_ms(),
             )
-            if await self._coordinator.transact({_NAMES + name: 0}, {_NAMES + name: _encode(item)}):
+            if await self._coordinator.transact({NAMES + name: 0}, {NAMES + name: _encode(item)}):
                 self._recorded(item, "declared")
                 return item
             await asyncio.sleep(0.001)
@@ -174,7 +174,8 @@ class Catalogue:
             unknown = sorted(set(changes) - set(old.__struct_fields__))
             if unknown:
                 raise Invalid(f"a {item.kind} has no setting {', '.join(unknown)}; it has {', '.join(old.__struct_fields__)}")
-            fixed = sorted(f for f in changes if f in FIXED and getattr(old, f) != changes[f])
+            altered = [f for f in changes if getattr(old, f) != changes[f]]
+            fixed = sorted(f for f in altered if f in FIXED and (f != "replication_factor" or self._known is None))  # a cluster makes copies
             if fixed:
                 raise Conflict(f"{', '.join(fixed)} cannot be altered after declaration", hint="declare another one and move the messages")
             try:
@@ -197,7 +198,7 @@ class Catalogue:
         for _ in range(_RETRIES):
             item = self.get(name, kind)
             document = self._document(name)
-            if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: None, "deleted/" + item.id: _encode(item)}):
+            if await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: None, "deleted/" + item.id: _encode(item)}):
                 self._recorded(item, "deleted")
                 return item
             self._cache.pop(name, None)
@@ -213,9 +214,9 @@ class Catalogue:
     async def page(self, *, kind: str = "", pattern: str = "*", after: str = "", limit: int = 1000) -> tuple[list[Item], bool]:
         """Items in the order of their names, after ``after``; True if there are more."""
         found: list[Item] = []
-        after = _NAMES + after if after else ""
+        after = NAMES + after if after else ""
         while True:
-            page = await self._coordinator.range(_NAMES, after=after)
+            page = await self._coordinator.range(NAMES, after=after)
             for document in page.documents:
                 item = _decode(document.value)
                 if (not kind or item.kind == kind) and (pattern == "*" or fnmatch.fnmatchcase(item.name, pattern)):
@@ -231,7 +232,7 @@ class Catalogue:
 
     def told(self, key: str, before: Document | None, now: Document | None) -> None:
         """A document under ``names/`` has changed, whoever did it; for a cluster's mirror."""
-        self._cache.pop(key[len(_NAMES) :], None)
+        self._cache.pop(key[len(NAMES) :], None)
         try:
             if now is not None:
                 self._change(_decode(now.value), "declared" if before is None else "altered")
@@ -262,7 +263,7 @@ class Catalogue:
             raise CoordinatorUnavailable(f"whether there is {name!r} is not known: this broker has not reached the coordinator since it started")
 
     def _document(self, name: str) -> Document:
-        document = self._coordinator.peek(_NAMES + name)
+        document = self._coordinator.peek(NAMES + name)
         if document is None:
             self._cache.pop(name, None)
             raise NotFound(f"there is no queue or stream named {name!r}")
@@ -278,7 +279,7 @@ class Catalogue:
                 self._cache[name] = old  # stored perhaps by a request that was not told so yet: it holds as soon as one of them is answered
                 self._changed(old, "altered")
                 return old
-            if await self._coordinator.transact({_NAMES + name: document.version}, {_NAMES + name: _encode(new)}):
+            if await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: _encode(new)}):
                 self._recorded(new, "altered")
                 return new
         raise Unavailable(f"{name!r} is being changed by others; try again")
@@ -300,10 +301,10 @@ class Catalogue:
     async def _allocate(self, count: int) -> tuple[int, ...]:
         async with self._allocating:
             while len(self._ids) < count:
-                document = await self._coordinator.get(_COUNTER)
+                document = await self._coordinator.get(COUNTER)
                 first = int(document.value) if document else 1
                 size = max(ID_BLOCK, count)
-                if await self._coordinator.transact({_COUNTER: document.version if document else 0}, {_COUNTER: str(first + size).encode()}):
+                if await self._coordinator.transact({COUNTER: document.version if document else 0}, {COUNTER: str(first + size).encode()}):
                     self._ids.extend(range(first, first + size))
             taken, self._ids = self._ids[:count], self._ids[count:]
             return tuple(taken)

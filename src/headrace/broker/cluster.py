@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import msgspec
 
 from headrace import __version__
-from headrace.broker import forwarding
+from headrace.broker import forwarding, importing
 from headrace.broker.catalogue import Item
 from headrace.broker.copies import Copy
 from headrace.broker.erasing import Erasing
@@ -187,7 +187,9 @@ class Cluster:
         self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
         self._fitness = Fitness(driver, self.control, self._sightings, broker.store.damaged())
         mirror = self.control.mirror
-        broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), mirror.synced.is_set)
+        imported = asyncio.Event()
+        broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), lambda: imported.is_set() and mirror.synced.is_set())
+        broker.spawn(importing.keep_carrying(broker, self._coordinator, imported))
         mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
         self.control.topology.on_reassigned(self._reassigned)
         await self._membership.start()

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from headrace import __version__
 from headrace.ambient import ambient
 from headrace.broker import run, survey
+from headrace.broker.importing import lone_id
 from headrace.broker.metrics import Counters, Snapshot
 from headrace.broker.verbs import compiled, resident_bytes
 from headrace.cluster.coordinator import Coordinator
@@ -122,7 +123,7 @@ class Member(Around):
 
     async def start(self) -> None:
         """Returns at once, whatever is waited for. ``Invalid``, ``DataDirLocked``, ``StorageError`` and ``Unavailable`` end a broker."""
-        self._formation = await open_formation(self.config, OsFiles(), self)
+        self._formation = await open_formation(self.config, OsFiles(), self, lone=lone_id)
         try:
             if self.config.listen.admin not in ("", "off"):
                 commands = Commands(self._formation, self._gossip, self._admins, lambda: self._drains)

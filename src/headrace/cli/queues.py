@@ -90,14 +90,15 @@ def declare(
 def alter(
     name: QueueName, lease: Lease = None, ttl: Ttl = None, max_deliveries: MaxDeliveries = None, backoff: Backoff = None,
     dead_letter: DeadLetter = None, max_messages: MaxMessages = None, max_bytes: MaxBytes = None, max_age: MaxAge = None,
-    max_message_bytes: MaxMessageBytes = None, overflow: Overflow = None, durability: Durability = None, min_in_sync_replicas: MinInSync = None,
-    cohort_grace: CohortGrace = None, cohort_target: CohortTarget = None, binding: Binding = None, url: Url = DEFAULT_URL, as_json: AsJson = False,
+    max_message_bytes: MaxMessageBytes = None, overflow: Overflow = None, replication_factor: Replication = None, durability: Durability = None,
+    min_in_sync_replicas: MinInSync = None, cohort_grace: CohortGrace = None, cohort_target: CohortTarget = None, binding: Binding = None,
+    url: Url = DEFAULT_URL, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Change settings of a queue; those that are not named stay."""
     changes = _settings(
         lease=lease, ttl=ttl, max_deliveries=max_deliveries, backoff=backoff, dead_letter=dead_letter, max_messages=max_messages,
-        max_bytes=max_bytes, max_age=max_age, max_message_bytes=max_message_bytes, overflow=overflow, durability=durability,
-        min_in_sync_replicas=min_in_sync_replicas, cohort_grace=cohort_grace, cohort_target=cohort_target, binding=binding,
+        max_bytes=max_bytes, max_age=max_age, max_message_bytes=max_message_bytes, overflow=overflow, replication_factor=replication_factor,
+        durability=durability, min_in_sync_replicas=min_in_sync_replicas, cohort_grace=cohort_grace, cohort_target=cohort_target, binding=binding,
     )  # fmt: skip
     altered(url, control.AlterQueue(name=name, changes=changes), QueueSpec, as_json)
 

@@ -66,13 +66,14 @@ def declare(
 @app.command("alter")
 def alter(
     name: StreamName, retention: Age = None, retention_bytes: Bytes = None, retention_records: Records = None, compaction: Compaction = None,
-    tombstone: Tombstone = None, max_message_bytes: MaxMessageBytes = None, durability: Durability = None,
-    min_in_sync_replicas: MinInSync = None, binding: Binding = None, url: Url = DEFAULT_URL, as_json: AsJson = False,
+    tombstone: Tombstone = None, max_message_bytes: MaxMessageBytes = None, replication_factor: Replication = None,
+    durability: Durability = None, min_in_sync_replicas: MinInSync = None, binding: Binding = None, url: Url = DEFAULT_URL, as_json: AsJson = False,
 ) -> None:  # fmt: skip
     """Change settings of a stream; those that are not named stay."""
     changes = _settings(
         retention=retention, retention_bytes=retention_bytes, retention_records=retention_records, compaction=compaction, tombstone=tombstone,
-        max_message_bytes=max_message_bytes, durability=durability, min_in_sync_replicas=min_in_sync_replicas, binding=binding,
+        max_message_bytes=max_message_bytes, replication_factor=replication_factor, durability=durability,
+        min_in_sync_replicas=min_in_sync_replicas, binding=binding,
     )  # fmt: skip
     altered(url, control.AlterStream(name=name, changes=changes), StreamSpec, as_json)
 

@@ -56,6 +56,16 @@ except lmdb.Error:
 """
 
 
+def read_one(path: str, key: bytes) -> bytes | None:
+    """A value of an environment that nobody has open, which is left as it is. ``StorageError`` if it cannot be read."""
+    try:
+        with contextlib.closing(lmdb.open(path, readonly=True, create=False, lock=False)) as env, env.begin() as txn:
+            raw = txn.get(key)
+    except lmdb.Error as e:
+        raise StorageError(f"the state in {path} cannot be read: {e}", hint="start the broker alone: it repairs what can be repaired") from e
+    return None if raw is None else unframed(key, raw)
+
+
 class StateStore(Protocol):
     """What storage, catalogue and coordinator ask of small state."""
 

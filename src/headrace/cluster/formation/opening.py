@@ -5,9 +5,12 @@ Owns which setting becomes what, and under which id this broker is known to its 
 
 import asyncio
 import socket
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from msgspec.structs import replace
 
 from headrace import __version__
 from headrace.ambient import ambient
@@ -26,7 +29,7 @@ from headrace.cluster.opening import make_transport, read_secrets
 from headrace.cluster.secret import Secrets
 from headrace.cluster.transport import Me, Transport
 from headrace.core.formation.books import Found
-from headrace.core.formation.records import Identity, Records
+from headrace.core.formation.records import Directory, Identity, Records
 from headrace.log import get_logger
 from headrace.model.cluster import BrokerId, Incarnation
 from headrace.model.config import Config, advertised, parse_address
@@ -95,9 +98,12 @@ class Running:
         self._slots.close()
 
 
-async def open_formation(config: Config, disk: Disk, around: Around | None = None) -> Running:
+async def open_formation(
+    config: Config, disk: Disk, around: Around | None = None, *, lone: Callable[[Config], str] = lambda config: ""
+) -> Running:
     """Starts it in the running loop; returns at once, whatever it has to wait for. ``Invalid``, ``DataDirLocked`` and ``StorageError`` end a broker;
-    a mistake in the declared config does not: it is the reason of what ``status`` shows."""
+    a mistake in the declared config does not: it is the reason of what ``status`` shows. ``lone``: id of the lone broker whose data are in the
+    directory, "" = of none; asked in a thread."""
     name = declaring.member_name(config)
     if config.broker.storage != "disk":
         raise Invalid("a broker of a cluster keeps its data on disk", hint='set broker.storage = "disk"')
@@ -117,7 +123,10 @@ async def open_formation(config: Config, disk: Disk, around: Around | None = Non
         records, damaged = await asyncio.to_thread(slots.read)
         data = await asyncio.to_thread(slots.data)
         if data and records.identity is None and not damaged and records.aside is None:
-            _log.error("there is data without an identity: %s", ", ".join(data))
+            drawn = Identity(
+                node_id="", incarnation=Directory(ambient().token(16)), cluster_id=ambient().token(16), formed=True, standalone=True
+            )
+            records = await asyncio.to_thread(_take_over, config, name, declared, slots, records, data, lone, drawn)
         known = [*([declared.config] if declared.config is not None else []), *declaring.known(records)]
         config = settled(config, next((m.address for c in known if (m := c.member(name)) is not None), ""))
         return await _open(config, name, declared, secrets, slots, folder, records, damaged, bool(data), around or Around())
@@ -181,6 +190,25 @@ async def _open(
         await transport.stop()
         raise
     return Running(config, driver, transport, post, slots, secrets, declared, seeking)
+
+
+def _take_over(
+    config: Config, name: str, declared: declaring.Declaring, slots: Slots, records: Records, data: Sequence[str], lone: Callable[[Config], str],
+    drawn: Identity,
+) -> Records:  # fmt: skip
+    """Data without an identity are a lone broker's, to be kept, if the declared config says so: it names this member as the gospel. ``drawn``: the
+    identity they get, but for the id."""
+    id = lone(config)
+    if not id:
+        _log.error("there is data without an identity: %s", ", ".join(data))
+        return records
+    if declared.config is None or declared.config.gospel != name or name not in declared.config.voters:
+        _log.error("the data are those of a broker that was alone; to keep them in a cluster, declare this member as a voter and as the gospel")
+        return records
+    identity = replace(drawn, node_id=id)
+    slots.write(identity)
+    _log.info("the data of broker %s, which was alone, become those of the first member of a cluster", id)
+    return records.stored(identity)
 
 
 def _cluster(identity: Identity) -> str:

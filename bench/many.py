@@ -21,6 +21,7 @@ from headrace.client.client import Client
 BEGIN, END = "<!-- many: begin (written by `python -m bench.many`) -->", "<!-- many: end -->"
 LOOK_S = 0.25
 SETTLE_S = 600.0
+CONFIRM_S = 120.0
 Rows = list[tuple[str, str]]
 
 
@@ -57,7 +58,7 @@ async def work(members: Members, queues: int, partitions: int, used: int, kills:
     names = [f"many-{number:03d}" for number in range(queues)]
     total = queues * partitions
     rows.append(("memory of a broker with nothing, median / most", _memory(members)))
-    async with headrace.connect(members.url, wait=120.0, confirm_timeout=120.0) as client:
+    async with headrace.connect(members.url, wait=120.0, confirm_timeout=CONFIRM_S) as client:
         began = time.monotonic()
         for name in names:
             await client.declare_queue(name, partitions=partitions)
@@ -114,7 +115,7 @@ async def served(client: Client, names: list[str], partitions: int, members: Mem
 async def publish(client: Client, names: list[str], partitions: int, sent: Counter[str]) -> None:
     """One message to every partition, each confirmed."""
     for name in names:
-        async with client.publisher(name, confirm_timeout=SETTLE_S) as publisher:
+        async with client.publisher(name, confirm_timeout=CONFIRM_S) as publisher:
             await asyncio.gather(*(publisher.send(b"%d" % sent[name], partition=number) for number in range(partitions)))
             sent[name] += partitions
 

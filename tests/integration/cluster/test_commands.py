@@ -102,10 +102,12 @@ async def test_voters_come_and_go_one_at_a_time_and_the_quorum_is_kept(brokers: 
     added = (await brokers.command("c", "voter", "add", "c", "--json")).json
     assert (added["verdict"], added["version"]) == ("begun", 2)
     assert await brokers.together("abc", 2) == id
+    await brokers.until("b", lambda s: s["consensus_members"] == dict.fromkeys("abc", "voter"))
     added = (await brokers.command("b", "voter", "add", "d", "--address", brokers["d"].peer, "--json")).json
     assert (added["verdict"], added["version"]) == ("begun", 3)
     assert await brokers.together("abcd", 3) == id
-    await brokers.until("a", lambda s: s["consensus_members"] == dict.fromkeys("abcd", "voter"))
+    for name in "ab":
+        await brokers.until(name, lambda s: s["consensus_members"] == dict.fromkeys("abcd", "voter"))
 
     twice = await brokers.command("b", "voter", "add", "d", code=64)
     assert "a voter already" in twice.err

@@ -25,6 +25,8 @@ BUSY_TRIES: Final = 20
 BUSY_S: Final = 0.1
 """A record that is just being written is waited for, so that one command does not meet its own trace of a moment ago."""
 
+SEEN_TRIES: Final = 30
+
 
 class Commands:
     """See the module's head. ``membership``: gossip, while a broker serves; ``admins``: URLs of the brokers' admin HTTP by name, as registered;
@@ -109,22 +111,26 @@ class Commands:
     async def add_voter(self, name: str, address: str = "") -> wire.Fed:
         """The next version, in which ``name`` votes. ``Conflict`` while another change is being carried out, or if it votes already."""
         async with self._voting:
-            return await self._change(editing.with_voter(self._settled(), name, address))
+            return await self._change(editing.with_voter(await self._settled(), name, address))
 
     async def remove_voter(self, name: str, *, leave: bool = False) -> wire.Fed:
         """The next version, in which ``name`` is an observer; ``leave``: in which it is not listed. ``Conflict`` while another change is being
         carried out, and if the quorum would be lost."""
         async with self._voting:
-            config = self._settled()
+            config = await self._settled()
             changed = editing.without(config, name) if leave else editing.without_vote(config, name)
             if why := self._running.driver.keeps(name):
                 hint = "start those again, or replace them; headrace cluster status shows who is there"
                 raise Conflict(f"{name} cannot be removed now: {why}", hint=hint)
             return await self._change(changed)
 
-    def _settled(self) -> Declared:
-        """The config that is committed and carried out."""
+    async def _settled(self) -> Declared:
+        """The config that is committed and carried out. A step that has just been done is seen at the next look: that is waited for."""
         driver = self._running.driver
+        for _ in range(SEEN_TRIES):
+            if not driver.plan():
+                break
+            await asyncio.sleep(BUSY_S)
         config, standing = driver.current, driver.standing
         if config is None or not driver.records.identity or not driver.records.identity.formed:
             raise Refused(f"there is no cluster to change: {standing.reason}", hint="headrace cluster apply FILE declares one")

@@ -3,12 +3,13 @@
 import asyncio
 import threading
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from headrace.cli.perf_link import Link
-from headrace.model.errors import HeadraceError
+from headrace.model.errors import HeadraceError, StaleSettle
 from headrace.wire import control, frames
 from headrace.wire.batch import Record, encode_batch, encode_publish
 from headrace.wire.frames import Level, Op
@@ -101,10 +102,11 @@ async def test_an_owner_that_is_cut_off_confirms_nothing_to_clients_that_reach_i
         got: list[bytes] = []
         async with asyncio.timeout(WAIT_S), client.consume(NAME) as consumer:
             async for message in consumer:
-                await message.ack(confirmed=True)
-                got.append(message.value)
-                if message.value == b"far":
-                    break
+                with suppress(StaleSettle):  # its owner was another again: it comes once more
+                    await message.ack(confirmed=True)
+                    got.append(message.value)
+                    if message.value == b"far":
+                        break
     assert got.count(b"early") >= early
     assert b"late" not in got
 

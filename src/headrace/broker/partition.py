@@ -447,7 +447,7 @@ class Partition(Lane, ABC):
 
     def idle(self) -> bool:
         """Nothing in flight, nobody attached, no group whose members may come back: it can be unloaded."""
-        return not (self.dirty or self.in_flight or self.gathered or self.publishers or self.groups.homed or self.attached())
+        return not (self.dirty or self.in_flight or self.gathered or self.groups.homed or self.publishers or self.attached())
 
     # ------------------------------------------------------------ what a queue and a stream do differently
 

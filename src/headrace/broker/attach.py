@@ -102,7 +102,7 @@ class Attachments:
                     filter=compiled,
                     owner_token=owner_token,
                 )
-                if asked.resume:
+                if asked.resume or asked.seat:  # a member that has not heard that it is open holds nothing of what it was granted
                     partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
         if asked.cohort and not asked.seat:
             try:

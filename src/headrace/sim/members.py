@@ -104,12 +104,12 @@ class Members(Following):
             if message.attempt >= book.acked.get(number, message.attempt + 1):  # an earlier one may have been on its way
                 self.broken.append(f"K3 {number} was delivered from {book.name} after its ack was confirmed")
             self.at_one_place(book, message.partition, message.offset, number)
-            try:
+            book.acking[number] = True
+            with suppress(StaleSettle):  # it comes again, to whoever has the partition now, or an ack that was under way counted
                 await message.ack(confirmed=True)
+                del book.acking[number]
                 book.acked[number] = message.attempt
                 self.totals.acked += 1
-            except StaleSettle:  # it comes again, to whoever has the partition now, or an ack that was under way counted
-                book.acking[number] = True
         await (vanish(client) if vanishes else consumer.close())
 
     async def _read(self, client: Client, book: Book, static: str, until: float, vanishes: bool) -> None:

@@ -19,10 +19,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from headrace.client.client import Client
 from headrace.model.errors import HeadraceError
@@ -32,6 +32,8 @@ from tests.chaos.clients import Consuming, Publishing, Reading, reread
 from tests.chaos.faults import Deed, Faults, mended
 from tests.chaos.history import Broken, History
 from tests.chaos.machines import Cluster, Machine, why_no_network
+
+T = TypeVar("T")
 
 BEGIN, END = "<!-- cluster: begin (written by `make chaos-cluster`) -->", "<!-- cluster: end -->"
 QUEUES: Final = {"orders": (3, "replica_durable"), "events": (2, "majority_durable")}
@@ -217,11 +219,15 @@ class Run:
 
     async def _whole(self) -> None:
         """Returns once every copy is in sync."""
-        waiting = asyncio.create_task(self.cluster.in_sync())
+        await self._mending(self.cluster.in_sync())
+
+    async def _mending(self, work: Coroutine[Any, Any, T]) -> T:
+        """Does it, and has repaired what shows itself meanwhile."""
+        waiting = asyncio.create_task(work)
         try:
             while not (await asyncio.wait((waiting,), timeout=MEND_EVERY_S))[0]:
                 await self._mend()
-            await waiting
+            return await waiting
         finally:
             waiting.cancel()
 
@@ -248,11 +254,11 @@ class Run:
                 self._check()
                 if time.monotonic() > end:
                     raise self._broken(f"not done after {DRAIN_S:.0f} s: {left}")
-                await asyncio.sleep(0.2)
+                await self._mending(asyncio.sleep(0.2))
         self._check()
         for history in self.histories.values():
             history.finish()
-        self.reread = await reread(client, self.histories[STREAM[0]], DRAIN_S)
+        self.reread = await self._mending(reread(client, self.histories[STREAM[0]], DRAIN_S))
 
     async def _left(self, brokers: list[Client]) -> str:
         """What is not done yet, "" = nothing."""

@@ -1,7 +1,7 @@
-"""``headrace cluster up``: a cluster of real brokers on this machine, to be looked at, used, and killed.
+"""What ``headrace cluster up`` does, step by step: brokers are started, used, looked at, and ended.
 
-Owns the command: what is done in which order, what is said of it, and that nothing is left when it ends, however it ends. Brokers are
-``tryout_brokers``'s, what they are used for ``tryout_demo``'s, the check of failovers ``tryout_failover``'s.
+Owns what is done in which order, what is said of it, and that nothing is left when it ends, however it ends. Brokers are ``tryout_brokers``'s, what
+they are used for ``tryout_demo``'s, the check of failovers ``tryout_failover``'s.
 """
 
 from __future__ import annotations
@@ -13,18 +13,14 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import typer
-
-from headrace.cli.options import AsJson
 from headrace.log import configure
-from headrace.model.errors import HeadraceError, Invalid
+from headrace.model.errors import HeadraceError
 
 if TYPE_CHECKING:
     from headrace.cli.tryout_brokers import Brokers, Local
 
-BROKERS_MAX: Final = 21
 HEALTHY_S: Final = 60.0
 STEP_S: Final = 60.0
 LOOK_S: Final = 0.1
@@ -32,26 +28,11 @@ LOST: Final = 1
 STOPPED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-def up(
-    brokers: Annotated[int, typer.Option("--brokers", min=1, max=BROKERS_MAX, help="How many; the first three vote, the others observe.")] = 3,
-    staggered: Annotated[bool, typer.Option("--staggered", help="One after another, saying what each waits for.")] = False,
-    demo: Annotated[bool, typer.Option("--demo/--no-demo", help="With demo queues, a stream and traffic.")] = True,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the data when it ends.")] = False,
-    failover_verify: Annotated[
-        bool, typer.Option("--failover-verify", help="Kill and pause owners under load, check every confirmed message, and end.")
-    ] = False,
-    data_dir: Annotated[str, typer.Option("--data-dir", "-d", help="Directory of all of them; one that was kept goes on (a new one).")] = "",
-    as_json: AsJson = False,
-) -> None:  # fmt: skip
-    """Start a cluster of brokers on this machine to try it out, until Ctrl-C.
-
-    Ports are the system's choice, the secret is new. Exit code 1: --failover-verify found that something confirmed was lost or out of order."""
-    if failover_verify and brokers < 3:
-        raise Invalid("--failover-verify needs three brokers: two of them have to go on without the third", hint="--brokers 3")
+def carry_out(count: int, data_dir: str, *, as_json: bool, staggered: bool, demo: bool, keep: bool, verify: bool) -> int:
+    """Until it is stopped, or has verified what was asked; the exit code."""
     configure("error", "text")
     tell = Teller(as_json=as_json)
-    started = _brokers(brokers, data_dir)
-    raise typer.Exit(asyncio.run(Tryout(tell, started, staggered=staggered, demo=demo, keep=keep, verify=failover_verify).run()))
+    return asyncio.run(Tryout(tell, _brokers(count, data_dir), staggered=staggered, demo=demo, keep=keep, verify=verify).run())
 
 
 def _brokers(count: int, data_dir: str) -> Brokers:

@@ -6,6 +6,8 @@ RUN_VENV ?= .venv-run
 BIN := $(VENV)/bin
 DATA ?= headrace-data
 ARGS ?=
+# Many tests wait for something: one more than there are cores.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 3 ] && echo 4 || echo $$((n + 1)))
 export VENV
 
 .PHONY: help
@@ -32,8 +34,8 @@ run: ## install and start a broker with its admin page in ./headrace-data
 	@exec $(RUN_VENV)/bin/headrace start --data-dir $(DATA) --admin 127.0.0.1:7581 $(ARGS)
 
 .PHONY: test
-test: dev ## all tests, on up to 4 cores (ARGS="-k wal" picks some, "-n 0" is one process)
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
+test: dev ## all tests, in up to 4 processes (ARGS="-k wal" picks some, "-n 0" is one process)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: quick
 quick: dev ## unit, golden and property tests only

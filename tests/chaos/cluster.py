@@ -71,7 +71,7 @@ class Run:
         self.recovered_s: list[float] = []
         self._only, self._per_s = only, per_s
         self._began_s = time.monotonic()
-        self._timeline = timeline.open("a")
+        self._timeline = timeline
         self._publishing: list[Publishing] = []
         self._consuming: list[Consuming] = []
         self._reading: Reading
@@ -83,8 +83,8 @@ class Run:
     def note(self, what: str, *machines: Machine, **more: Any) -> None:
         at_s = round(time.monotonic() - self._began_s, 3)
         row = {"at_s": at_s, "wall": round(time.time(), 3), "what": what, "whom": [m.name for m in machines], **more}
-        self._timeline.write(json.dumps(row) + "\n")
-        self._timeline.flush()
+        with self._timeline.open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
     @property
     def confirmed(self) -> int:

@@ -5,6 +5,7 @@ Owns the socket, what was read but not parsed, and what was queued but not sent.
 """
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
@@ -17,6 +18,8 @@ READ_BYTES = 1024 * 1024
 BUFFER_BYTES = 2 * READ_BYTES
 SOCKET_BYTES = 4 * 1024 * 1024
 CALL_TIMEOUT_S = 30.0
+PATIENCE_S, AGAIN_S = 30.0, 0.05
+"""So long what is refused for now is asked again, so often: partitions of a cluster that have just been declared, or moved."""
 BIG_FRAME_BYTES = 64 * 1024
 
 R = TypeVar("R", bound=control.Message)
@@ -163,18 +166,24 @@ class Link:
         self.socket.setblocking(False)
 
     def drain_calls(self, requests: list[control.Message], expect: type[R], *, most: int = 200) -> list[R]:
-        """Many requests, at most ``most`` under way at a time: for thousands of declarations."""
+        """Many requests, at most ``most`` under way at a time: for thousands of declarations. What is refused for now is asked again for a while."""
         answers: list[R] = []
-        for at in range(0, len(requests), most):
-            part = requests[at : at + most]
+        until = time.monotonic() + PATIENCE_S
+        todo = requests
+        while todo:
+            part, todo = todo[:most], todo[most:]
             first = self.correlation + 1
             self.socket.sendall(b"".join(frames.frame(Op.REQUEST, control.encode(request), correlation=first + i) for i, request in enumerate(part)))
             self.correlation += len(part)
-            waiting = len(part)
+            waiting, refused = len(part), []
             while waiting:
-                for op, _flags, _channel, _correlation, begin, end in self.frames():
+                for op, _flags, _channel, correlation, begin, end in self.frames():
                     if op == Op.ERROR:
-                        raise failure_of(self.view[begin:end])
+                        failure = failure_of(self.view[begin:end])
+                        if correlation < first or not failure.retriable or time.monotonic() > until:
+                            raise failure
+                        refused.append(part[correlation - first])
+                        waiting -= 1
                     if op == Op.REPLY:
                         answer: Any = control.decode_reply(self.view[begin:end])
                         assert isinstance(answer, expect)
@@ -182,6 +191,9 @@ class Link:
                         waiting -= 1
                 if waiting and not self.receive():
                     raise NotConnected(f"no answer: the connection {self.closed if self.closed == 'timed out' else 'was closed ' + self.closed}")
+            if refused:
+                todo = refused + todo
+                time.sleep(AGAIN_S)
         return answers
 
     def close(self) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +38,6 @@ class Told:
     def __init__(self, config: Config) -> None:
         self.config = settled(config, f"127.0.0.1:{ports()}")
         self.cluster = "one"
-        self.members = 1
         self.secrets = Secrets([b"a secret of this test's cluster"])
         self.store = MemoryStore()
         self.driver = self
@@ -89,7 +88,8 @@ async def formation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIte
     made.identified("first")
     await made.transport.start(parse_address(made.config.listen.peer))
 
-    async def opened(config: Config, disk: object, around: Member) -> Told:
+    async def opened(config: Config, disk: object, around: Member, *, lone: Callable[[Config], str]) -> Told:
+        assert not lone(config)
         made.around = around
         return made
 

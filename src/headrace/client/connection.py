@@ -333,6 +333,15 @@ class Connection:
         if self._link is not None and self._link.asked_at is not None:
             self._link.asked_at = now
 
+    def stale(self, since: float) -> bool:
+        """Whether the link is one on which nothing was heard after ``since``."""
+        return self._link is not None and self.up and self._link.heard_at < since
+
+    def renew(self, why: str) -> None:
+        """Gives the link up and connects anew."""
+        if self._link is not None and self.up:
+            self._link.fail(ConnectionLost(why))
+
     def abandon(self, why: str) -> None:
         """Gives the link up and tries the other addresses first, if there are any."""
         link = self._link

@@ -88,6 +88,8 @@ class Router:
         self._session = ""
         self._rows: dict[str, dict[int, control.PartitionOwner]] = {}
         self._addresses: dict[str, tuple[str, ...]] = {}
+        self._began: dict[str, float] = {}
+        """When it was heard that a broker serves something in a later epoch than before."""
         self._connections: dict[str, Connection] = {}
         self._idle_since: dict[str, float] = {}
         self._seats: dict[Routed, Seat] = {}
@@ -256,6 +258,8 @@ class Router:
             if old is None or (row.id, row.epoch) >= (old.id, old.epoch):
                 rows[row.partition] = row
                 told[row.name] = None
+                if row.owner and old is not None and (row.id, row.epoch) > (old.id, old.epoch):
+                    self._began[row.owner] = self.home.loop.time()
         there = {row.name for row in partitions}
         for name in names:
             if name not in there:
@@ -315,7 +319,8 @@ class Router:
             self._look_soon()
 
     def _doubt(self, now: float) -> None:
-        """Notes who owes a sign of life. The client's own connection goes elsewhere at once: nobody else would tell it of changes."""
+        """Notes who owes a sign of life. The client's own connection goes elsewhere at once: nobody else would tell it of changes. A link to an owner
+        that has begun an epoch since it was heard last is given up: it may be to an earlier life, whose machine can say so no more."""
         awake = now - self._ticked_at < 3 * TICK_S
         self._ticked_at = now
         self._doubted.clear()
@@ -333,6 +338,9 @@ class Router:
                 self._stuck[user] = None
         if self.home in self._doubted:
             self.home.abandon("the broker gives no sign of life")
+        for id, connection in list(self._connections.items()):
+            if connection in self._doubted and connection.stale(self._began.get(id, 0.0)):
+                connection.renew("the broker gives no sign of life here, and has begun an epoch meanwhile")
         if self._doubted or self._stuck:
             self._look_soon()
 

@@ -288,3 +288,20 @@ async def test_who_waits_for_the_answer_of_an_owner_that_lives_asks_others_as_it
         async with asyncio.timeout(10):
             await publisher.send(b"1")
         assert b"1" in [r.value for r in cluster["b"].stored["orders"]]
+
+
+async def test_a_link_to_an_earlier_life_of_an_owner_is_given_up_once_its_next_epoch_is_known() -> None:
+    async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client:
+        publisher = client.publisher("orders")
+        await publisher.send(b"0")
+        for link in cluster["a"].connections:
+            link.data_received = lambda data: None  # type: ignore[method-assign]
+        waiting = publisher.post(b"1")
+        await asyncio.sleep(1.5)
+        assert not waiting.done()
+        assert len(cluster["a"].asked(control.Hello)) == 1  # it may only stand still
+        cluster.moves(0, "a")
+        async with asyncio.timeout(5):
+            await waiting
+        assert [r.value for r in cluster["a"].stored["orders"]] == [b"0", b"1"]
+        assert len(cluster["a"].asked(control.Hello)) == 2

@@ -22,6 +22,7 @@ from headrace.wire.journal import RECORDS_HEAD, Kind
 ROOT = "/data"
 KIB = 1024
 END = 1 << 62
+LOOK_NS = 50_000
 
 
 class Killed(BaseException):
@@ -89,10 +90,23 @@ class Rig:
         self.steps = 0
         self.events: list[tuple[Any, ...]] = []
         self.wall_ms = 1_700_000_000_000
+        self._elapsed_ns = 0
         self._kill_at = -1
         self.trace: list[str] = []
 
     # ------------------------------------------------------------ the machine
+
+    def _now_ns(self) -> int:
+        """Every look at the clock takes its time, so that long work pauses; a machine that is busy changes nothing."""
+        self._elapsed_ns += LOOK_NS
+        return self._elapsed_ns
+
+    def _later(self, delay: float, call: Callable[[], None]) -> None:
+        def due() -> None:
+            self._elapsed_ns += int(delay * 1e9)
+            call()
+
+        self.timers.append(due)
 
     def count(self, what: str) -> None:
         if self.dead:
@@ -125,8 +139,9 @@ class Rig:
             files=self.files,
             make_state=lambda _path: self.state,
             make_lane=lambda _name: SteppedLane(eager=True),
-            later=lambda _delay, call: self.timers.append(call),
+            later=self._later,
             wall_ms=lambda: self.wall_ms,
+            now_ns=self._now_ns,
             random_u64=lambda: self.random.getrandbits(64),
             maintain=False,
         )

@@ -124,6 +124,8 @@ class Partition(Lane, ABC):
             return
         if self.copy is not None:
             raise self.barred or self.copy.elsewhere()
+        if self.quarantined:  # its next index is not known: an entry would take the place of what a repair keeps
+            raise Quarantined(f"partition {self.number} of {self.item.name!r} is quarantined: {self.quarantined}")
         self.active = True
         self.epoch += 1
         body = _encode({"epoch": self.epoch, "broker": self.broker.id, "incarnation": self.broker.incarnation, "wall_ms": self.broker.wall_ms})
@@ -337,9 +339,12 @@ class Partition(Lane, ABC):
                 self.copy.journalled()
 
     def append_journal(self) -> None:
-        """Appends the machine's decisions since the last call; settle confirmations wait for them."""
+        """Appends the machine's decisions since the last call; settle confirmations wait for them. What is quarantined and has no epoch decides
+        nothing that lasts."""
         taken = self.take_journal()
-        for kind, payload in (*self.groups.take_journal(), *taken) if self.groups.changed else taken:
+        if self.groups.changed:
+            taken = (*self.groups.take_journal(), *taken)
+        for kind, payload in () if self.quarantined and not self.active else taken:
             if not self.active:
                 self.activate()
             self._append(kind, (payload,), len(payload))

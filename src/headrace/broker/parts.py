@@ -167,6 +167,7 @@ class Parts:
         partitions = self._queue_partitions(r.name, numbers)
         for partition in partitions:
             partition.activate()
+        for partition in partitions:
             count += partition.machine.purge(r.leased, now_ms=broker.now_ms, wall_ms=broker.wall_ms)
         await asyncio.gather(*(p.settled_down() for p in partitions))
         return control.Done(count=count)
@@ -191,6 +192,7 @@ class Parts:
         partitions = self._stream_partitions(r.name, numbers)
         for partition in partitions:
             partition.activate()
+        for partition in partitions:
             to = r.offset if r.offset >= 0 else self.broker.store.offset_for_time(partition.pid, r.before_ms)
             before = partition.machine.start_offset
             partition.moved_start(min(to, partition.high_watermark))

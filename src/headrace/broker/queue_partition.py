@@ -180,8 +180,9 @@ class QueuePartition(Partition):
     # ------------------------------------------------------------ consumers
 
     def attach(self, subscription: QueueSubscription, *, lease_ms: int, auto_ack: bool, filter: Compiled | None, owner_token: int) -> None:
-        """Makes a subscription a consumer here."""
-        self.activate()
+        """Makes a subscription a consumer here; while this is quarantined it simply gets nothing of it."""
+        if not self.quarantined:
+            self.activate()
         consumer = Consumer(
             subscription.id, owner_token=owner_token, credit=subscription.credit, lease_ms=lease_ms, auto_ack=auto_ack, filter=filter,
             member=subscription.member,

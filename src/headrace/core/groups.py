@@ -361,9 +361,9 @@ class Group:
         for partition, wanted in enumerate(plan):
             if wanted is not None and holder[partition] is None:
                 self._revoking[partition] = (-1, generation, now_ms)
-        for partition, number, told in moving if self.handover else ():
+        for partition, number, told in moving:
             if number in self._seats and partition in self._revoking:
-                self._revoking[partition] = (number, told, now_ms + self.revoke_timeout_ms)
+                self._revoking[partition] = (number, told, now_ms + (self.revoke_timeout_ms if self.handover else 0))
         self._changed = False
 
     # ------------------------------------------------------------ shape of a machine

@@ -321,3 +321,16 @@ def test_what_was_to_be_given_up_is_waited_for_by_the_next_home_too() -> None:
     other.join("b", now_ms=12)
     assert other.released("a", 2, 13) == [Assignment("b", 3, (1,))]
     other.check()
+
+
+def test_what_is_being_given_up_is_the_same_after_a_restore() -> None:
+    for handover in (False, True):
+        group = Group(2, strategy="cooperative", handover=handover)
+        group.join("a", now_ms=0)
+        group.join("b", now_ms=0)
+        data = group.snapshot()
+        again = Group(0, handover=handover)
+        again.restore(1, data, 5)
+        again.check()
+        assert again.snapshot() == data
+        assert bool(again.tick(6)) is not handover, "of a lone broker nobody is left to say that it gave something up"

@@ -20,6 +20,8 @@ import httpx
 import pytest
 
 import headrace
+from headrace.client.reader import Strategy
+from headrace.core.group_records import home
 from headrace.errors import Damaged, HeadraceError, Quarantined
 from headrace.model.config import MIB, Broker, Config, Limits, Listen, Recovery, Storage
 from headrace.testing.brokers import TestBroker
@@ -425,6 +427,96 @@ async def test_readers_go_on_without_a_damaged_partition_until_it_is_repaired(tm
                 pass
             assert record.partition == 1
             assert isolated == [1]
+
+
+async def hurt_while_stopped(folder: Path, kind: str) -> None:
+    """Partition 1 of the three of ``s`` loses one entry of fifty, and no broker of that folder has it loaded."""
+    async with running(folder) as broker, headrace.connect(broker.url) as client:
+        if kind == "stream":
+            await client.declare_stream("s", partitions=3)
+        else:
+            await client.declare_queue("s", partitions=3)
+        for number in range(3):
+            for n in range(50):
+                await client.publish("s", f"old-{number}-{n}-".encode() * 100, partition=number)
+    path, at = place_of(folder, b"old-1-20-")
+    flip(path, at + 3, chance=random.Random(1))
+
+
+@pytest.mark.parametrize("group", ["", "auditors", "billing"])
+async def test_a_repair_keeps_the_same_whoever_reads_the_rest_of_a_stream(tmp_path: Path, group: str) -> None:
+    """The state of a group whose home was damaged took the place of the home's own entries."""
+    assert (home("auditors", 3), home("billing", 3)) == (1, 0)
+    await hurt_while_stopped(tmp_path, "stream")
+    async with running(tmp_path) as broker, headrace.connect(broker.url) as client, asyncio.timeout(20):
+        before = await client.repair("s", dry_run=True)
+        async with client.read("s", start="earliest", group=group) as records:
+            assert {(await anext(records)).partition for _ in range(100)} == {0, 2}
+        with pytest.raises(Quarantined):
+            await client.trim("s", offset=1, partition=1)
+        assert isinstance(before, control.Done)
+        assert await client.repair("s", dry_run=True) == before
+        await client.repair("s")
+        async with client.read("s", start="earliest", partitions=[1]) as records:
+            assert len([await anext(records) for _ in range(49)]) == 49
+
+
+@pytest.mark.parametrize("cohort", ["", "auditors"])
+async def test_a_repair_keeps_the_same_whoever_consumes_the_rest_of_a_queue(tmp_path: Path, cohort: str) -> None:
+    """A consumer made a new epoch begin in the damaged partition, in the place of all that was there."""
+    await hurt_while_stopped(tmp_path, "queue")
+    async with running(tmp_path) as broker, headrace.connect(broker.url) as client, asyncio.timeout(20):
+        before = await client.repair("s", dry_run=True)
+        async with client.consume("s", cohort=cohort) as messages:
+            for _ in range(100):
+                message = await anext(aiter(messages))
+                assert not message.value.startswith(b"old-1-")
+                await message.ack(confirmed=True)
+            assert await client.repair("s", dry_run=True) == before
+            with pytest.raises(Quarantined):
+                await client.purge("s")
+            await client.repair("s")
+            for _ in range(49):
+                message = await anext(aiter(messages))
+                assert message.value.startswith(b"old-1-")
+                await message.ack(confirmed=True)
+
+
+@pytest.mark.parametrize("strategy", ["sticky", "cooperative"])
+@pytest.mark.parametrize("group", ["auditors", "billing"])
+async def test_a_group_goes_on_while_its_home_is_damaged(tmp_path: Path, group: str, strategy: Strategy) -> None:
+    """Two members share what is sound, hand over to each other, and share out all of it after the repair, and after a restart."""
+    await hurt_while_stopped(tmp_path, "stream")
+
+    async def read(members: list[headrace.Reader], wanted: set[bytes]) -> None:
+        async def one(member: headrace.Reader) -> None:
+            while wanted:
+                wanted.discard((await anext(member)).value)
+
+        tasks = [asyncio.create_task(one(member)) for member in members]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            if task.done():
+                await task
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def publish(client: headrace.Client, text: str, partitions: tuple[int, ...]) -> set[bytes]:
+        for number in partitions:
+            await client.publish("s", f"{text}-{number}".encode(), partition=number)
+        return {f"{text}-{number}".encode() for number in partitions}
+
+    async with running(tmp_path) as broker, headrace.connect(broker.url) as client, headrace.connect(broker.url) as other, asyncio.timeout(40):
+        async with client.read("s", start="earliest", group=group, strategy=strategy) as first:
+            await read([first], await publish(client, "alone", (0, 2)))
+            async with other.read("s", start="earliest", group=group, strategy=strategy) as second:
+                await read([first, second], await publish(client, "both", (0, 2)))
+                await client.repair("s")
+                await read([first, second], await publish(client, "repaired", (0, 1, 2)))
+            await read([first], await publish(client, "left", (0, 1, 2)))
+    async with running(tmp_path) as broker, headrace.connect(broker.url) as client, asyncio.timeout(40):
+        async with client.read("s", start="earliest", group=group, strategy=strategy) as first:
+            await read([first], await publish(client, "restarted", (0, 1, 2)))
 
 
 async def test_readers_at_work_when_a_partition_is_found_damaged(made: Made) -> None:

@@ -7,15 +7,18 @@ In a cluster a member (``Membership``) is only told, once the decision is commit
 
 A cooperative reader of a lone broker is first parked, and loses a partition once it holds nothing of it any more or the machine's time-out is over.
 In a cluster every move waits for ``Released`` of who had the partition, or for the end of its seat.
+
+While the home of a lone broker's group is quarantined the group goes on without a journal, and its members with all partitions that are sound. The
+repaired home takes it over as it is by then.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
 from headrace.broker.attach import start_reading
-from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
@@ -59,11 +62,48 @@ class Groups:
 
     def found(self, at: Partition) -> None:
         """``at`` is served from now on: its groups go on, and who does not come back within the grace loses its seat."""
+        for hosted in list(self._groups.values()):
+            if hosted.home.pid == at.pid and hosted.home is not at:
+                self._take_over(hosted, at)
         for name in at.groups.homed:
             self._open(at, name)
 
+    def _take_over(self, hosted: Hosted, at: Partition) -> None:
+        """A group that went on while its home was quarantined has it again; it begins above whatever its home knew of it."""
+        begin = max(at.groups.floor, self._generation(at))
+        kept = at.groups.homed.get(hosted.name)
+        if kept is not None:
+            before = Group(0)
+            with suppress(Damaged):
+                before.restore(SNAPSHOT_VERSION, kept, self.broker.now_ms)
+            begin = max(begin, before.generation)
+        hosted.home = at
+        hosted.group.begin_above(begin)
+        if not at.quarantined:
+            at.groups.put(hosted.name, hosted.group.snapshot())
+            self.broker.mark(at)
+
+    def repaired(self, at: Partition) -> None:
+        """Who was given ``at`` of a lone broker while that was quarantined has it now."""
+        for hosted in list(self._groups.values()):
+            held = hosted.group.holder(at.number) if hosted.home.item.id == at.item.id else None
+            subscription = hosted.members.get(held[0]) if held is not None else None
+            if not isinstance(subscription, StreamSubscription) or subscription.sink is None or at.number in subscription.partitions:
+                continue
+            assignment = hosted.group.assignment(subscription.member)
+            assert assignment is not None
+            try:
+                starts = {at.number: start_reading(self.broker, subscription, at.number)}
+            except HeadraceError as e:
+                error = Unavailable(f"partition {at.number} of {at.item.name!r} was repaired: {e}", hint="subscribe again")
+                self.broker.end(subscription, error)
+            else:
+                self._say(subscription, assignment, starts)
+
     def lost(self, at: Partition) -> None:
-        """``at`` is not served here any more: its groups go on elsewhere, and their members are told so."""
+        """``at`` is not served here any more: its groups go on elsewhere, and their members are told so; a lone broker's wait for its repair."""
+        if self.broker.cluster is None and at.quarantined and at.barred is None:
+            return
         error = at.barred or Unavailable(f"partition {at.number} of {at.item.name!r} is made anew", hint="join again in a moment")
         for key, hosted in list(self._groups.items()):
             if hosted.home is at:
@@ -82,7 +122,7 @@ class Groups:
             len(item.partitions),
             strategy=strategy,
             reconnect_grace_ms=self.broker.config.connection.reconnect_grace_ms,
-            generation=max(at.groups.floor, self._generation(item)),
+            generation=max(at.groups.floor, self._generation(at)),
             handover=self.broker.cluster is not None,
         )
         if queue is not None:
@@ -93,18 +133,27 @@ class Groups:
                 group.restore(SNAPSHOT_VERSION, kept, self.broker.now_ms)
             except Damaged as e:
                 _log.error("group %r of %r begins anew: %s", name, item.name, e)
+            if self.broker.cluster is None:  # else what a member was told was in the journal before
+                group.begin_above(self._generation(at))
             group.configure(self.broker.now_ms, partition_count=len(item.partitions), target=queue.cohort_target if queue is not None else None)
         hosted = self._groups[key] = Hosted(name, group, at)
         return hosted
 
-    def _generation(self, item: Item) -> int:
-        """The highest one that a cursor here was taken in."""
-        return max((p.machine.generation for p in self.broker.loaded(item) if isinstance(p, StreamPartition)), default=0)
+    def _generation(self, at: Partition) -> int:
+        """The highest one that a cursor here was taken in: of all partitions if that is all there is to go by."""
+        blind = self.broker.cluster is None and at.quarantined
+        partitions = self.broker.all_partitions(at.item) if blind else self.broker.loaded(at.item)
+        return max((p.machine.generation for p in partitions if isinstance(p, StreamPartition)), default=0)
+
+    def _silent(self, hosted: Hosted) -> bool:
+        """Whether there is no journal to write to for now."""
+        return self.broker.cluster is None and bool(hosted.home.quarantined)
 
     def _journal(self, hosted: Hosted) -> None:
         for _, state in hosted.group.take_journal():
-            hosted.home.groups.put(hosted.name, state)
-            self.broker.mark(hosted.home)
+            if not self._silent(hosted):
+                hosted.home.groups.put(hosted.name, state)
+                self.broker.mark(hosted.home)
 
     # ------------------------------------------------------------ membership
 
@@ -314,7 +363,7 @@ class Groups:
         if len(hosted.group) or self._groups.get((item.id, hosted.name)) is not hosted:
             return
         del self._groups[item.id, hosted.name]
-        if hosted.name in hosted.home.groups.homed:
+        if hosted.name in hosted.home.groups.homed and not self._silent(hosted):
             hosted.home.groups.drop(hosted.name, hosted.group.generation)
             self.broker.mark(hosted.home)
         for partition in self.broker.partitions.values():

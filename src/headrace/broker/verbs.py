@@ -306,7 +306,9 @@ class Verbs:
                     broker.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired", hint=again))
                     broker.forget(old)
                 with contextlib.suppress(Damaged):
-                    broker.mark(broker.partition(item, item.partitions.index(pid)))
+                    repaired = broker.partition(item, item.partitions.index(pid))
+                    broker.mark(repaired)
+                    broker.groups.repaired(repaired)
         return control.Done(count=len(pids), detail=detail)
 
     async def _topology(self, r: control.Topology) -> control.Reply:

@@ -191,6 +191,17 @@ class Group:
             self._revoking.clear()
         return self._change(now_ms, {}) if before != (self.partition_count, self.strategy, self.target) else []
 
+    def begin_above(self, generation: int) -> None:
+        """What comes next is of a later generation, since a group of this name went so far without this one's knowing. Who is away is told that when
+        it comes back."""
+        if generation <= self.generation:
+            return
+        self.generation = generation
+        for seat in self._seats.values():
+            if seat.until_ms is not None:
+                seat.generation = generation
+        self._changed = True
+
     # ------------------------------------------------------------ questions
 
     def fence(self, generation: int, member: str) -> bool:

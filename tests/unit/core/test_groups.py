@@ -323,6 +323,24 @@ def test_what_was_to_be_given_up_is_waited_for_by_the_next_home_too() -> None:
     other.check()
 
 
+def test_a_group_that_begins_above_a_generation_tells_a_later_one_to_who_comes_back() -> None:
+    group = Group(2)
+    group.join("here", now_ms=0)
+    group.join("away", now_ms=0)
+    group.suspend("away", 0)
+    group.take_journal()
+    group.begin_above(1)
+    assert not group.take_journal(), "it was there already"
+    group.begin_above(9)
+    group.check()
+    assert group.take_journal()
+    here, [back] = group.assignment("here"), group.join("away", now_ms=1)
+    assert here is not None
+    assert here.generation < 9
+    assert (back.generation, len(back.partitions)) == (9, 1)
+    assert group.join("new", now_ms=1)[-1].generation == 10
+
+
 def test_what_is_being_given_up_is_the_same_after_a_restore() -> None:
     for handover in (False, True):
         group = Group(2, strategy="cooperative", handover=handover)

@@ -123,13 +123,15 @@ def test_one_after_another_they_say_on_whom_they_wait(up: Callable[..., Up]) -> 
     assert [b["role"] for b in found["brokers"]] == ["voter", "voter", "voter", "observer"]
     lines = cluster.told.read_text()
     told = [
-        "starting a, voter 1 of 3", "a is wait: b is not reachable; c is not reachable", "no quorum yet: a cannot form a cluster without b, c",
-        "starting b, voter 2 of 3", "no quorum yet: a, b cannot form a cluster without c", "starting c, voter 3 of 3",
+        "starting a, voter 1 of 3", "no quorum yet: a cannot form a cluster without b, c", "starting b, voter 2 of 3",
+        "no quorum yet: a, b cannot form a cluster without c", "starting c, voter 3 of 3",
         "starting d, an observer", "is elected controller, term",
     ]  # fmt: skip
     where = [lines.find(text) for text in told]
     assert -1 not in where, lines
     assert where == sorted(where)
+    waits = lines.find("a is wait: b is not reachable; c is not reachable")  # told when it is looked at, not by the one who starts them
+    assert where[0] < waits < where[-1]
     assert "is elected leader of the consensus" in lines
     now = ask(found["brokers"][3]["url"], control.ClusterTopology(), control.ClusterTopologyInfo)
     assert {b.name: b.voter for b in now.brokers} == {"a": True, "b": True, "c": True, "d": False}

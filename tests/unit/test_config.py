@@ -169,7 +169,7 @@ def test_addresses(text: str, host: str, port: int) -> None:
     assert parse_address(str(address)) == address
 
 
-@pytest.mark.parametrize("text", ["", "host", "host:", "host:99999", "::1:80", "a b:1", "http://h:1", "h:1/x"])
+@pytest.mark.parametrize("text", ["", "host", "host:", "host:99999", "::1:80", "a b:1", "http://h:1", "h:1/x", "a..b:1", f"{'a' * 64}:1"])
 def test_no_addresses(text: str) -> None:
     with pytest.raises(Invalid, match="no address"):
         parse_address(text)

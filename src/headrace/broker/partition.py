@@ -451,8 +451,9 @@ class Partition(Lane, ABC):
         self.rates = ((now[0] - before[0]) / seconds, (now[1] - before[1]) / seconds, (now[2] - before[2]) / seconds)
 
     def idle(self) -> bool:
-        """Nothing in flight, nobody attached, no group whose members may come back: it can be unloaded."""
-        return not (self.dirty or self.in_flight or self.gathered or self.groups.homed or self.publishers or self.attached())
+        """Nothing in flight, nobody attached, no group whose members may come back, nothing that time alone would change: it can be unloaded."""
+        busy = self.dirty or self.in_flight or self.gathered or self.groups.homed or self.publishers or self.attached()
+        return not busy and self.wake_at_ms() == 0
 
     # ------------------------------------------------------------ what a queue and a stream do differently
 

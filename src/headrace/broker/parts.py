@@ -67,7 +67,7 @@ class Parts:
         return self.info(self.broker.catalogue.get(r.name), numbers)
 
     def info(self, item: Item, numbers: Sequence[int] | None = None) -> control.Info:
-        """Settings and figures; with ``numbers`` those partitions one by one, and a lone broker opens them."""
+        """Settings and figures; with ``numbers`` those partitions one by one. A lone broker opens those, and any that holds something."""
         broker = self.broker
         rows: list[control.PartitionInfo] = []
         totals = dict.fromkeys(("ready", "leased", "delayed", "settled", "records", "bytes", "consumers", "publishers"), 0)
@@ -75,7 +75,9 @@ class Parts:
         consumers: set[int] = set()
         for number in range(len(item.partitions)) if numbers is None else numbers:
             pid = item.partitions[number]
-            loaded = broker.partition(item, number) if numbers is not None and broker.cluster is None else broker.partitions.get(pid)
+            loaded = broker.partitions.get(pid)
+            if loaded is None and broker.cluster is None and pid not in damaged and (numbers is not None or broker.store.log_bytes(pid)):
+                loaded = broker.partition(item, number)
             if pid in damaged or (loaded is not None and loaded.quarantined):
                 why = damaged[pid].why if pid in damaged else loaded.quarantined if loaded is not None else ""
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="quarantined", why=why))

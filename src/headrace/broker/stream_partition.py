@@ -101,7 +101,8 @@ class StreamPartition(Partition):
         return self.machine.start_offset
 
     def wake_at_ms(self) -> int:
-        return 0
+        ages = self.spec.retention_ms and self.machine.start_offset < self.high_watermark
+        return self.broker.wall_ms if ages or self._compacting is not None else 0
 
     def oldest_ms(self) -> int:
         entries = self.store.cached(self.pid, self.machine.start_offset, 1, self.machine.start_offset + 1)

@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 import msgspec
 
 from headrace.model.errors import Invalid, Malformed, NotConnected, UnknownOutcome, WrongProtocol, from_wire
+from headrace.model.hosts import is_host
 from headrace.model.ports import DefaultPort
 from headrace.wire.formation import AddVoter, Fed, Feed, Members, Planned, Secrets, SecretStage
 
@@ -32,7 +33,7 @@ class ClusterAdmin:
             self._host, self._port = parts.hostname, parts.port or DefaultPort.ADMIN.value
         except ValueError as e:
             raise Invalid(f"{self.url!r} is no address: {e}", hint=f"write {DEFAULT_ADMIN}") from None
-        if parts.scheme != "http" or not self._host:
+        if parts.scheme != "http" or not self._host or not is_host(self._host):
             raise Invalid(f"{self.url!r} is no address of an admin HTTP", hint=f"write {DEFAULT_ADMIN}")
         self._timeout_s = timeout_s
 

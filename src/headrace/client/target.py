@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from headrace.model.errors import Invalid
+from headrace.model.hosts import is_host
 from headrace.model.ports import DefaultPort
 
 ADDRESSES_MAX = 64
@@ -56,6 +57,6 @@ def _address(text: str, url: str) -> tuple[str, int]:
         port = tail[1:]
     else:
         host, _, port = text.partition(":")
-    if not host or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536)):
+    if not host or not is_host(host) or (port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65_536)):
         raise Invalid(f"{text!r} in {url!r} is no address", hint="write headrace://HOST:PORT, for instance headrace://127.0.0.1:7580")
     return host, int(port) if port else int(DefaultPort.NATIVE)

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from headrace.model import limits
 from headrace.model.errors import Invalid
+from headrace.model.hosts import is_host
 from headrace.model.ports import DefaultPort
 from headrace.model.seeds import seed_mistake
 from headrace.model.specs import QueueSpec, Spec, StreamSpec, check_queue, check_stream
@@ -140,7 +141,7 @@ class Storage(Section, frozen=True):
     ballast_bytes: Annotated[int, Meta(ge=0, le=GIB)] = limits.BALLAST_BYTES
     """A file kept only to be given up when the disk is full, so that the broker can still settle and delete."""
     idle_unload_ms: Annotated[int, Meta(ge=1_000, le=86_400_000)] = 60_000
-    """A partition that nobody uses for this long is checkpointed and leaves memory."""
+    """A partition that nobody uses for this long is checkpointed and leaves memory, unless something in it is still due (expiry, a transfer)."""
 
 
 class EtcdTls(Section, frozen=True):
@@ -346,7 +347,7 @@ _ADDRESS = re.compile(r"^(?:\[(?P<six>[0-9A-Fa-f:.%a-z]+)\]|(?P<host>[^:\s/\[\]]
 def parse_address(text: str) -> Address:
     """The address in ``HOST:PORT`` or ``[IPV6]:PORT`` (an empty host = every address); ``Invalid`` if it is none."""
     match = _ADDRESS.match(text.strip())
-    if match is None or int(match["port"]) > 65_535:
+    if match is None or int(match["port"]) > 65_535 or not is_host(match["host"] or ""):
         raise Invalid(f"{text!r} is no address", hint="write HOST:PORT, for instance 127.0.0.1:7580 or [::1]:7580 (port 0: the system picks)")
     return Address(match["six"] or match["host"] or "0.0.0.0", int(match["port"]))
 

@@ -6,6 +6,8 @@ Owns the spelling. Does not know how names become addresses.
 import re
 from typing import Final
 
+from headrace.model.hosts import is_host
+
 SRV: Final = "srv:"
 SEED_CHARACTERS_MAX: Final = 255
 _SERVICE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
@@ -20,6 +22,6 @@ def seed_mistake(text: str) -> str:
     if text.startswith(SRV):
         return "" if _SERVICE.fullmatch(text[len(SRV) :]) else f"{text!r} names no service: write {SRV}_peer._tcp.NAME"
     machine = _MACHINE.fullmatch(text)
-    if machine is None or not 1 <= int(machine[2]) <= 65_535 or machine[1] in _NOBODY:
+    if machine is None or not 1 <= int(machine[2]) <= 65_535 or machine[1] in _NOBODY or not is_host(machine[1]):
         return f"{text!r} names no machine and port: write HOST:PORT of a broker's peer listener, or {SRV}NAME"
     return ""

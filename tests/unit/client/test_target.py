@@ -27,6 +27,8 @@ def test_a_bare_address_will_do() -> None:
         "headrace://[::1",
         "headrace://a,,b",
         "headrace://a?x=1",
+        "headrace://a..b:1",
+        "headrace://\ud800:1",
     ],
 )
 def test_what_is_wrong_is_said(url: str) -> None:

@@ -146,7 +146,8 @@ def draw(chance: Chance, wants: Sequence[str] = ()) -> Plan:
         names.append(Name(f"q{number}", queue=spec))
         clients += _queue_clients(features, chance.fork(f"clients of queue {number}"), f"q{number}", spec, seconds)
     if any(n.queue is not None and n.queue.dead_letter for n in names):
-        names.append(Name(DEAD, queue=QueueSpec(lease_ms=1000)))
+        room = chance.fork("room for the dead").randint(2, 20) if features("little room for the dead", 0.25) else 0
+        names.append(Name(DEAD, queue=QueueSpec(lease_ms=1000, max_messages=room)))
         if features("read dead letters", 0.5):
             clients.append(Client(kind="consumer", name=DEAD, operations=60, begin_ms=100, confirmed=0.5))
     if features("late consumers", 0.06):

@@ -151,8 +151,14 @@ class _Phases:
         while not self.workload.done and self.world.loop.time() < until:
             await asyncio.sleep(0.02)
             turn += 1
-            if turn % LOOKS_EVERY == 0 and not self.found:
-                self.found += living.alive(self.brokers, self._free())
+            if turn % LOOKS_EVERY == 0:
+                self._look()
+        if self.scenario.rest:
+            self.name = "resting"
+            until = self.world.loop.time() + self.scenario.rest
+            while self.world.loop.time() < until:
+                await asyncio.sleep(LOOKS_EVERY * 0.02)
+                self._look()
         self.name = "healing"
         try:
             async with asyncio.timeout(HEAL_S):
@@ -164,6 +170,10 @@ class _Phases:
             raise Stalled(f"not done {HEAL_S:g} s after everything was healed {why}") from None
         self.damaged = frozenset(await self._damaged())
         self.name = "checks"
+
+    def _look(self) -> None:
+        if not self.found:
+            self.found += living.alive(self.brokers, self._free())
 
     def _free(self) -> set[str]:
         """Queues that may hold more than they take."""

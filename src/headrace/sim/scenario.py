@@ -70,6 +70,8 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     brokers: int = 1
     seconds: float = 60.0
     """Faults end, and phase 1 with them, at the latest then."""
+    rest: float = 0.0
+    """How long everybody is away after that, before anything is healed: what nobody uses leaves memory, what is due happens all the same."""
 
 
 def encode(scenario: Scenario) -> bytes:

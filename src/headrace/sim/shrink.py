@@ -51,6 +51,8 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
             yield replace(scenario, faults=faults[:n] + faults[n + 1 :])
     for plan in workload.smaller(scenario.plan):
         yield replace(scenario, plan=plan)
+    if scenario.rest:
+        yield replace(scenario, rest=0.0)
     if scenario.settings != Settings():
         yield replace(scenario, settings=Settings())
     if scenario.shape != Shape():

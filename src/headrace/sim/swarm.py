@@ -16,6 +16,8 @@ KIB = 1024
 COLD = "cold reads"
 SLOW = "slow flushes"
 """Features that are asked for only."""
+REST = "rest"
+"""One that some runs have anyway."""
 DEATHS: tuple[FaultKind, ...] = ("kill", "power", "stop")
 STORAGE: tuple[FaultKind, ...] = ("sync_error", "write_error", "full", "slow")
 OTHERS: tuple[FaultKind, ...] = ("pause", "cut", "reset", "clock")
@@ -31,8 +33,17 @@ def draw(seed: int, wants: Sequence[str] = ()) -> Scenario:
         seed=seed, plan=plan, faults=faults(chance.fork("faults"), seconds), settings=settings(chance.fork("settings")),
         speeds=speeds(chance.fork("speeds")), shape=shape(chance.fork("shape")), seconds=seconds,
     )  # fmt: skip
+    made = resting(made, chance.fork("rest"), always=REST in wants)
     made = cold(made) if COLD in wants else made
     return replace(made, speeds=replace(made.speeds, flush=(0.005, 0.04))) if SLOW in wants else made
+
+
+def resting(scenario: Scenario, chance: Chance, *, always: bool) -> Scenario:
+    """One in four is left alone for a while, and most of those unload soon."""
+    if not chance.happens(0.25) and not always:
+        return scenario
+    soon = replace(scenario.settings, idle_unload_ms=1_000) if chance.happens(0.8) else scenario.settings
+    return replace(scenario, settings=soon, rest=round(chance.between(1.5, 6.0), 3))
 
 
 def cold(scenario: Scenario) -> Scenario:

@@ -20,6 +20,13 @@ BROKERS: Final = (
         ),
     ),
     Mutant(
+        name="unloaded-while-it-gives",
+        wrong="a partition whose transfers wait for their target leaves memory as idle, and is loaded a second time beside the first",
+        notices=("I15", "I17"),
+        edits=(Edit("broker.partition:Partition.idle", "return not busy and self.wake_at_ms() == 0", "return not busy"),),
+        wants=("rest", "dead letters", "little room for the dead", "ttl of the queue"),
+    ),
+    Mutant(
         name="confirm-names-the-wrong-offset",
         wrong="all publishes of one entry are confirmed with the offset of its first",
         notices=("I3",),

@@ -157,8 +157,11 @@ class Faults:
         elif files and fault.kind == "flip":
             path = chance.choice(files)
             end = len(disk.image(path).rstrip(b"\0"))
-            if path == broker.last_log[0]:  # its last flush: damage there is a flush that was torn, and may have been confirmed only just now
-                end = min(end, broker.last_log[1])
+            for log, offset, data in reversed(broker.last_flushes):
+                if log == path:  # damage in the last flush is a flush that was torn, and may have been confirmed only just now
+                    end = min(end, offset)
+                if log in disk.names and disk.image(log)[offset : offset + len(data)] == data:
+                    break  # else it was torn, and the one before it is the last
             if not end:
                 return
             at = chance.randrange(end)

@@ -68,8 +68,8 @@ class SimBroker:
         self.wall_offset_ns = 0
         self.jumps: list[float] = []
         """By how many seconds its wall clock was set, each time."""
-        self.last_log = "", 0
-        """The log file that was written last, and where."""
+        self.last_flushes: tuple[tuple[str, int, bytes], ...] = ()
+        """The last two writes to the log: file, offset, and what was written."""
         self._chance = world.chance.fork(f"disk of {name}")
         self._starting: asyncio.Task[None] | None = None
 
@@ -139,7 +139,7 @@ class SimBroker:
 
     def _observe(self, operation: str, path: str, offset: int, data: bytes) -> None:
         if operation == "pwritev_durable" and path.endswith(".log"):
-            self.last_log = path, offset
+            self.last_flushes = (*self.last_flushes[-1:], (path, offset, data))
         self.world.trace.note(self.name, operation, f"{path} at {offset}: {len(data)} bytes" if data else path, data)
 
     async def stop(self) -> None:

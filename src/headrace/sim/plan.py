@@ -291,6 +291,10 @@ def _consumer(has: _Features, chance: Chance, name: str, spec: QueueSpec, *, coh
         options["extend"] = 0.15
     if has("late settlements", 0.25):
         options |= {"late": 0.2, "late_ms": int(spec.lease_ms * chance.between(0.5, 2.0))}
+    if has("always late", 0.05):
+        options |= {"late": 0.7, "late_ms": int(spec.lease_ms * chance.between(1.1, 1.6))}
+    if has("confirmed settlements", 0.15):
+        options["confirmed"] = 1.0
     if has("forgotten messages", 0.2):
         options["forget"] = 0.05
     if has("abandoned connections", 0.2):

@@ -143,6 +143,8 @@ BROKERS: Final = (
         name="checkpoint-forgets-what-is-in-flight",
         wrong="a checkpoint leaves out publishes that are appended and not committed yet, though its index covers them",
         notices=("I1", "I18"),
+        stir=("power", "kill"),
+        wants=("slow flushes",),
         edits=(
             Edit(
                 "broker.partition:Partition.state",

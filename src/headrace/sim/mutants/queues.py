@@ -48,7 +48,7 @@ LEASES: Final = (
         name="late-settle-of-another-accepted",
         wrong="a settlement counts for whoever sends it, also when the message is leased to somebody else by now",
         notices=("I10",),
-        wants=("late settlements", "slow consumers"),
+        wants=("slow consumers", "confirmed settlements", "always late"),
         edits=(
             Edit(
                 "core.queue.machine:QueueMachine.settle",

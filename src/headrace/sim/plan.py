@@ -240,6 +240,8 @@ def _publisher(has: _Features, chance: Chance, name: str, seconds: float, *, str
         "operations": bursts, "batch": int(chance.between(1, 25)), "begin_ms": chance.randint(0, 200), "pause_ms": int(seconds * 700 / bursts),
         "awaited": chance.happens(0.15), "bytes_max": int(chance.between(20, 1500)),
     }  # fmt: skip
+    if has("much data", 0.08):
+        options |= {"bytes_max": 1500, "batch": max(12, options["batch"])}
     if has("plain publishers", 0.15):
         options["idempotent"] = chance.happens(0.5)
     if has("levels", 0.25):

@@ -73,7 +73,10 @@ def purged(seen: Seen) -> Iterator[Violation]:
         first = min(arrivals, key=lambda arrival: arrival.at)
         came = seen.attached[first.consumer].at
         for verb in verbs:
-            if publish.told_at < verb.at and came > verb.told_at and first.attempt == 1 and not seen.any_broken(publish.at, first.at):
+            due = publish.at + publish.delay_ms / 1000
+            waited = bool(publish.delay_ms) and not seen.jumped and due > verb.told_at  # so it was on its way to nobody
+            there = publish.told_at < verb.at and (came > verb.told_at or waited)
+            if there and first.attempt == 1 and not seen.any_broken(publish.at, first.at):
                 yield Violation("purge", f"{place_text(place)} arrived {first.at:.4f} s, after {verb!r}: {publish!r}")
                 break
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from headrace.sim.mutants.planting import FLIPS, Edit, Mutant
+from headrace.sim.mutants.planting import DEATHS, FLIPS, Edit, Mutant
 
 LOG: Final = (
     Mutant(
@@ -33,7 +33,8 @@ LOG: Final = (
     Mutant(
         name="log-file-not-named-durably",
         wrong="a new log file is used before its name in the directory is synced",
-        notices=("I1", "I13", "damage"),
+        notices=("I1", "I13", "damage", "images"),
+        net="images",
         edits=(Edit("storage.walfiles:WalFiles._create", "self.files.fsync_dir(self.directory)", "pass"),),
     ),
     Mutant(
@@ -131,6 +132,7 @@ SEGMENTS: Final = (
         wrong="entries read from segments are not compared with their checksums",
         notices=("I14", "I2", "I3"),
         stir=FLIPS,
+        wants=("much data",),
         edits=(Edit("storage.segments:_entries", "if len(view) != stop - at - 8 or crc32c(view) != crc:", "if len(view) != stop - at - 8:"),),
     ),
     Mutant(
@@ -180,6 +182,8 @@ SEGMENTS: Final = (
         name="mover-skips-straddling-entries",
         wrong="the mover leaves out an entry of which only the first records are settled",
         notices=("I1", "images"),
+        stir=DEATHS,
+        wants=("much data", "slow consumers"),
         edits=(
             Edit(
                 "storage.reads:rows_of",

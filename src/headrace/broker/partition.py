@@ -25,7 +25,7 @@ from headrace.broker.waiting import Waiting
 from headrace.core.dedup import Duplicate, ProducerTable
 from headrace.core.group_records import GroupRecords
 from headrace.model import limits
-from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, TooLarge, Unavailable
+from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, QueueFull, TooLarge, Unavailable
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
 from headrace.wire import ingress
 from headrace.wire.entry import runs
@@ -240,7 +240,11 @@ class Partition(Lane, ABC):
             if verdict is not None:
                 return self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
         if self.limited:
-            error = self.admit(records, nbytes)
+            if copy is None and run.producer_id >= 0 and self.producers.overtaken(run.producer_id, run.producer_epoch, run.first_sequence):
+                # its refusal was lost with a connection; stored now, it would stand behind what was sent after it
+                error = QueueFull("there was no room when it first came, and later messages of its publisher are stored", hint="publish it anew")
+            else:
+                error = self.admit(records, nbytes)
             if error is not None:
                 self.refuse(sink, channel, run, asked_level, error)
                 return None

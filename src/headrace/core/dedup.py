@@ -98,6 +98,11 @@ class ProducerTable:
         error = Conflict(f"producer {producer_id}: only a part of this batch was stored before", hint="retry batches as they were first sent")
         return Partial(tuple(stored), error)
 
+    def overtaken(self, producer_id: int, epoch: int, first_sequence: int) -> bool:
+        """Whether later records of the same instance are stored: then what is new to ``check`` was refused when it first came."""
+        producer = self._producers.get(producer_id)
+        return producer is not None and producer.epoch == epoch and _nearest(producer.next, first_sequence) < producer.next
+
     def stored(self, producer_id: int, epoch: int, first_sequence: int, count: int, base_offset: int) -> None:
         """Records ``[first_sequence, first_sequence + count)`` were given offsets from ``base_offset`` on. O(1) for the next in line."""
         if producer_id < 0 or count <= 0:

@@ -84,3 +84,15 @@ def test_the_longest_idle_producers_are_forgotten_and_unknown_ones_are_not_resol
     assert made.last_sequence(0) == 1
     assert made.last_sequence(1) == -1
     assert isinstance(made.resolve(1, 0, 0), SequenceTooOld)
+
+
+def test_what_was_skipped_was_overtaken() -> None:
+    table = ProducerTable()
+    assert not table.overtaken(1, 0, 5)
+    table.stored(1, 0, 5, 2, 100)
+    assert table.overtaken(1, 0, 4)
+    assert not table.overtaken(1, 0, 7)
+    table.stored(1, 0, 9, 1, 102)
+    assert table.overtaken(1, 0, 7)
+    assert not table.overtaken(1, 1, 7)
+    assert not table.overtaken(2, 0, 7)

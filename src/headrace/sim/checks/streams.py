@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from headrace.sim.checks.messages import settled_tier
 from headrace.sim.checks.seen import LOCAL, Seen, Violation, reads_by_reader
-from headrace.sim.history import CONFIRMED, Attached, Publish, Read, Verb
+from headrace.sim.history import CONFIRMED, REFUSED, Attached, Publish, Read, Verb
 
 
 def finals(seen: Seen) -> dict[tuple[str, int], dict[int, int]]:
@@ -67,7 +67,7 @@ def _may_be_gone(
 ) -> bool:
     specs = seen.stream_specs(name)
     if any(spec.compaction for spec in specs) and publish.key is not None:
-        if publish.null or last.get((name, partition, publish.key), -1) > offset:
+        if publish.null or last.get((name, partition, publish.key), -1) > offset or _followed(seen, publish):
             return True
     if found and offset > min(found):
         retained = any(spec.retention_ms or spec.retention_bytes or spec.retention_records for spec in specs)
@@ -85,6 +85,14 @@ def _may_be_gone(
             if after >= spec.retention_bytes // 2:  # sizes as published, before headers and compression
                 return True
     return False
+
+
+def _followed(seen: Seen, publish: Publish) -> bool:
+    """Whether a later one of its key may be anywhere: nobody was told where it is, and a tombstone may be gone again."""
+    return any(
+        p.offset < 0 and p.name == publish.name and p.key == publish.key and p.outcome != REFUSED and (p.at, p.id) > (publish.at, publish.id)
+        for p in seen.publishes.values()
+    )
 
 
 def _moved_to(seen: Seen, name: str, partition: int) -> int:

@@ -2,6 +2,10 @@
 
 MODULES = (
     "headrace.wire.ingress",
+    "headrace.wire.mqtt.publish",
+    "headrace.wire.mqtt.properties",
+    "headrace.wire.mqtt.parser",
+    "headrace.wire.mqtt.encoding",
     "headrace.core.ranges",
     "headrace.core.queue.extents",
     "headrace.core.queue.journalling",

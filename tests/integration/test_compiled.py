@@ -14,6 +14,10 @@ ROOT = Path(__file__).resolve().parents[2]
 TESTS = (
     "tests/*/wire/*ingress*.py",
     "tests/*/*ingress*.py",
+    "tests/unit/wire/mqtt/*.py",
+    "tests/property/wire/test_mqtt_properties.py",
+    "tests/golden/test_mqtt.py",
+    "tests/fuzz/test_mqtt.py",
     "tests/unit/storage/test_cache.py",
     "tests/unit/storage/test_index.py",
     "tests/unit/storage/test_wal.py",
@@ -22,7 +26,7 @@ TESTS = (
     "tests/integration/test_broker_streams.py",
     "tests/integration/test_broker_disk.py",
 )
-"""What reaches the hot modules: bytes at ingress, the log with its index and cache, and whole brokers with publishers, limits, priorities, delays and
+"""What reaches the hot modules: bytes at ingress, MQTT packets, the log with its index and cache, and whole brokers with publishers, limits, priorities, delays and
 levels."""
 
 

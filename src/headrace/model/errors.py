@@ -64,6 +64,17 @@ class UnsupportedVersion(Malformed):
     hint = "upgrade the older side"
 
 
+class MqttFault(Malformed):
+    """A peer broke a rule of MQTT; ``reason`` is the reason code that the specification names for it."""
+
+    code = 14
+    hint = "the connection was closed with that reason; look at the client that sent it"
+
+    def __init__(self, message: str = "", *, hint: str = "", detail: Mapping[str, Any] = _NOTHING, reason: int = 0x81) -> None:
+        super().__init__(message, hint=hint, detail=detail)
+        self.reason = reason
+
+
 class Refused(HeadraceError):
     """The request was understood and refused; nothing happened."""
 

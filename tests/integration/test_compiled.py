@@ -26,8 +26,8 @@ TESTS = (
     "tests/integration/test_broker_streams.py",
     "tests/integration/test_broker_disk.py",
 )
-"""What reaches the hot modules: bytes at ingress, MQTT packets, the log with its index and cache, and whole brokers with publishers, limits, priorities, delays and
-levels."""
+"""What reaches the hot modules: bytes at ingress, MQTT packets, the log with its index and cache, and whole brokers with publishers, limits,
+priorities, delays and levels."""
 
 
 @pytest.mark.slow

@@ -1,0 +1,441 @@
+"""Who gets what: from a message to the sessions whose subscriptions it matches, retained messages, wills, and the ends of sessions.
+
+Owns the subscription tree, the shared groups, the index of retained messages, and what is due when. Sessions and what is durable of them are the
+shards'. Knows connections only as ``Outlet``. Times are wall clock: they go on while the broker is down.
+
+Invariants: R1 one copy for each session, however many of its filters match [MQTT-3.3.4-2], with the highest of their QoS, and one for each
+shared subscription. R2 the messages of one publisher to one topic reach a session in their order [MQTT-4.6.0-5]. R3 a will is published once, when
+its delay is over or its session ends, whichever comes first [MQTT-3.1.2-10]. R4 the routes that are kept are those of the tree's present version.
+"""
+
+import heapq
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from headrace.core.mqtt.bounds import Bounds
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.ops import StoredWill, message_of
+from headrace.core.mqtt.session import NEVER, Delivery, Session, Subscription
+from headrace.core.mqtt.shard import Shard
+from headrace.core.mqtt.shared import Group
+from headrace.core.mqtt.tree import NameTree, TopicTree
+
+ROUTES_MAX: Final = 10_000
+_Entry = tuple[Session, Subscription] | Group
+
+
+class Outlet(Protocol):
+    """A session's connection, as the router sees it."""
+
+    version: int
+
+    def send(self, message: Message, retain: bool, ids: tuple[int, ...]) -> None:
+        """A message of QoS 0, now or never."""
+
+    def wake(self) -> None:
+        """There is something in the session's inbox."""
+
+    def replaced(self) -> None:
+        """Another connection has taken the session over: it is told [MQTT-3.1.4-3] and closed."""
+
+
+class Route:
+    """What one session gets of a topic."""
+
+    __slots__ = ("ids", "local", "qos", "retain", "session", "subscriptions")
+
+    def __init__(self, session: Session, subscriptions: list[Subscription]) -> None:
+        self.session = session
+        self.subscriptions = subscriptions
+        self.qos = max(s.qos for s in subscriptions)
+        self.retain = any(s.retain_as_published for s in subscriptions)
+        self.ids = tuple(s.identifier for s in subscriptions if s.identifier)
+        self.local = not any(s.no_local for s in subscriptions)
+        """Whether it gets its own messages too."""
+
+
+class Routes:
+    """What a topic matches."""
+
+    __slots__ = ("groups", "routes")
+
+    def __init__(self, routes: list[Route], groups: list[Group]) -> None:
+        self.routes = routes
+        self.groups = groups
+
+
+class Router:
+    """See the module's head."""
+
+    def __init__(self, bounds: Bounds, shards: list[Shard], shard_of: Callable[[str], int]) -> None:
+        """``shard_of``: which of ``shards`` has a client id or a topic."""
+        self.bounds = bounds
+        self.shards = shards
+        self.tree: TopicTree[str, _Entry] = TopicTree()
+        self.groups: dict[str, Group] = {}
+        self.retained: NameTree[Message] = NameTree()
+        self.retained_bytes = 0
+        self.subscriptions = 0
+        self.dropped = 0
+        """Messages that an inbox had no room for."""
+        self.changed: dict[int, None] = {}
+        """Shards that have something to journal since the caller last looked."""
+        self._shard_of = shard_of
+        self._routes: dict[str, Routes] = {}
+        self._routes_version = -1
+        self._due: list[tuple[int, str]] = []
+
+    # ------------------------------------------------------------ start
+
+    def recovered(self, wall_ms: int) -> None:
+        """The shards hold what the journal says: whoever was connected when it ended is not any more."""
+        for shard in self.shards:
+            for client_id in list(shard.unclosed):
+                session = shard.sessions[client_id]
+                will = shard.wills.get(client_id)
+                shard.close(session, wall_ms, session.expiry_s, wall_ms + will.delay_s * 1000 if will is not None else 0)
+                self._touched(shard)
+            for session in list(shard.sessions.values()):
+                for subscription in session.subscriptions.values():
+                    self._enter(session, subscription)
+                self._wake_at(session.expires_ms(), session.client_id)
+            for client_id, due_ms in shard.wills_due.items():
+                self._wake_at(due_ms, client_id)
+            for message in shard.retained.values():
+                self._index(message)
+        for shard in self.shards:  # now that everybody is there who may get their wills
+            for session in list(shard.sessions.values()):
+                if not session.durable:
+                    self._end(shard, session, wall_ms)
+
+    def shard(self, key: str) -> Shard:
+        return self.shards[self._shard_of(key)]
+
+    def _touched(self, shard: Shard) -> None:
+        if shard.journalling:
+            self.changed[shard.number] = None
+
+    # ------------------------------------------------------------ connections
+
+    def connect(
+        self, client_id: str, outlet: Outlet, *, clean: bool, expiry_s: int, will: StoredWill | None, receive_maximum: int, wall_ms: int
+    ) -> tuple[Session, bool]:
+        """The session that the client has from now on, and whether it was there before. Whoever had it is replaced."""
+        shard = self.shard(client_id)
+        if self.bounds.session_expiry_s_max:
+            expiry_s = min(expiry_s, self.bounds.session_expiry_s_max)
+        old = shard.sessions.get(client_id)
+        if old is not None and old.outlet is not None:
+            replaced = old.outlet
+            self.disconnected(old, with_will=True, wall_ms=wall_ms)
+            replaced.replaced()
+            old = shard.sessions.get(client_id)
+        if old is not None and (clean or (not old.durable)):
+            self._end(shard, old, wall_ms)  # [MQTT-3.1.2-4]
+            old = None
+        session = shard.open(client_id, expiry_s, anew=old is None, will=will)
+        session.outlet = outlet
+        session.receive_maximum = receive_maximum
+        self._touched(shard)
+        return session, old is not None
+
+    def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None) -> None:
+        """The session's connection is gone. ``with_will``: as a failure, so that its will is published (later, if it has a delay); ``expiry_s``: as
+        the client said in its DISCONNECT."""
+        shard = self.shard(session.client_id)
+        if expiry_s is None:
+            expiry_s = session.expiry_s
+        elif self.bounds.session_expiry_s_max:
+            expiry_s = min(expiry_s, self.bounds.session_expiry_s_max)
+        will = shard.wills.get(session.client_id) if with_will else None
+        session.outlet = None
+        shard.close(session, wall_ms, expiry_s, wall_ms + will.delay_s * 1000 if will is not None else 0)
+        if not session.durable:
+            self._end(shard, session, wall_ms)
+        else:
+            self._wake_at(session.expires_ms(), session.client_id)
+            if will is not None:
+                if will.delay_s:
+                    self._wake_at(shard.wills_due[session.client_id], session.client_id)
+                else:
+                    self._publish_will(shard, session.client_id, wall_ms)
+        self._touched(shard)
+
+    def end(self, session: Session, wall_ms: int) -> None:
+        """Ends a session whose client is away."""
+        assert session.outlet is None
+        self._end(self.shard(session.client_id), session, wall_ms)
+
+    def _end(self, shard: Shard, session: Session, wall_ms: int) -> None:
+        for subscription in session.subscriptions.values():
+            self._leave(session, subscription)
+        # Of a shared subscription another member gets what this one has not; but for QoS 2 that was sent [MQTT-4.8.2-5].
+        left = [d for d in [*session.in_flight.values(), *session.inbox] if d.group and not (d.qos == 2 and d.sent)]
+        if session.client_id in shard.wills_due:
+            self._publish_will(shard, session.client_id, wall_ms)
+        shard.end(session)
+        self._touched(shard)
+        for delivery in left:
+            group = self.groups.get(delivery.group)
+            if group is not None:
+                self._to_group(group, delivery.message)
+
+    # ------------------------------------------------------------ subscriptions
+
+    def subscribe(self, session: Session, subscription: Subscription) -> bool | None:
+        """Whether the session had that filter before; None: it may have no more."""
+        before = session.subscriptions.get(subscription.filter)
+        if before is None and len(session.subscriptions) >= self.bounds.subscriptions_max:
+            return None
+        if before is not None:
+            self._leave(session, before)
+        shard = self.shard(session.client_id)
+        shard.subscribe(session, subscription)
+        self._enter(session, subscription)
+        self._touched(shard)
+        return before is not None
+
+    def unsubscribe(self, session: Session, filter: str) -> bool:
+        """Whether there was such a subscription."""
+        subscription = session.subscriptions.get(filter)
+        if subscription is None:
+            return False
+        self._leave(session, subscription)
+        shard = self.shard(session.client_id)
+        shard.unsubscribe(session, filter)
+        self._touched(shard)
+        return True
+
+    def _enter(self, session: Session, subscription: Subscription) -> None:
+        self.subscriptions += 1
+        if not subscription.group:
+            self.tree.put(subscription.path, session.client_id, (session, subscription))
+            return
+        group = self.groups.get(subscription.filter)
+        if group is None:
+            group = self.groups[subscription.filter] = Group(subscription.filter)
+            self.tree.put(subscription.path, subscription.filter + "\0", group)
+        group.members[session.client_id] = (session, subscription)
+
+    def _leave(self, session: Session, subscription: Subscription) -> None:
+        self.subscriptions -= 1
+        if not subscription.group:
+            self.tree.remove(subscription.path, session.client_id)
+            return
+        group = self.groups[subscription.filter]
+        del group.members[session.client_id]
+        if not group.members:
+            del self.groups[subscription.filter]
+            self.tree.remove(subscription.path, subscription.filter + "\0")
+
+    # ------------------------------------------------------------ publishing
+
+    def publish(self, message: Message, wall_ms: int) -> int:
+        """Gives a message to all whose subscriptions it matches; how many that are. Shards that must be durable before it may be acknowledged are in
+        ``changed``. Retaining is ``retain``'s."""
+        routes = self._routes_of(message.topic)
+        count = 0
+        for route in routes.routes:
+            session = route.session
+            if not route.local and session.client_id == message.publisher:
+                others = [s for s in route.subscriptions if not s.no_local]
+                if not others:
+                    continue  # [MQTT-3.8.3-3]
+                route = Route(session, others)
+            count += 1
+            retain = message.retain and route.retain  # [MQTT-3.3.1-12] [MQTT-3.3.1-13]
+            if message.qos and route.qos:
+                self._queue(session, message, min(message.qos, route.qos), retain, route.ids, "")
+            elif session.outlet is not None:
+                session.outlet.send(message, retain, route.ids)
+        for group in routes.groups:
+            if self._to_group(group, message):
+                count += 1
+        return count
+
+    def _to_group(self, group: Group, message: Message) -> bool:
+        chosen = group.choose()
+        if chosen is None:
+            return False
+        session, subscription = chosen
+        ids = (subscription.identifier,) if subscription.identifier else ()
+        retain = message.retain and subscription.retain_as_published
+        if message.qos and subscription.qos:
+            self._queue(session, message, min(message.qos, subscription.qos), retain, ids, group.name)
+        elif session.outlet is not None:
+            session.outlet.send(message, retain, ids)
+        else:
+            return False
+        return True
+
+    def _routes_of(self, topic: str) -> Routes:
+        if self._routes_version != self.tree.version:
+            self._routes.clear()
+            self._routes_version = self.tree.version
+        routes = self._routes.get(topic)
+        if routes is None:
+            found: dict[str, tuple[Session, list[Subscription]]] = {}
+            groups: list[Group] = []
+            for entry in self.tree.match(topic):
+                if isinstance(entry, Group):
+                    groups.append(entry)
+                    continue
+                session, subscription = entry
+                known = found.get(session.client_id)
+                if known is None:
+                    found[session.client_id] = (session, [subscription])
+                else:
+                    known[1].append(subscription)
+            routes = Routes([Route(session, subscriptions) for session, subscriptions in found.values()], groups)
+            if len(self._routes) >= ROUTES_MAX:
+                self._routes.clear()
+            self._routes[topic] = routes
+        return routes
+
+    def _queue(self, session: Session, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str) -> None:
+        bounds = self.bounds
+        if len(session.inbox) >= bounds.inbox_messages_max or session.inbox_bytes + message.nbytes > bounds.inbox_bytes_max:
+            if not self._make_room(session, message.nbytes):
+                self.dropped += 1
+                session.dropped += 1
+                return
+        shard = self.shard(session.client_id)
+        shard.queue(session, message, qos, retain, ids, group)
+        self._touched(shard)
+        if session.outlet is not None:
+            session.outlet.wake()
+
+    def _make_room(self, session: Session, nbytes: int) -> bool:
+        """Whether a message of that size has a place in the inbox now."""
+        bounds = self.bounds
+        if bounds.inbox_overflow == "drop_newest" or nbytes > bounds.inbox_bytes_max:
+            return False
+        gone: list[int] = []
+        inbox = session.inbox
+        while inbox and not inbox[0].sent and (len(inbox) >= bounds.inbox_messages_max or session.inbox_bytes + nbytes > bounds.inbox_bytes_max):
+            gone.append(session.oldest().sequence)
+        self.dropped += len(gone)
+        session.dropped += len(gone)
+        self.done(session, gone)
+        return len(inbox) < bounds.inbox_messages_max and session.inbox_bytes + nbytes <= bounds.inbox_bytes_max
+
+    def done(self, session: Session, sequences: list[int]) -> None:
+        """Deliveries that the session has given up already."""
+        shard = self.shard(session.client_id)
+        shard.done(session, sequences)
+        self._touched(shard)
+
+    def released(self, session: Session, delivery: Delivery) -> None:
+        """The client has a delivery of QoS 2."""
+        shard = self.shard(session.client_id)
+        shard.released(session, delivery)
+        self._touched(shard)
+
+    def receive(self, session: Session, packet_id: int) -> None:
+        """A QoS 2 publish of the client was taken."""
+        shard = self.shard(session.client_id)
+        shard.receive(session, packet_id)
+        self._touched(shard)
+
+    def complete(self, session: Session, packet_id: int) -> bool:
+        """The client's PUBREL came; whether its publish was known."""
+        shard = self.shard(session.client_id)
+        known = shard.complete(session, packet_id)
+        self._touched(shard)
+        return known
+
+    # ------------------------------------------------------------ retained messages
+
+    def retain(self, message: Message) -> bool:
+        """Keeps a message as the last of its topic, or clears the topic if it has no payload [MQTT-3.3.1-6]. False: there is no room for it."""
+        topic = message.topic
+        before = self.shard(topic).retained.get(topic)
+        if not message.payload:
+            if before is not None:
+                self._forget(topic)
+            return True
+        grown = message.nbytes - (before.nbytes if before is not None else 0)
+        full = before is None and self.retained.count >= self.bounds.retained_messages_max
+        if full or self.retained_bytes + grown > self.bounds.retained_bytes_max:
+            return False
+        shard = self.shard(topic)
+        shard.retain(topic, message)
+        self._touched(shard)
+        self._index(message)
+        return True
+
+    def _index(self, message: Message) -> None:
+        before = self.retained.put(message.topic, message)
+        self.retained_bytes += message.nbytes - (before.nbytes if before is not None else 0)
+        if message.expires_ms:
+            self._wake_at(message.expires_ms, "\0" + message.topic)
+
+    def _forget(self, topic: str) -> None:
+        before = self.retained.remove(topic)
+        assert before is not None
+        self.retained_bytes -= before.nbytes
+        shard = self.shard(topic)
+        shard.retain(topic, None)
+        self._touched(shard)
+
+    def send_retained(self, session: Session, subscription: Subscription, wall_ms: int) -> None:
+        """What a new subscription gets at once [MQTT-3.3.1-9]; a shared one gets nothing."""
+        if subscription.group:
+            return
+        ids = (subscription.identifier,) if subscription.identifier else ()
+        for message in list(self.retained.match(subscription.path)):
+            if message.expired(wall_ms) or (subscription.no_local and message.publisher == session.client_id):
+                continue
+            qos = min(message.qos, subscription.qos)
+            if qos:
+                self._queue(session, message, qos, True, ids, "")  # [MQTT-3.3.1-8]
+            elif session.outlet is not None:
+                session.outlet.send(message, True, ids)
+
+    # ------------------------------------------------------------ wills, and what is due
+
+    def _publish_will(self, shard: Shard, client_id: str, wall_ms: int) -> None:
+        will = shard.wills[client_id]
+        shard.will_done(client_id)
+        self._touched(shard)
+        message = message_of(will.message)
+        if will.expiry_s:
+            message.expires_ms = wall_ms + will.expiry_s * 1000
+        if message.retain:
+            self.retain(message)
+        self.publish(message, wall_ms)
+
+    def next_deadline_ms(self) -> int:
+        """Wall clock at which ``tick`` has something to do, 0 = never."""
+        return self._due[0][0] if self._due else 0
+
+    def tick(self, wall_ms: int) -> None:
+        """Publishes the wills, ends the sessions and drops the retained messages that are due."""
+        while self._due and self._due[0][0] <= wall_ms:
+            _, key = heapq.heappop(self._due)
+            if key[:1] == "\0":
+                message = self.shard(key[1:]).retained.get(key[1:])
+                if message is not None and message.expired(wall_ms):
+                    self._forget(key[1:])
+                continue
+            shard = self.shard(key)
+            due_ms = shard.wills_due.get(key)
+            if due_ms is not None and due_ms <= wall_ms:
+                self._publish_will(shard, key, wall_ms)
+            session = shard.sessions.get(key)
+            if session is not None and session.outlet is None and session.expiry_s != NEVER and session.expires_ms() <= wall_ms:
+                self._end(shard, session, wall_ms)
+
+    def _wake_at(self, due_ms: int, key: str) -> None:
+        if due_ms:
+            heapq.heappush(self._due, (due_ms, key))
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        for shard in self.shards:
+            shard.check()
+        sessions = [s for shard in self.shards for s in shard.sessions.values()]
+        assert self.subscriptions == sum(len(s.subscriptions) for s in sessions)
+        assert self.retained.count == sum(len(shard.retained) for shard in self.shards)
+        assert self.retained_bytes == sum(m.nbytes for shard in self.shards for m in shard.retained.values())
+        assert all(group.members for group in self.groups.values())

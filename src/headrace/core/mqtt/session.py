@@ -1,0 +1,188 @@
+"""One session: its subscriptions, what waits for its client, what is in flight to it, and which of its QoS 2 publishes are under way.
+
+Owns the books of both directions; knows no connection but whether there is one, no other session, no disk: ``shard`` journals what changes here.
+
+Invariants: S1 at most ``receive_maximum`` deliveries are in flight [MQTT-3.3.4-9]. S2 a packet identifier is 1 + (sequence mod 65,535), and no two
+in flight share one. S3 deliveries are sent in the order of their sequences, and resent in that order [MQTT-4.6.0-1] [MQTT-4.6.0-6]. S4 the inbox is
+within its bounds but for what was sent before. S5 what was sent once is never dropped for a bound or for its expiry.
+"""
+
+from collections import deque
+from typing import Any, Final
+
+import msgspec
+
+from headrace.core.mqtt.message import Message
+
+PACKET_IDS: Final = 65_535
+NEVER: Final = 0xFFFF_FFFF
+"""Session expiry that does not expire."""
+
+
+class Subscription(msgspec.Struct, frozen=True, array_like=True):
+    """``filter`` as the client wrote it; ``path`` without the group of a shared one. ``identifier`` 0 = none."""
+
+    filter: str
+    path: str
+    group: str = ""
+    qos: int = 0
+    no_local: bool = False
+    retain_as_published: bool = False
+    identifier: int = 0
+
+
+class Delivery:
+    """One message for one session. ``sequence`` -1: QoS 0, which has none."""
+
+    __slots__ = ("group", "ids", "message", "qos", "released", "retain", "sent", "sequence")
+
+    def __init__(self, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str, sequence: int) -> None:
+        self.message = message
+        self.qos = qos
+        self.retain = retain
+        self.ids = ids
+        self.group = group
+        """The shared subscription it came by (as written by its subscribers), for another member to get it when this one leaves."""
+        self.sequence = sequence
+        self.sent = False
+        self.released = False
+        """QoS 2: the client has it, PUBREL is under way."""
+
+    @property
+    def packet_id(self) -> int:
+        return 1 + self.sequence % PACKET_IDS
+
+
+class Session:
+    """See the module's head. Made and ended by its shard."""
+
+    def __init__(self, client_id: str, expiry_s: int) -> None:
+        self.client_id = client_id
+        self.expiry_s = expiry_s
+        self.epoch = 0
+        """Of its connection: grows with each."""
+        self.outlet: Any = None
+        """Its connection while it has one (``router.Outlet``)."""
+        self.away_ms = 0
+        """Wall clock at which its connection was lost."""
+        self.subscriptions: dict[str, Subscription] = {}
+        self.inbox: deque[Delivery] = deque()
+        self.inbox_bytes = 0
+        self.in_flight: dict[int, Delivery] = {}
+        """By packet identifier, in the order in which they were sent."""
+        self.received: dict[int, None] = {}
+        """Packet identifiers of QoS 2 publishes of the client that wait for its PUBREL."""
+        self.next_sequence = 0
+        self.receive_maximum = PACKET_IDS
+        self.dropped = 0
+
+    @property
+    def durable(self) -> bool:
+        """Whether it outlives its connection, and so a restart."""
+        return self.expiry_s > 0
+
+    def expires_ms(self) -> int:
+        """Wall clock at which it ends while its client is away; 0 = it has a connection, or never ends."""
+        return 0 if self.outlet is not None or self.expiry_s == NEVER else self.away_ms + self.expiry_s * 1000
+
+    # ------------------------------------------------------------ to the client
+
+    def queue(self, delivery: Delivery) -> None:
+        """QoS 1 or 2 only; its sequence is the session's next one."""
+        assert delivery.sequence == self.next_sequence
+        self.next_sequence += 1
+        self.inbox.append(delivery)
+        self.inbox_bytes += delivery.message.nbytes
+
+    def oldest(self) -> Delivery:
+        """Takes what has waited longest out of the inbox."""
+        delivery = self.inbox.popleft()
+        self.inbox_bytes -= delivery.message.nbytes
+        return delivery
+
+    def take(self, wall_ms: int, count_max: int, end_sequence: int) -> tuple[list[Delivery], list[Delivery]]:
+        """What may be sent now and is in flight from now on, below ``end_sequence`` and at most ``count_max``; and what has expired meanwhile
+        [MQTT-3.3.2-5]."""
+        due: list[Delivery] = []
+        expired: list[Delivery] = []
+        inbox, in_flight = self.inbox, self.in_flight
+        while inbox and len(due) < count_max and len(in_flight) < self.receive_maximum:
+            delivery = inbox[0]
+            if delivery.sequence >= end_sequence:
+                break
+            if not delivery.sent and delivery.message.expired(wall_ms):
+                expired.append(self.oldest())
+                continue
+            packet_id = delivery.packet_id
+            if packet_id in in_flight:
+                break  # S2: the client owes an acknowledgement since 65,535 deliveries
+            in_flight[packet_id] = self.oldest()
+            due.append(delivery)  # its sender says ``sent``: the first time it goes without DUP
+        return due, expired
+
+    def acked(self, packet_id: int) -> Delivery | None:
+        """PUBACK, or a PUBREC that says it failed: the delivery, which is done, or None if the identifier is not in flight with that QoS."""
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None or delivery.qos != 1:
+            return None
+        return self.in_flight.pop(packet_id)
+
+    def refused(self, packet_id: int) -> Delivery | None:
+        """PUBREC with a reason from 0x80 on: it is done."""
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None or delivery.qos != 2 or delivery.released:
+            return None
+        return self.in_flight.pop(packet_id)
+
+    def released(self, packet_id: int) -> Delivery | None:
+        """PUBREC: the client has it; None if there is nothing to release."""
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None or delivery.qos != 2:
+            return None
+        delivery.released = True
+        return delivery
+
+    def completed(self, packet_id: int) -> Delivery | None:
+        """PUBCOMP."""
+        delivery = self.in_flight.get(packet_id)
+        if delivery is None or not delivery.released:
+            return None
+        return self.in_flight.pop(packet_id)
+
+    def by_sequence(self, sequence: int) -> Delivery | None:
+        """What is in flight or waits with that sequence."""
+        delivery = self.in_flight.get(1 + sequence % PACKET_IDS)
+        if delivery is not None and delivery.sequence == sequence:
+            return delivery
+        return next((d for d in self.inbox if d.sequence == sequence), None)
+
+    def remove(self, sequence: int) -> None:
+        """Whatever has that sequence is done."""
+        delivery = self.in_flight.get(1 + sequence % PACKET_IDS)
+        if delivery is not None and delivery.sequence == sequence:
+            del self.in_flight[delivery.packet_id]
+            return
+        for i, waiting in enumerate(self.inbox):
+            if waiting.sequence == sequence:
+                del self.inbox[i]
+                self.inbox_bytes -= waiting.message.nbytes
+                return
+
+    def parked(self) -> None:
+        """Its connection is gone: what was sent and is not with the client for certain waits again, before all that waits [MQTT-4.4.0-1]."""
+        back = [d for d in self.in_flight.values() if not d.released]
+        for delivery in reversed(back):
+            del self.in_flight[delivery.packet_id]
+            self.inbox.appendleft(delivery)
+            self.inbox_bytes += delivery.message.nbytes
+
+    # ------------------------------------------------------------ upkeep
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        assert self.inbox_bytes == sum(d.message.nbytes for d in self.inbox)
+        waiting = [d.sequence for d in self.inbox]
+        assert waiting == sorted(set(waiting)), "S3"
+        assert all(packet_id == d.packet_id for packet_id, d in self.in_flight.items()), "S2"
+        assert not waiting or waiting[-1] < self.next_sequence
+        assert not waiting or all(d.sequence < waiting[0] for d in self.in_flight.values() if not d.released), "S3"

@@ -1,0 +1,329 @@
+"""A session partition: the sessions whose client ids hash here, and the retained messages whose topics do. Its durable part is journalled.
+
+Owns every change of a session, so that what a replay makes is what was there; ``router`` decides who gets what. Knows no connection.
+
+Invariants: P1 snapshot and replay of the rest is what replay of everything makes. P2 a change of a durable session is in the journal before anybody
+is told of it (the caller waits for the journal). P3 a session without expiry leaves nothing in the journal but its will.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from headrace.core.mqtt import ops
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.ops import (
+    AnyOp,
+    Closed,
+    Completed,
+    Done,
+    Ended,
+    Image,
+    Opened,
+    Queued,
+    Received,
+    Released,
+    Retained,
+    SessionImage,
+    StoredWill,
+    Subscribed,
+    To,
+    Unsubscribed,
+    WillDone,
+)
+from headrace.core.mqtt.session import Delivery, Session, Subscription
+from headrace.model.errors import Damaged
+
+
+class Shard:
+    """See the module's head. ``number`` is its place among the session partitions."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.sessions: dict[str, Session] = {}
+        self.wills: dict[str, StoredWill] = {}
+        """By client id, of clients that are connected or whose will waits."""
+        self.wills_due: dict[str, int] = {}
+        """Wall clock at which a will that waits is due."""
+        self.retained: dict[str, Message] = {}
+        self.unclosed: dict[str, None] = {}
+        """Sessions that had a connection when the journal ended (after a replay), or have one."""
+        self._journal: list[AnyOp] = []
+        self._messages: dict[int, tuple[Message, list[To]]] = {}
+        self._apply: dict[type[Any], Callable[[Any], None]] = {
+            Opened: self._opened,
+            Closed: self._closed,
+            Ended: self._ended,
+            WillDone: self._will_done,
+            Subscribed: self._subscribed,
+            Unsubscribed: self._unsubscribed,
+            Queued: self._queued,
+            Done: self._done,
+            Released: self._released,
+            Received: self._received,
+            Completed: self._completed,
+            Retained: self._retained,
+        }
+
+    @property
+    def journalling(self) -> bool:
+        """Whether there is something to journal."""
+        return bool(self._journal or self._messages)
+
+    # ------------------------------------------------------------ changes, as they happen
+
+    def open(self, client_id: str, expiry_s: int, *, anew: bool, will: StoredWill | None) -> Session:
+        """A client has connected; an old session of it is gone if ``anew``. The caller has dealt with the old connection and will."""
+        old = self.sessions.get(client_id)
+        epoch = (old.epoch if old is not None else 0) + 1
+        journalled = expiry_s > 0 or will is not None or (old is not None and old.durable)
+        op = Opened(client_id, epoch, expiry_s, anew or old is None, will)
+        self._opened(op)
+        if journalled:
+            self._note(op)
+        return self.sessions[client_id]
+
+    def close(self, session: Session, wall_ms: int, expiry_s: int, will_ms: int) -> None:
+        """Its connection is gone; ``will_ms`` 0: there is no will, or none any more. The session goes on until ``end``."""
+        journalled = session.durable or session.client_id in self.wills
+        op = Closed(session.client_id, wall_ms, expiry_s, will_ms)
+        self._closed(op)
+        if journalled:
+            self._note(op)
+
+    def end(self, session: Session) -> None:
+        """A will of it that waits is the caller's to publish, before."""
+        self._ended(Ended(session.client_id))
+        if session.durable or session.client_id in self.wills:
+            self._note(Ended(session.client_id))
+
+    def will_done(self, client_id: str) -> None:
+        if client_id in self.wills:
+            self._will_done(WillDone(client_id))
+            self._note(WillDone(client_id))
+
+    def subscribe(self, session: Session, subscription: Subscription) -> None:
+        session.subscriptions[subscription.filter] = subscription
+        if session.durable:
+            self._note(Subscribed(session.client_id, subscription))
+
+    def unsubscribe(self, session: Session, filter: str) -> None:
+        del session.subscriptions[filter]
+        if session.durable:
+            self._note(Unsubscribed(session.client_id, filter))
+
+    def queue(self, session: Session, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str) -> None:
+        """A message of QoS 1 or 2 for a session."""
+        sequence = session.next_sequence
+        session.queue(Delivery(message, qos, retain, ids, group, sequence))
+        if session.durable:
+            entry = self._messages.get(id(message))
+            if entry is None:
+                entry = self._messages[id(message)] = (message, [])
+            entry[1].append(To(session.client_id, sequence, qos, retain, ids, group))
+
+    def done(self, session: Session, sequences: list[int]) -> None:
+        """Deliveries that the session has given up already."""
+        if session.durable and sequences:
+            self._note(Done(session.client_id, sequences))
+
+    def released(self, session: Session, delivery: Delivery) -> None:
+        if session.durable:
+            self._note(Released(session.client_id, delivery.sequence))
+
+    def receive(self, session: Session, packet_id: int) -> None:
+        session.received[packet_id] = None
+        if session.durable:
+            self._note(Received(session.client_id, packet_id))
+
+    def complete(self, session: Session, packet_id: int) -> bool:
+        """Whether it was known."""
+        if packet_id not in session.received:
+            return False
+        del session.received[packet_id]
+        if session.durable:
+            self._note(Completed(session.client_id, packet_id))
+        return True
+
+    def retain(self, topic: str, message: Message | None) -> None:
+        op = Retained(topic, ops.stored(message) if message is not None else None)
+        if message is not None:
+            self.retained[topic] = message
+        else:
+            self.retained.pop(topic, None)
+        self._note(op)
+
+    def _note(self, op: AnyOp) -> None:
+        self._gather()
+        self._journal.append(op)
+
+    def _gather(self) -> None:
+        """What was queued comes before what is noted after it."""
+        if self._messages:
+            messages, self._messages = self._messages, {}
+            self._journal.extend(Queued(ops.stored(message), to) for message, to in messages.values())
+
+    def take_journal(self) -> bytes:
+        """The changes since the last call, as the payload of an entry; empty if there are none."""
+        self._gather()
+        if not self._journal:
+            return b""
+        journal, self._journal = self._journal, []
+        return ops.pack(journal)
+
+    # ------------------------------------------------------------ replay
+
+    def replay(self, payload: bytes) -> None:
+        """Takes an entry in. Raises ``Malformed`` or ``Damaged``."""
+        for op in ops.unpack(payload):
+            self._apply[type(op)](op)
+
+    def _opened(self, op: Opened) -> None:
+        session = self.sessions.get(op.client_id)
+        if session is None or op.anew:
+            session = self.sessions[op.client_id] = Session(op.client_id, op.expiry_s)
+        session.epoch = op.epoch
+        session.expiry_s = op.expiry_s
+        session.away_ms = 0
+        self.wills.pop(op.client_id, None)
+        self.wills_due.pop(op.client_id, None)
+        if op.will is not None:
+            self.wills[op.client_id] = op.will
+        self.unclosed[op.client_id] = None
+
+    def _closed(self, op: Closed) -> None:
+        session = self._session(op.client_id)
+        session.away_ms = op.wall_ms
+        session.expiry_s = op.expiry_s
+        session.parked()
+        self.unclosed.pop(op.client_id, None)
+        if op.will_ms:
+            self.wills_due[op.client_id] = op.will_ms
+        else:
+            self.wills.pop(op.client_id, None)
+
+    def _ended(self, op: Ended) -> None:
+        self.sessions.pop(op.client_id, None)
+        self.unclosed.pop(op.client_id, None)
+
+    def _will_done(self, op: WillDone) -> None:
+        self.wills.pop(op.client_id, None)
+        self.wills_due.pop(op.client_id, None)
+
+    def _subscribed(self, op: Subscribed) -> None:
+        self._session(op.client_id).subscriptions[op.subscription.filter] = op.subscription
+
+    def _unsubscribed(self, op: Unsubscribed) -> None:
+        self._session(op.client_id).subscriptions.pop(op.filter, None)
+
+    def _queued(self, op: Queued) -> None:
+        message = ops.message_of(op.message)
+        for to in op.to:
+            session = self._session(to.client_id)
+            session.next_sequence = to.sequence
+            delivery = Delivery(message, to.qos, to.retain, tuple(to.ids), to.group, to.sequence)
+            delivery.sent = to.client_id in self.unclosed  # it may have been: then it is sent again as such
+            session.queue(delivery)
+
+    def _done(self, op: Done) -> None:
+        session = self._session(op.client_id)
+        for sequence in op.sequences:
+            session.remove(sequence)
+
+    def _released(self, op: Released) -> None:
+        session = self._session(op.client_id)
+        delivery = session.by_sequence(op.sequence)
+        if delivery is not None:
+            session.remove(op.sequence)
+            delivery.sent = delivery.released = True
+            session.in_flight[delivery.packet_id] = delivery
+
+    def _received(self, op: Received) -> None:
+        self._session(op.client_id).received[op.packet_id] = None
+
+    def _completed(self, op: Completed) -> None:
+        self._session(op.client_id).received.pop(op.packet_id, None)
+
+    def _retained(self, op: Retained) -> None:
+        if op.message is None:
+            self.retained.pop(op.topic, None)
+        else:
+            self.retained[op.topic] = ops.message_of(op.message)
+
+    def _session(self, client_id: str) -> Session:
+        session = self.sessions.get(client_id)
+        if session is None:
+            raise Damaged(f"the journal of sessions speaks of {client_id!r}, which it never opened")
+        return session
+
+    # ------------------------------------------------------------ snapshots
+
+    def snapshot(self) -> bytes:
+        """The durable state, all of it. What was not journalled yet must be journalled first."""
+        assert not self.journalling, "a snapshot holds what the journal holds"
+        numbers: dict[int, int] = {}
+        messages: list[ops.Stored] = []
+        sessions = []
+        for session in self.sessions.values():
+            if not session.durable and session.client_id not in self.wills:
+                continue
+            deliveries = []
+            for delivery in [*session.in_flight.values(), *session.inbox] if session.durable else []:
+                number = numbers.get(id(delivery.message))
+                if number is None:
+                    number = numbers[id(delivery.message)] = len(messages)
+                    messages.append(ops.stored(delivery.message))
+                to = To(session.client_id, delivery.sequence, delivery.qos, delivery.retain, delivery.ids, delivery.group)
+                deliveries.append((number, to, delivery.sent or session.client_id in self.unclosed, delivery.released))
+            sessions.append(self._image(session, deliveries))
+        return ops.pack_image(Image(messages, sessions, [ops.stored(m) for m in self.retained.values()]))
+
+    def _image(self, session: Session, deliveries: list[tuple[int, To, bool, bool]]) -> SessionImage:
+        client_id = session.client_id
+        return SessionImage(
+            client_id,
+            session.epoch,
+            session.expiry_s,
+            session.away_ms,
+            session.next_sequence if session.durable else 0,
+            client_id in self.unclosed,
+            self.wills.get(client_id),
+            self.wills_due.get(client_id, 0),
+            list(session.subscriptions.values()) if session.durable else [],
+            list(session.received) if session.durable else [],
+            deliveries,
+        )
+
+    def restore(self, data: bytes) -> None:
+        """The state of a snapshot. Raises ``Malformed``."""
+        image = ops.unpack_image(data)
+        messages = [ops.message_of(m) for m in image.messages]
+        for kept in image.sessions:
+            if kept.will is not None:
+                self.wills[kept.client_id] = kept.will
+                if kept.will_ms:
+                    self.wills_due[kept.client_id] = kept.will_ms
+            session = self.sessions[kept.client_id] = Session(kept.client_id, kept.expiry_s)
+            session.epoch, session.away_ms = kept.epoch, kept.away_ms
+            session.subscriptions = {s.filter: s for s in kept.subscriptions}
+            session.received = dict.fromkeys(kept.received)
+            for number, to, sent, released in kept.deliveries:
+                delivery = Delivery(messages[number], to.qos, to.retain, tuple(to.ids), to.group, to.sequence)
+                delivery.sent, delivery.released = sent, released
+                if released:
+                    session.in_flight[delivery.packet_id] = delivery
+                else:
+                    session.inbox.append(delivery)
+                    session.inbox_bytes += delivery.message.nbytes
+            session.next_sequence = kept.next_sequence
+            if kept.connected:
+                self.unclosed[kept.client_id] = None
+        for message in image.retained:
+            self.retained[message.topic] = ops.message_of(message)
+
+    def check(self) -> None:
+        """Asserts the invariants."""
+        for client_id, session in self.sessions.items():
+            assert session.client_id == client_id
+            session.check()
+        assert self.wills_due.keys() <= self.wills.keys() <= self.sessions.keys()
+        assert self.unclosed.keys() <= self.sessions.keys()

@@ -1,0 +1,50 @@
+"""Topic names and topic filters: which are any, and which filter matches which name.
+
+Owns their rules (MQTT 5.0 chapter 4.7 and 4.8). ``matches`` is the rule in its plainest form; ``tree`` answers the same for many filters at once.
+"""
+
+from typing import Final
+
+SHARE: Final = "$share/"
+LEVELS_MAX: Final = 128
+"""Levels of a topic filter; a name may have more, its match costs no more than the filters do."""
+
+
+def filter_fault(filter: str) -> str:
+    """Why ``filter`` is no topic filter; empty if it is one. A shared one is looked at without its group."""
+    if not filter:
+        return "a topic filter is empty"  # [MQTT-4.7.3-1]
+    if "\0" in filter:
+        return "a topic filter contains U+0000"  # [MQTT-4.7.3-2]
+    levels = filter.split("/")
+    if len(levels) > LEVELS_MAX:
+        return f"a topic filter has more than {LEVELS_MAX} levels"
+    for i, level in enumerate(levels):
+        if "#" in level and (level != "#" or i != len(levels) - 1):
+            return "# is the last level of a topic filter, alone in it"  # [MQTT-4.7.1-1]
+        if "+" in level and level != "+":
+            return "+ is alone in its level of a topic filter"  # [MQTT-4.7.1-2]
+    return ""
+
+
+def split_shared(filter: str) -> tuple[str, str]:
+    """(group, filter) of a shared subscription; the group is empty for any other. A shared one that is malformed has an empty filter."""
+    if not filter.startswith(SHARE):
+        return "", filter
+    group, slash, rest = filter[len(SHARE) :].partition("/")
+    if not group or not slash or not rest or "+" in group or "#" in group:
+        return group or "?", ""  # [MQTT-4.8.2-1] [MQTT-4.8.2-2]
+    return group, rest
+
+
+def matches(filter: str, topic: str) -> bool:
+    """Whether a filter, without a group, matches a topic name."""
+    if topic[:1] == "$" and filter[:1] in ("+", "#"):
+        return False  # [MQTT-4.7.2-1]
+    wanted, levels = filter.split("/"), topic.split("/")
+    for i, level in enumerate(wanted):
+        if level == "#":
+            return True
+        if i >= len(levels) or level not in ("+", levels[i]):
+            return False
+    return len(wanted) == len(levels)

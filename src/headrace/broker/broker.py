@@ -24,7 +24,7 @@ from headrace.broker.partition import Partition
 from headrace.broker.parts import Parts
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.session import Session
-from headrace.broker.sink import Sink
+from headrace.broker.sink import Sink, Written
 from headrace.broker.stream_partition import StreamPartition
 from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
 from headrace.cluster.local import LocalCoordinator
@@ -247,7 +247,7 @@ class Broker:
         if not partition.dirty:
             self.turn.schedule(partition)
 
-    def touch(self, sink: Sink) -> None:
+    def touch(self, sink: Written) -> None:
         """``sink`` was written to; it is flushed at the end of this tick."""
         if not sink.dirty:
             self.turn.touch(sink)

@@ -25,6 +25,7 @@ CACHE_MAX = 10_000
 _RETRIES = 64
 NAMES = "names/"
 COUNTER = "ids/partition"
+_ALLOTTED = "ids/allotted/"
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -297,6 +298,16 @@ class Catalogue:
             if item is not None and item.kind != "queue":
                 raise Invalid(f"dead_letter {at!r} is a stream; name a queue")
             at = item.queue.dead_letter if item is not None and item.queue is not None else ""
+
+    async def allotted(self, key: str, count: int) -> tuple[int, ...]:
+        """Partition ids that belong to no queue or stream but to what ``key`` names; the same at every call, whatever ``count`` is later."""
+        for _ in range(_RETRIES):
+            document = await self._coordinator.get(_ALLOTTED + key)
+            if document is not None:
+                return tuple(msgspec.msgpack.decode(document.value, type=list[int]))
+            made = await self._allocate(count)
+            await self._coordinator.transact({_ALLOTTED + key: 0}, {_ALLOTTED + key: msgspec.msgpack.encode(list(made))})
+        raise Unavailable(f"partitions for {key} are being allotted by others; try again")
 
     async def _allocate(self, count: int) -> tuple[int, ...]:
         async with self._allocating:

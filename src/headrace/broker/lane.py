@@ -21,7 +21,7 @@ from headrace.wire.entry import RUN
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
 if TYPE_CHECKING:
-    from headrace.broker.sink import Sink
+    from headrace.broker.sink import Sink, Written
     from headrace.core.dedup import ProducerTable
     from headrace.model.errors import HeadraceError
 
@@ -81,7 +81,7 @@ class Turn:
         self.entry_bytes_max = entry_bytes_max
         self._begin = begin
         self.dirty: list[Lane] = []
-        self.sinks: list[Sink] = []
+        self.sinks: list[Written] = []
         self.scheduled: bool = False
         self.published: int = 0
         """Records appended that the counters do not know of yet."""
@@ -96,7 +96,7 @@ class Turn:
         if not self.scheduled:
             self.soon()
 
-    def touch(self, sink: Sink) -> None:
+    def touch(self, sink: Written) -> None:
         """``sink`` was written to; it is flushed at the end of this tick."""
         if not sink.dirty:
             sink.dirty = True

@@ -50,7 +50,8 @@ class RunningBroker:
     @property
     def addresses(self) -> dict[str, str]:
         """What a ready file holds."""
-        return {"url": self.url, "admin": self.admin_url}
+        more = {name: url for name, url in self.broker.listeners.items() if name.startswith("mqtt")}
+        return {"url": self.url, "admin": self.admin_url, **more}
 
     def _drain_soon(self, grace_ms: int, message: str) -> None:
         self.draining.set()
@@ -133,4 +134,6 @@ def default_listeners(config: Config) -> tuple[Listener, ...]:
     names = ["headrace.gateways.native.listen"]
     if config.listen.admin and config.listen.admin != "off":
         names.append("headrace.admin.listen")
+    if any(address not in ("", "off") for address in (config.listen.mqtt, config.listen.mqtt_ws)):
+        names.append("headrace.gateways.mqtt.listen")
     return tuple(import_module(name).listen for name in names)

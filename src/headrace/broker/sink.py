@@ -10,13 +10,21 @@ from headrace.model.errors import HeadraceError
 from headrace.wire.control import Event
 
 
-class Sink(Protocol):
+class Written(Protocol):
+    """What is flushed at the end of a tick in which it was touched."""
+
+    dirty: bool
+    """Owned by the broker: it is on this tick's list of sinks to flush."""
+
+    def flush(self) -> None:
+        """Hands everything gathered to the socket in one write."""
+
+
+class Sink(Written, Protocol):
     """One client connection as the broker sees it."""
 
     blocked: bool
     """The socket's buffer is above its high mark: grant it nothing until ``Broker.unblocked``."""
-    dirty: bool
-    """Owned by the broker: it is on this tick's list of sinks to flush."""
     in_flight_bytes: int
     """Owned by the broker: published bytes that are not yet committed."""
 
@@ -52,9 +60,6 @@ class Sink(Protocol):
 
     def event(self, event: Event) -> None:
         """Something the client must be told unasked."""
-
-    def flush(self) -> None:
-        """Hands everything gathered to the socket in one write."""
 
     def close(self, error: HeadraceError | None) -> None:
         """Ends the connection, naming why."""

@@ -36,6 +36,8 @@ def start(
     advertise: Annotated[str | None, typer.Option("--advertise", metavar="HOST:PORT", help="Address that clients are told.")] = None,
     admin: Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT", help="Admin HTTP (127.0.0.1:7581); off = none.")] = None,
     admin_advertise: Annotated[str | None, typer.Option("--admin-advertise", metavar="HOST:PORT", help="Address of the admin HTTP to tell.")] = None,
+    mqtt: Annotated[str | None, typer.Option("--mqtt", metavar="HOST:PORT", help="MQTT over TCP (none).")] = None,
+    mqtt_ws: Annotated[str | None, typer.Option("--mqtt-ws", metavar="HOST:PORT", help="MQTT over WebSocket (none).")] = None,
     storage: Annotated[str | None, typer.Option("--storage", metavar="disk|memory", help="memory: nothing is written, nothing survives.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status; in a cluster config, its member.")] = None,
     voters: Annotated[str | None, typer.Option("--voters", metavar="A,B,C", help="Form a cluster of these voters (NAME or NAME=HOST:PORT).")] = None,
@@ -58,7 +60,7 @@ def start(
         "listen.native": ("--listen", listen), "listen.native_advertise": ("--advertise", advertise), "listen.admin": ("--admin", admin),
         "listen.admin_advertise": ("--admin-advertise", admin_advertise), "log.level": ("--log-level", log_level),
         "log.format": ("--log-format", log_format), "cluster.voters": ("--voters", voters), "cluster.file": ("--cluster", cluster),
-        "cluster.seeds": ("--seeds", seeds),
+        "cluster.seeds": ("--seeds", seeds), "listen.mqtt": ("--mqtt", mqtt), "listen.mqtt_ws": ("--mqtt-ws", mqtt_ws),
         "listen.peer": ("--peer", peer), "peers.secret_file": ("--secret-file", secret_file),
     }  # fmt: skip
     for flag, value in (("--voters", voters), ("--cluster", cluster), ("--seeds", seeds)):
@@ -76,7 +78,8 @@ def _warn_of_open_listeners(config: Config) -> None:
     from headrace.log import get_logger
     from headrace.model.config import parse_address
 
-    for name, text in (("native", config.listen.native), ("admin", config.listen.admin)):
+    for name in ("native", "admin", "mqtt", "mqtt_ws"):
+        text = getattr(config.listen, name)
         if text in ("", "off"):
             continue
         host = parse_address(text).host

@@ -69,6 +69,10 @@ class Listen(Section, frozen=True):
     """Admin HTTP: API, metrics, overview page. `off` = no admin listener."""
     admin_advertise: str = ""
     """Address under which people and tools reach the admin HTTP; empty = as for `native_advertise`."""
+    mqtt: str = ""
+    """MQTT 3.1.1 and 5.0 over TCP, by custom on port 1883. Empty or `off` = no such listener."""
+    mqtt_ws: str = ""
+    """MQTT over WebSocket, by custom on port 8083. Empty or `off` = no such listener."""
     peer: str = ""
     """Where other brokers of a cluster connect; opened only in coordinated mode. Empty = this member's address in the declared cluster (on all
     addresses of this machine, if it is a host's name); where none is declared 0.0.0.0:7582 with `cluster.seeds`, else 127.0.0.1:7582."""
@@ -237,6 +241,41 @@ class Membership(Section, frozen=True):
     many."""
 
 
+class Mqtt(Section, frozen=True):
+    """What MQTT clients may do, and what they are told they may."""
+
+    packet_bytes_max: Annotated[int, Meta(ge=KIB, le=limits.MQTT_PACKET_BYTES_MAX)] = 2 * MIB
+    """Largest packet that a client may send."""
+    receive_maximum: Annotated[int, Meta(ge=1, le=65_535)] = 1024
+    """Publishes of QoS 1 and 2 that a client may have unacknowledged."""
+    topic_alias_maximum: Annotated[int, Meta(ge=0, le=65_535)] = 32
+    """Topic aliases of one connection in each direction; 0 = none."""
+    keep_alive_s_max: Annotated[int, Meta(ge=0, le=65_535)] = 0
+    """Longest keep-alive of a 5.0 client, which is told so; 0 = as it likes."""
+    connect_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = limits.PREAMBLE_TIMEOUT_MS
+    """How long a connection may take until its CONNECT has come."""
+    session_expiry_s_max: Annotated[int, Meta(ge=0, le=0xFFFF_FFFE)] = 0
+    """Longest time a session outlives its connection; 0 = as long as the client likes, also for ever."""
+    inbox_messages_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000
+    """Messages that wait for one session."""
+    inbox_bytes_max: Annotated[int, Meta(ge=KIB, le=GIB)] = 16 * MIB
+    """Their bytes."""
+    inbox_overflow: Literal["drop_oldest", "drop_newest"] = "drop_oldest"
+    """What goes when one of these bounds is reached."""
+    subscriptions_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 10_000
+    """Subscriptions of one session."""
+    retained_messages_max: Annotated[int, Meta(ge=0, le=100_000_000)] = 100_000
+    """Topics with a retained message."""
+    retained_bytes_max: Annotated[int, Meta(ge=0, le=64 * GIB)] = 64 * MIB
+    """Bytes of all retained messages, which are kept in memory."""
+    refused_filters: tuple[str, ...] = ()
+    """Topic filters to which nobody may subscribe."""
+    server_reference: str = ""
+    """Where 5.0 clients are sent when this broker goes away."""
+    sys_interval_s: Annotated[int, Meta(ge=0, le=3600)] = 10
+    """How often the topics under `$SYS/broker` are published; 0 = never."""
+
+
 class Placement(Section, frozen=True):
     """Which broker gets what, as a new cluster begins; from then on the cluster's own runtime settings count, which are the same on all brokers."""
 
@@ -305,6 +344,7 @@ class Config(Section, frozen=True):
     peers: Peers = Peers()
     membership: Membership = Membership()
     placement: Placement = Placement()
+    mqtt: Mqtt = Mqtt()
     defaults: Defaults = Defaults()
     undeclared: tuple[Undeclared, ...] = ()
     metrics: Metrics = Metrics()
@@ -397,10 +437,10 @@ def rule_spec(rule: Undeclared, config: Config) -> Spec:
 def contradictions(config: Config) -> list[tuple[str, str]]:
     """Every mistake that no single field shows, as (setting, what is wrong)."""
     wrong: list[tuple[str, str]] = []
-    names = ("native", "admin", "peer", "gossip")
-    for name in (*names, *(f"{name}_advertise" for name in names)):
+    names = ("native", "admin", "mqtt", "mqtt_ws", "peer", "gossip")
+    for name in (*names, *(f"{name}_advertise" for name in ("native", "admin", "peer", "gossip"))):
         text = getattr(config.listen, name)
-        if (not text and name != "native") or (name == "admin" and text == "off"):
+        if (not text and name != "native") or (name in ("admin", "mqtt", "mqtt_ws") and text == "off"):
             continue
         try:
             address = parse_address(text)
@@ -409,11 +449,14 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
             continue
         if name.endswith("_advertise") and address.unspecified:
             wrong.append((f"listen.{name}", f"{text} names no machine, so others could not reach it; give a host name or an address"))
-    opened = names if config.coordination.mode == "coordinated" else names[:2]
+    for name in ("mqtt", "mqtt_ws"):
+        if config.coordination.mode == "coordinated" and getattr(config.listen, name) not in ("", "off"):
+            wrong.append((f"listen.{name}", "MQTT is served by a lone broker only: leave it out, or coordination.mode"))
+    opened = names if config.coordination.mode == "coordinated" else names[:4]
     for i, name in enumerate(opened):
         text = getattr(config.listen, name)
         for other in opened[:i]:
-            if text and text == getattr(config.listen, other) and not text.endswith(":0"):
+            if text not in ("", "off") and text == getattr(config.listen, other) and not text.endswith(":0"):
                 wrong.append((f"listen.{name}", f"it is the same address as listen.{other} ({text}); give it another port"))
     bounds, disk = config.limits, config.storage
     if bounds.message_bytes_max > bounds.frame_bytes_max - 64 * KIB:

@@ -90,3 +90,9 @@ SECRET_BYTES_MIN = 16
 
 assert PEER_FRAME_BYTES_MAX_BEFORE_PROOF < FRAME_BYTES_MAX < PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
 assert PEER_BEAT_MS * (PEER_SILENT_BEATS_MAX + 1) < 3_000
+
+MQTT_CONNECT_BYTES_MAX = 64 * 1024
+MQTT_PACKET_BYTES_MAX = 268_435_460
+"""The largest packet that there is: a remaining length of four bytes, and the fixed header."""
+MQTT_SESSION_PARTITIONS = 64
+"""Fixed when the data directory is made: client ids and topics hash onto them."""

@@ -26,6 +26,8 @@ class Kind(IntEnum):
     PROMISE = 8
     TRANSFER = 9
     GROUP = 10
+    SESSIONS = 11
+    """Changes of MQTT sessions and retained messages (``core.mqtt.ops``)."""
 
 
 class Action(IntEnum):

@@ -337,6 +337,11 @@ class Router:
         shard.receive(session, packet_id)
         self._touched(shard)
 
+    def await_session(self, session: Session) -> None:
+        """What is acknowledged next of a session waits until all that was journalled of it is durable, though nothing of it has changed."""
+        if session.durable:
+            self.changed[self.shard(session.client_id).number] = None
+
     def complete(self, session: Session, packet_id: int) -> bool:
         """The client's PUBREL came; whether its publish was known."""
         shard = self.shard(session.client_id)

@@ -48,7 +48,7 @@ class Shard:
         self.unclosed: dict[str, None] = {}
         """Sessions that had a connection when the journal ended (after a replay), or have one."""
         self._journal: list[AnyOp] = []
-        self._messages: dict[int, tuple[Message, list[To]]] = {}
+        self._queue: list[tuple[Message, list[To]]] = []
         self._apply: dict[type[Any], Callable[[Any], None]] = {
             Opened: self._opened,
             Closed: self._closed,
@@ -67,7 +67,7 @@ class Shard:
     @property
     def journalling(self) -> bool:
         """Whether there is something to journal."""
-        return bool(self._journal or self._messages)
+        return bool(self._journal or self._queue)
 
     # ------------------------------------------------------------ changes, as they happen
 
@@ -116,10 +116,9 @@ class Shard:
         sequence = session.next_sequence
         session.queue(Delivery(message, qos, retain, ids, group, sequence))
         if session.durable:
-            entry = self._messages.get(id(message))
-            if entry is None:
-                entry = self._messages[id(message)] = (message, [])
-            entry[1].append(To(session.client_id, sequence, qos, retain, ids, group))
+            if not self._queue or self._queue[-1][0] is not message:  # another one came between: the order of each session is kept
+                self._queue.append((message, []))
+            self._queue[-1][1].append(To(session.client_id, sequence, qos, retain, ids, group))
 
     def done(self, session: Session, sequences: list[int]) -> None:
         """Deliveries that the session has given up already."""
@@ -158,9 +157,9 @@ class Shard:
 
     def _gather(self) -> None:
         """What was queued comes before what is noted after it."""
-        if self._messages:
-            messages, self._messages = self._messages, {}
-            self._journal.extend(Queued(ops.stored(message), to) for message, to in messages.values())
+        if self._queue:
+            queue, self._queue = self._queue, []
+            self._journal.extend(Queued(ops.stored(message), to) for message, to in queue)
 
     def take_journal(self) -> bytes:
         """The changes since the last call, as the payload of an entry; empty if there are none."""

@@ -128,10 +128,10 @@ class Parser:
             elif 4 <= kind <= 7:
                 found.append(_ack(data, at, stop, first, version))
             else:
+                if kind == 1 and version != 0:
+                    raise MqttFault("a second CONNECT", reason=_PROTOCOL)  # [MQTT-3.1.0-2]
                 packet: Any = decoding.control(data, at, stop, first, version)
                 if kind == 1:
-                    if version != 0:
-                        raise MqttFault("a second CONNECT", reason=_PROTOCOL)  # [MQTT-3.1.0-2]
                     version = packet.version
                     self.version = version
                     bytes_max = self._bytes_max

@@ -106,6 +106,17 @@ def test_a_session_waits_for_its_client_through_a_restart() -> None:
     assert net.got(session) == []
 
 
+def test_the_order_of_a_session_is_kept_when_a_message_comes_to_it_twice() -> None:
+    net = Net()
+    session, _, _ = net.connect("c")
+    net.router.subscribe(session, sub("#"))
+    net.publish("a", b"1", retain=True)
+    net.publish("b", b"2")
+    net.router.send_retained(session, sub("a"), net.wall_ms)
+    net.restart()
+    assert net.got(net.connect("c")[0]) == [b"1", b"2", b"1"]
+
+
 def test_what_is_in_flight_keeps_its_identifier_and_its_phase() -> None:
     net = Net()
     session, _, _ = net.connect("c")

@@ -121,6 +121,7 @@ def test_bad_connects(name: str) -> None:
 
 BAD = {
     "second connect": (4, CONNECT_4, 0x82),
+    "second connect of nonsense": (5, encoding.packet(0x10, properties.text("HTTP")), 0x82),
     "qos 3": (4, b"\x36\x05\x00\x01t\x00\x01", 0x81),
     "dup with qos 0": (4, b"\x38\x03\x00\x01t", 0x81),
     "topic with a wildcard": (4, encoding.publish(4, "a/#", b""), 0x90),

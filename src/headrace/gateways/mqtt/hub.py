@@ -1,0 +1,200 @@
+"""What all MQTT connections of a broker share: the router, its session partitions on the log, and the time.
+
+Owns when something counts as durable and what is due when. Invariants: H1 ``committed`` calls back once the journal of every shard that has changed
+is durable, in the order of the calls for one shard. H2 the partitions are in the broker from the start to the stop of the listener.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from headrace import __version__
+from headrace.core.mqtt.bounds import Bounds
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.router import Router
+from headrace.core.mqtt.terms import Terms
+from headrace.gateways.mqtt.partition import NAME, SessionPartition, item
+from headrace.log import get_logger
+from headrace.model import limits
+from headrace.model.errors import Damaged, Quarantined
+from headrace.wire.mqtt.packets import Connect
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+    from headrace.gateways.mqtt.connection import MqttConnection
+
+TICK_S = 0.25
+BEAT_MS = 500
+_log = get_logger("mqtt")
+
+
+class _Round:
+    """Answers that wait for the same entries: all that the shards of one turn journal."""
+
+    __slots__ = ("answers", "landed_count", "shards")
+
+    def __init__(self) -> None:
+        self.answers: list[Callable[[], None]] = []
+        self.shards: dict[int, None] = {}
+        self.landed_count = 0
+
+    def landed(self) -> None:
+        """One of its entries is durable."""
+        self.landed_count += 1
+        if self.landed_count == len(self.shards):
+            for answer in self.answers:
+                answer()
+
+
+class Hub:
+    """A ``core.mqtt.connection.Host``. ``start`` before the first connection."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        settings = broker.config.mqtt
+        self.bounds = Bounds(
+            inbox_messages_max=settings.inbox_messages_max,
+            inbox_bytes_max=settings.inbox_bytes_max,
+            inbox_overflow=settings.inbox_overflow,
+            subscriptions_max=settings.subscriptions_max,
+            retained_messages_max=settings.retained_messages_max,
+            retained_bytes_max=settings.retained_bytes_max,
+            session_expiry_s_max=settings.session_expiry_s_max,
+        )
+        self.terms = Terms(
+            packet_bytes_max=settings.packet_bytes_max,
+            connect_bytes_max=min(limits.MQTT_CONNECT_BYTES_MAX, settings.packet_bytes_max),
+            receive_maximum=settings.receive_maximum,
+            topic_alias_maximum=settings.topic_alias_maximum,
+            keep_alive_s_max=settings.keep_alive_s_max,
+            write_bytes_high=broker.config.limits.write_buffer_bytes_high,
+            refused_filters=settings.refused_filters,
+            server_reference=settings.server_reference,
+        )
+        self.partitions: list[SessionPartition] = []
+        self.router: Router
+        self.connections: dict[int, MqttConnection] = {}
+        self._ticking: asyncio.Task[None] | None = None
+        self._told_ms = self._beat_ms = 0
+        self._round: _Round | None = None
+
+    async def start(self) -> None:
+        """Loads the session partitions; sessions of before the restart are there from then on. Raises ``Quarantined`` if one is damaged."""
+        broker = self.broker
+        pids = await broker.catalogue.allotted("mqtt", limits.MQTT_SESSION_PARTITIONS)
+        described = item(NAME, pids)
+        for number, pid in enumerate(pids):
+            partition = SessionPartition(broker, described, number)
+            damage = broker.store.damaged().get(pid)
+            try:
+                if damage is not None:
+                    raise Damaged(damage.why)
+                partition.recover(broker.store.replay(pid), broker.now_ms, broker.wall_ms)
+            except Damaged as e:
+                raise Quarantined(f"session partition {number} (partition {pid}) is damaged, so MQTT is not served: {e}") from e
+            partition.journalled = self._journalled
+            broker.partitions[pid] = partition
+            self.partitions.append(partition)
+        count = len(self.partitions)
+        self.router = Router(self.bounds, [p.shard for p in self.partitions], lambda key: zlib.crc32(key.encode()) % count)
+        self.router.recovered(broker.wall_ms)
+        self.committed(_nothing)
+        sessions = sum(len(p.shard.sessions) for p in self.partitions)
+        if sessions or self.router.retained.count:
+            _log.info("%d MQTT sessions and %d retained messages were there before", sessions, self.router.retained.count)
+        self._ticking = broker.spawn(self._tick())
+
+    def stop(self) -> None:
+        """The partitions stay until the broker stops: what is under way is journalled by its last turn."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+
+    async def _tick(self) -> None:
+        broker = self.broker
+        while True:
+            await asyncio.sleep(TICK_S)
+            broker.refresh()
+            due_ms = self.router.next_deadline_ms()
+            if due_ms and due_ms <= broker.wall_ms:
+                self.router.tick(broker.wall_ms)
+                self.committed(_nothing)
+            if broker.now_ms - self._beat_ms >= BEAT_MS:
+                self._beat_ms = broker.now_ms
+                for i, connection in enumerate(list(self.connections.values())):
+                    connection.beat(broker.now_ms)
+                    if i % 512 == 511:
+                        await asyncio.sleep(0)
+                        broker.refresh()
+            interval_ms = broker.config.mqtt.sys_interval_s * 1000
+            if interval_ms and broker.now_ms - self._told_ms >= interval_ms:
+                self._told_ms = broker.now_ms
+                self._tell()
+
+    # ------------------------------------------------------------ what connections ask (``Host``)
+
+    @property
+    def wall_ms(self) -> int:
+        return self.broker.wall_ms
+
+    def committed(self, answer: Callable[[], None]) -> None:
+        changed = self.router.changed
+        if not changed:
+            answer()
+            return
+        round = self._round
+        if round is None:
+            round = self._round = _Round()
+        round.answers.append(answer)
+        for number in changed:
+            if number not in round.shards:
+                round.shards[number] = None
+                partition = self.partitions[number]
+                self.broker.mark(partition)
+                partition.when_committed(round.landed)
+
+    def _journalled(self, number: int) -> None:
+        """A partition has taken what its shard had to journal; what changes from now on waits for the next round."""
+        self.router.changed.pop(number, None)
+        self._round = None
+
+    def touch(self, connection: Any) -> None:
+        self.broker.touch(connection)
+
+    def assigned_id(self) -> str:
+        return f"headrace-{self.broker.ambient.token(16)}"
+
+    def refusing(self) -> bool:
+        return self.broker.refusing
+
+    def authenticate(self, asked: Connect) -> int:
+        return 0
+
+    # ------------------------------------------------------------ $SYS
+
+    def _tell(self) -> None:
+        router, broker = self.router, self.broker
+        if not router.tree.match("$SYS/broker/version"):
+            return
+        connected = len(self.connections)
+        known = sum(len(p.shard.sessions) for p in self.partitions)
+        figures = {
+            "version": f"headrace {__version__}",
+            "uptime": f"{(broker.now_ms - broker.started_ms) // 1000} seconds",
+            "clients/connected": connected,
+            "clients/total": known,
+            "clients/disconnected": max(0, known - connected),
+            "subscriptions/count": router.subscriptions,
+            "retained messages/count": router.retained.count,
+            "messages/received": sum(c.machine.published for c in self.connections.values()),
+            "messages/sent": sum(c.machine.delivered for c in self.connections.values()),
+            "publish/messages/dropped": router.dropped + sum(c.machine.dropped for c in self.connections.values()),
+        }
+        for name, value in figures.items():
+            router.publish(Message(f"$SYS/broker/{name}", str(value).encode(), 0, False), broker.wall_ms)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,25 @@
+"""Opens the MQTT listeners for a running broker."""
+
+import socket
+from collections.abc import Awaitable, Callable
+
+from headrace.broker.broker import Broker
+from headrace.broker.verbs import Verbs
+from headrace.gateways.mqtt.server import MqttServer
+from headrace.model.config import advertised
+
+
+async def listen(broker: Broker, verbs: Verbs) -> tuple[dict[str, str], Callable[[], Awaitable[None]]]:
+    """``{"mqtt": url, "mqtt_ws": url}`` of those that are configured, and what stops them."""
+    server = MqttServer(broker)
+    try:
+        await server.start()
+    except BaseException:
+        await server.stop()
+        raise
+    urls = {}
+    for name, scheme, path in (("mqtt", "mqtt", ""), ("mqtt_ws", "ws", "/mqtt")):
+        if name in server.ports:
+            address = advertised(getattr(broker.config.listen, name), "", port=server.ports[name], hostname=socket.gethostname())
+            urls[name] = f"{scheme}://{address}{path}"
+    return urls, server.stop

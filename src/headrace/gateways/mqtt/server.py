@@ -1,0 +1,78 @@
+"""The MQTT listeners, TCP and WebSocket: accept and count connections.
+
+Owns the listening sockets and which connections there are. One listener serves both versions: a connection's first packet says which it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from headrace.gateways.mqtt.connection import MqttConnection
+from headrace.gateways.mqtt.hub import Hub
+from headrace.model.config import parse_address
+from headrace.model.errors import LimitExceeded
+
+if TYPE_CHECKING:
+    from headrace.broker.broker import Broker
+
+BACKLOG = 4096
+FIRST_ID = 1 << 40
+"""Ids of connections count from here, so that they are no other listener's."""
+
+
+class MqttServer:
+    """See the module's head."""
+
+    def __init__(self, broker: Broker) -> None:
+        self.broker = broker
+        self.hub = Hub(broker)
+        self.ports: dict[str, int] = {}
+        self._servers: list[asyncio.Server] = []
+        self._next_id = FIRST_ID
+
+    async def start(self) -> None:
+        await self.hub.start()
+        listen = self.broker.config.listen
+        for name, text, make in (("mqtt", listen.mqtt, self._make), ("mqtt_ws", listen.mqtt_ws, self._make_websocket)):
+            if text in ("", "off"):
+                continue
+            address = parse_address(text)
+            server = await self.broker.loop.create_server(make, address.host, address.port, backlog=BACKLOG)
+            self._servers.append(server)
+            self.ports[name] = server.sockets[0].getsockname()[1]
+
+    def _make(self) -> MqttConnection:
+        self._next_id += 1
+        return MqttConnection(self, self._next_id)
+
+    def _make_websocket(self) -> MqttConnection:
+        from headrace.gateways.mqtt.websocket import WebSocket  # its library only where there is such a listener
+
+        self._next_id += 1
+        return MqttConnection(self, self._next_id, WebSocket(self.hub.terms.packet_bytes_max))
+
+    def opened(self, connection: MqttConnection) -> None:
+        self.hub.connections[connection.id] = connection
+        self.broker.sinks[connection.id] = connection
+        self.broker.counters.connections_opened += 1
+        most = self.broker.config.limits.connections_max
+        if len(self.broker.sinks) > most:
+            self.broker.counters.connections_refused += 1
+            connection.close(LimitExceeded(f"this broker takes {most} connections and has them"))
+
+    def closed(self, connection: MqttConnection) -> None:
+        self.hub.connections.pop(connection.id, None)
+        self.broker.sinks.pop(connection.id, None)
+        if not self.broker.sinks:
+            self.broker.all_gone.set()
+
+    async def stop(self) -> None:
+        """Stops listening and closes every connection."""
+        for server in self._servers:
+            server.close()
+        for connection in list(self.hub.connections.values()):
+            connection.close(None)
+        self.hub.stop()
+        for server in self._servers:
+            await server.wait_closed()

@@ -1,0 +1,353 @@
+"""Brokers that speak MQTT, and real clients: paho-mqtt, aiomqtt, the mosquitto programs where they are; over TCP and WebSocket; through restarts."""
+
+import asyncio
+import shutil
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from headrace.broker.run import RunningBroker, start
+from headrace.model.config import Broker, Config, Limits, Listen, Mqtt
+from headrace.model.errors import SyncFailed
+from headrace.wire.mqtt import encoding
+from headrace.wire.mqtt.packets import Ack, Connack, Connect, Disconnect, Filter, Suback, Will
+from headrace.wire.mqtt.parser import Parser
+from headrace.wire.mqtt.publish import Publish
+
+paho = pytest.importorskip("paho.mqtt.client", reason="needs paho-mqtt")
+pytest.importorskip("websockets", reason="needs websockets")
+WAIT_S = 20
+
+
+def config(data_dir: Path, **mqtt: Any) -> Config:
+    listen = Listen(native="127.0.0.1:0", admin="off", mqtt="127.0.0.1:0", mqtt_ws="127.0.0.1:0")
+    return Config(broker=Broker(data_dir=str(data_dir), drain_grace_ms=0), listen=listen, mqtt=Mqtt(**mqtt))
+
+
+@asynccontextmanager
+async def running(data_dir: Path, **mqtt: Any) -> AsyncIterator[RunningBroker]:
+    broker = await start(config(data_dir, **mqtt), tune=False)
+    try:
+        yield broker
+    finally:
+        await broker.stop()
+
+
+def port(broker: RunningBroker, name: str = "mqtt") -> int:
+    return int(broker.addresses[name].split("//")[1].split("/")[0].rpartition(":")[2])
+
+
+class Raw:
+    """A client that says exactly what it is told to."""
+
+    def __init__(self, version: int = 5) -> None:
+        self.version = version
+        self.parser = Parser(1 << 28, version=version)
+        self.waiting: list[Any] = []
+
+    async def open(self, broker: RunningBroker, client_id: str = "raw", **more: Any) -> Connack:
+        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", port(broker))
+        self.send(encoding.connect(Connect(client_id, self.version, **more)))
+        connack = await self.next()
+        assert isinstance(connack, Connack)
+        return connack
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def next(self) -> Any:
+        """The next packet, or None once the broker has closed."""
+        async with asyncio.timeout(WAIT_S):
+            while not self.waiting:
+                data = await self.reader.read(1 << 16)
+                if not data:
+                    self.writer.close()
+                    return None
+                self.waiting += self.parser.feed(data)
+                assert self.parser.fault is None
+        return self.waiting.pop(0)
+
+    async def subscribe(self, filter: str, qos: int = 2) -> None:
+        self.send(encoding.subscribe(self.version, 1, [Filter(filter, qos)]))
+        assert await self.next() == Suback(1, (qos,))
+
+    def drop(self) -> None:
+        self.writer.transport.abort()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+class Paho:
+    """A client with a thread of its own."""
+
+    def __init__(self, where: int, version: int, transport: str, client_id: str) -> None:
+        clean = {} if version == 5 else {"clean_session": True}
+        self.client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version, transport=transport, **clean)
+        self.got: list[tuple[str, bytes, int, bool]] = []
+        self.connected, self.subscribed = threading.Event(), threading.Event()
+        self.client.on_message = lambda client, data, m: self.got.append((m.topic, m.payload, m.qos, m.retain))
+        self.client.on_connect = lambda *_: self.connected.set()
+        self.client.on_subscribe = lambda *_: self.subscribed.set()
+        self.where = where
+
+    def __enter__(self) -> "Paho":
+        self.client.connect("127.0.0.1", self.where)
+        self.client.loop_start()
+        assert self.connected.wait(WAIT_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.disconnect()
+        self.client.loop_stop()
+
+    def subscribe(self, filter: str, qos: int) -> None:
+        self.subscribed.clear()
+        self.client.subscribe(filter, qos)
+        assert self.subscribed.wait(WAIT_S)
+
+    def publish(self, topic: str, payload: bytes, qos: int, retain: bool = False) -> None:
+        self.client.publish(topic, payload, qos, retain).wait_for_publish(WAIT_S)
+
+
+@pytest.mark.parametrize("transport", ["tcp", "websockets"])
+@pytest.mark.parametrize("version", [4, 5])
+async def test_paho(tmp_path: Path, version: int, transport: str) -> None:
+    large = bytes(range(256)) * 4000
+
+    def use(where: int) -> list[tuple[str, bytes, int, bool]]:
+        with Paho(where, version, transport, "one") as one, Paho(where, version, transport, "two") as two:
+            one.publish("kept/x", b"retained", 1, True)
+            two.subscribe("kept/#", 2)
+            two.subscribe("$share/g/s", 1)
+            for qos in (0, 1, 2):
+                one.publish("kept/y", b"%d" % qos, qos)
+            one.publish("s", b"shared", 1)
+            one.publish("kept/large", large, 1)
+            done = threading.Event()
+            for _ in range(WAIT_S * 50):
+                if len(two.got) >= 6:
+                    break
+                done.wait(0.02)
+            return two.got
+
+    async with running(tmp_path) as broker:
+        got = await asyncio.to_thread(use, port(broker, "mqtt" if transport == "tcp" else "mqtt_ws"))
+        assert sorted(got) == sorted(
+            [
+                ("kept/x", b"retained", 1, True),
+                *(("kept/y", b"%d" % q, q, False) for q in (0, 1, 2)),
+                ("s", b"shared", 1, False),
+                ("kept/large", large, 1, False),
+            ]
+        )
+        await until(lambda: not broker.broker.sinks)
+
+
+async def test_aiomqtt(tmp_path: Path) -> None:
+    aiomqtt = pytest.importorskip("aiomqtt")
+    async with running(tmp_path) as broker, asyncio.timeout(WAIT_S):
+        will = aiomqtt.Will("will", b"gone", 1)
+        async with aiomqtt.Client("127.0.0.1", port(broker), protocol=aiomqtt.ProtocolVersion.V5) as client:
+            await client.subscribe("will", 1)
+            await client.subscribe("t", 2)
+            async with aiomqtt.Client("127.0.0.1", port(broker), will=will) as other:
+                for i in range(100):
+                    await other.publish("t", b"%d" % i, i % 3)
+                other._client._sock_close()  # a client that dies
+            got = []
+            async for message in client.messages:
+                got.append(message.payload)
+                if len(got) == 101:
+                    break
+            assert sorted(got) == sorted([b"gone", *(b"%d" % i for i in range(100))])
+
+
+@pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="needs mosquitto-clients")
+@pytest.mark.parametrize("version", ["311", "5"])
+async def test_mosquitto_programs(tmp_path: Path, version: str) -> None:
+    async with running(tmp_path) as broker, asyncio.timeout(WAIT_S):
+        base = ["-V", version, "-h", "127.0.0.1", "-p", str(port(broker)), "-t", "a/b", "-q", "2"]
+        publisher = await asyncio.create_subprocess_exec("mosquitto_pub", *base, "-m", "hello", "-r")
+        assert await publisher.wait() == 0
+        subscriber = await asyncio.create_subprocess_exec("mosquitto_sub", *base, "-C", "1", stdout=asyncio.subprocess.PIPE)
+        said, _ = await subscriber.communicate()
+        assert said == b"hello\n"
+
+
+@pytest.mark.parametrize("version", [4, 5])
+async def test_sessions_and_retained_messages_survive_a_restart(tmp_path: Path, version: int) -> None:
+    more: dict[str, Any] = {"clean_start": False, **({"properties": {0x11: 1000}} if version == 5 else {})}
+    async with running(tmp_path) as broker:
+        client = Raw(version)
+        assert not (await client.open(broker, "keeps", **more)).session_present
+        await client.subscribe("t/#")
+        client.drop()
+        other = Raw(version)
+        await other.open(broker, "publishes")
+        for i in range(20):
+            qos = 1 + i % 2
+            other.send(encoding.publish(version, f"t/{i}", b"%d" % i, qos=qos, packet_id=i + 1, retain=i == 19))
+            assert await other.next() == Ack(5 if qos == 2 else 4, i + 1)
+            if qos == 2:
+                other.send(encoding.ack(encoding.PUBREL, i + 1))
+                assert await other.next() == Ack(7, i + 1)
+        other.drop()
+    async with running(tmp_path) as broker:
+        client = Raw(version)
+        assert (await client.open(broker, "keeps", **more)).session_present
+        got = [await client.next() for _ in range(20)]
+        assert [(p.payload, p.qos) for p in got] == [(b"%d" % i, 1 + i % 2) for i in range(20)]
+        for publish in got[:10]:
+            client.send(encoding.ack(encoding.PUBACK if publish.qos == 1 else encoding.PUBREC, publish.packet_id))
+        released = [await client.next() for _ in range(5)]
+        assert [(a.type, a.packet_id) for a in released] == [(6, p.packet_id) for p in got[:10] if p.qos == 2]
+        client.drop()
+        new = Raw(version)
+        await new.open(broker, "new")
+        await new.subscribe("t/#")
+        kept = await new.next()
+        assert (kept.topic, kept.payload, kept.retain) == ("t/19", b"19", True)
+        new.drop()
+    async with running(tmp_path) as broker:
+        client = Raw(version)
+        assert (await client.open(broker, "keeps", **more)).session_present
+        rest = [await client.next() for _ in range(15)]
+        assert [a.packet_id for a in rest[:5]] == [p.packet_id for p in got[:10] if p.qos == 2]
+        assert all(isinstance(a, Ack) and a.type == 6 for a in rest[:5])
+        assert [(p.payload, p.packet_id) for p in rest[5:]] == [(p.payload, p.packet_id) for p in got[10:]]
+        client.drop()
+
+
+async def test_a_will_is_published_when_the_client_dies_and_when_the_broker_did(tmp_path: Path) -> None:
+    async with running(tmp_path) as broker:
+        watcher = Raw()
+        await watcher.open(broker, "watcher", clean_start=False, properties={0x11: 1000})
+        await watcher.subscribe("will/#", 1)
+        dies = Raw()
+        await dies.open(broker, "dies", will=Will("will/client", b"1", 1))
+        dies.drop()
+        publish = await watcher.next()
+        assert (publish.topic, publish.payload) == ("will/client", b"1")
+        watcher.send(encoding.ack(encoding.PUBACK, publish.packet_id))
+        lives = Raw()
+        await lives.open(broker, "lives", will=Will("will/broker", b"2", 1))
+        broker.broker._fail(SyncFailed("the disk is gone"))
+        assert (await lives.next()).reason == 0x97
+        assert await lives.next() is None
+        assert (await watcher.next()).reason == 0x97
+        assert await watcher.next() is None
+    async with running(tmp_path) as broker:
+        watcher = Raw()
+        assert (await watcher.open(broker, "watcher", clean_start=False, properties={0x11: 1000})).session_present
+        async with asyncio.timeout(WAIT_S):
+            while (publish := await watcher.next()).topic != "will/broker":
+                assert publish.topic == "will/client"  # its acknowledgement may have been on its way
+        watcher.drop()
+
+
+async def test_a_takeover_a_drain_and_a_silent_client(tmp_path: Path) -> None:
+    async with running(tmp_path, server_reference="other.example:1883") as broker:
+        one, two, silent = Raw(), Raw(), Raw()
+        await one.open(broker, "same")
+        await silent.open(broker, "silent", keep_alive_s=1)
+        await two.open(broker, "same")
+        assert await one.next() == Disconnect(0x8E)
+        assert await one.next() is None
+        said = await silent.next()
+        assert (said.reason, await silent.next()) == (0x8D, None)
+    goodbye = await two.next()
+    assert (goodbye.reason, goodbye.properties[0x1C]) == (0x8B, "other.example:1883")
+    assert await two.next() is None
+
+
+async def test_hostile_connections_are_closed_and_others_served(tmp_path: Path) -> None:
+    async with running(tmp_path, connect_timeout_ms=200, packet_bytes_max=100_000) as broker:
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\x00", b"\x10\xff\xff\xff\x7f", b"\x30\x00", b"\x10", b""):
+            for name in ("mqtt", "mqtt_ws"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port(broker, name))
+                writer.write(data)
+                async with asyncio.timeout(WAIT_S):
+                    while await reader.read(1 << 16):
+                        pass
+                writer.close()
+        client = Raw()
+        await client.open(broker, "good")
+        client.send(encoding.publish(5, "t", bytes(100_001)))
+        assert (await client.next()).reason == 0x95
+        assert await client.next() is None
+        await until(lambda: not broker.broker.sinks)
+
+
+async def test_websockets_need_the_subprotocol_and_binary_frames(tmp_path: Path) -> None:
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import ConnectionClosed, InvalidStatus
+    from websockets.typing import Subprotocol
+
+    async with running(tmp_path) as broker:
+        url = f"ws://127.0.0.1:{port(broker, 'mqtt_ws')}/mqtt"
+        with pytest.raises(InvalidStatus):
+            await connect(url)
+        async with connect(url, subprotocols=[Subprotocol("mqtt")]) as socket_:
+            for byte in encoding.connect(Connect("slow", 4)):
+                await socket_.send(bytes((byte,)))
+            assert await socket_.recv() == b"\x20\x02\x00\x00"
+            await socket_.send("text")
+            with pytest.raises(ConnectionClosed):
+                async with asyncio.timeout(WAIT_S):
+                    await socket_.recv()
+
+
+async def test_many_publishes_come_in_order_and_once(tmp_path: Path) -> None:
+    async with running(tmp_path, receive_maximum=65_535) as broker:
+        watcher, publisher = Raw(4), Raw(4)
+        await watcher.open(broker, "w", clean_start=False)
+        await watcher.subscribe("t", 1)
+        await publisher.open(broker, "p")
+        count = 3000
+        for i in range(count):
+            publisher.send(encoding.publish(4, "t", b"%d" % i, qos=1, packet_id=i + 1))
+        acks = [await publisher.next() for _ in range(count)]
+        assert [a.packet_id for a in acks] == list(range(1, count + 1))
+        got: list[Publish] = []
+        while len(got) < count:
+            publish = await watcher.next()
+            got.append(publish)
+            watcher.send(encoding.ack(encoding.PUBACK, publish.packet_id))
+        assert [p.payload for p in got] == [b"%d" % i for i in range(count)]
+        watcher.drop()
+        publisher.drop()
+
+
+async def test_a_client_that_reads_nothing_holds_up_nobody(tmp_path: Path) -> None:
+    listen = config(tmp_path)
+    broker = await start(
+        Config(broker=listen.broker, listen=listen.listen, limits=Limits(write_buffer_bytes_high=65_536, write_buffer_bytes_low=1024)), tune=False
+    )
+    try:
+        stuck = socket.create_connection(("127.0.0.1", port(broker)))
+        stuck.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stuck.sendall(encoding.connect(Connect("stuck", 4)) + encoding.subscribe(4, 1, [Filter("t", 0)]))
+        good, publisher = Raw(4), Raw(4)
+        await good.open(broker, "good")
+        await good.subscribe("t", 1)
+        await publisher.open(broker, "p")
+        for i in range(300):
+            publisher.send(encoding.publish(4, "t", bytes(20_000), qos=1, packet_id=i + 1))
+            publish = await good.next()
+            good.send(encoding.ack(encoding.PUBACK, publish.packet_id))
+        machines = [c.machine for c in broker.broker.sinks.values() if c.machine.client_id == "stuck"]
+        assert machines[0].dropped > 0
+        good.drop()
+        publisher.drop()
+        stuck.close()
+    finally:
+        await broker.stop()

@@ -1,0 +1,321 @@
+"""What a connection answers, in which order, and how it ends."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from headrace.wire.mqtt import encoding
+from headrace.wire.mqtt.packets import Ack, Auth, Connack, Disconnect, Filter, Pingreq, Pingresp, Suback, Subscribe, Unsuback, Unsubscribe, Will
+from headrace.wire.mqtt.publish import Publish
+from tests.unit.core.mqtt.wires import TERMS, Wire, World
+
+BOTH = pytest.mark.parametrize("version", [4, 5])
+
+
+def subscribe(wire: Wire, *filters: str, qos: int = 2, **more: Any) -> list[Any]:
+    wire.send(Subscribe(9, tuple(Filter(f, qos, **more) for f in filters)))
+    return wire.read()
+
+
+@BOTH
+def test_publish_and_subscribe(version: int) -> None:
+    world = World()
+    one, two = world.open("one", version), world.open("two", 9 - version)
+    assert subscribe(two, "a/+") == [Suback(9, (2,))]
+    for qos in (0, 1, 2):
+        one.publish("a/b", b"%d" % qos, qos, id=qos)
+    reason = 0
+    assert one.read() == [Ack(4, 1, reason), Ack(5, 2, reason)]
+    got = two.read()
+    assert [(p.topic, p.payload, p.qos, p.dup, p.retain) for p in got] == [("a/b", b"%d" % q, q, False, False) for q in (0, 1, 2)]
+    one.send(Ack(6, 2))
+    assert one.read() == [Ack(7, 2)]
+    two.send(Ack(4, got[1].packet_id))
+    two.send(Ack(5, got[2].packet_id))
+    assert two.read() == [Ack(6, got[2].packet_id)]
+    two.send(Ack(7, got[2].packet_id))
+    assert not world.router.shard("two").sessions["two"].in_flight
+    one.send(Pingreq())
+    assert one.read() == [Pingresp()]
+    two.send(Unsubscribe(3, ("a/+", "b")))
+    assert two.read() == [Unsuback(3, (0, 0x11) if two.version == 5 else ())]
+    world.router.check()
+
+
+def test_nothing_is_said_before_it_is_durable_and_then_in_order() -> None:
+    world = World(prompt=False)
+    wire = world.wire()
+    wire.connect("c", properties={0x11: 100})
+    assert wire.connack is None
+    wire.publish("t", qos=1, id=1)
+    wire.send(Pingreq())
+    assert wire.read() == []
+    world.sync()
+    connack, ping, ack = wire.read()
+    assert isinstance(connack, Connack)
+    assert (ping, ack) == (Pingresp(), Ack(4, 1, 0x10))
+    wire.send(Subscribe(1, (Filter("t", 2),)))
+    wire.publish("nobody", qos=1, id=2)
+    assert wire.read() == []
+    world.sync()
+    assert wire.read() == [Suback(1, (2,)), Ack(4, 2, 0x10)]
+    wire.publish("t", qos=1, id=3)
+    wire.publish("nobody", qos=1, id=4)
+    assert wire.read() == []  # neither the answers nor the delivery
+    world.sync()
+    got = wire.read()
+    assert got[:2] == [Ack(4, 3), Ack(4, 4, 0x10)]
+    assert isinstance(got[2], Publish)
+
+
+def test_a_qos_2_publish_is_taken_once() -> None:
+    world = World()
+    wire = world.open("c", properties={0x11: 100})
+    watcher = world.open("w")
+    subscribe(watcher, "t", qos=0)
+    wire.publish("t", qos=2, id=7)
+    wire.publish("t", qos=2, id=7, dup=True)
+    assert wire.read() == [Ack(5, 7), Ack(5, 7)]
+    world.restart()
+    wire = world.open("c", clean_start=False, properties={0x11: 100})
+    assert wire.connack.session_present
+    watcher2 = world.open("w")
+    subscribe(watcher2, "t", qos=0)
+    wire.publish("t", qos=2, id=7, dup=True)
+    assert wire.read() == [Ack(5, 7)]
+    wire.send(Ack(6, 7))
+    wire.send(Ack(6, 7))
+    assert wire.read() == [Ack(7, 7), Ack(7, 7, 0x92)]
+    wire.publish("t", b"new", qos=2, id=7)
+    assert len(watcher.payloads()) == 1
+    assert watcher2.payloads() == [b"new"]
+
+
+@BOTH
+def test_a_session_is_resumed_with_what_it_had(version: int) -> None:
+    world = World()
+    more = {"properties": {0x11: 100}} if version == 5 else {}
+    wire = world.open("c", version, clean_start=False, **more)
+    assert not wire.connack.session_present
+    subscribe(wire, "t")
+    other = world.open("o")
+    for i in range(3):
+        other.publish("t", b"%d" % i, qos=2 if i else 1, id=i + 1)
+        other.send(Ack(6, i + 1)) if i else None
+    first, second, _third = wire.read()
+    wire.send(Ack(5, second.packet_id))
+    assert wire.read() == [Ack(6, second.packet_id)]
+    wire.machine.lost()
+    other.publish("t", b"later", qos=1, id=1)
+    again = world.open("c", version, clean_start=False, **more) if False else world.wire()
+    again.version = again.parser.version = version
+    again.write(encoding.connect(msgspec.structs.replace(_connect("c", version), clean_start=False, **more)))
+    connack, release, *rest = again.read()
+    assert connack.session_present
+    assert release == Ack(6, second.packet_id)
+    assert [(p.payload, p.dup, p.packet_id) for p in rest] == [(b"0", True, first.packet_id), (b"2", True, _third.packet_id), (b"later", False, 4)]
+
+
+def _connect(client_id: str, version: int) -> Any:
+    from headrace.wire.mqtt.packets import Connect
+
+    return Connect(client_id, version)
+
+
+def test_takeover() -> None:
+    world = World()
+    one = world.open("c", properties={0x11: 100})
+    two = world.open("c", clean_start=False, properties={0x11: 100})
+    assert two.connack.session_present
+    assert one.read() == [Disconnect(0x8E)]
+    assert one.machine.closed
+    one.machine.lost()
+    subscribe(two, "t")
+    two.publish("t")
+    assert two.payloads() == [b"x"]
+
+
+def test_wills_and_how_a_connection_ends() -> None:
+    world = World()
+    watcher = world.open("w")
+    subscribe(watcher, "will")
+    will = Will("will", b"gone")
+    world.open("a", will=will).send(Disconnect())
+    world.open("b", will=will).machine.lost()
+    world.open("c", will=will).send(Disconnect(0x04))
+    world.open("d", will=will).write(b"\x00\x00")
+    world.open("e", 4, will=will).send(Disconnect())
+    assert watcher.payloads() == [b"gone"] * 3
+
+
+def test_client_ids() -> None:
+    world = World()
+    assert world.open("", 5).connack.properties[0x12] == "assigned-1"
+    assert world.open("", 4).connack.reason == 0
+    refused = world.wire()
+    refused.connect("", 4, clean_start=False)
+    assert refused.connack == Connack(False, 2)
+    assert refused.machine.closed
+
+
+def test_refused_connects() -> None:
+    world = World()
+    for more, reason in (({"username": "stranger"}, 0x86), ({"properties": {0x15: "SCRAM"}}, 0x8C), ({"will": Will("$SYS/x", b"")}, 0x90)):
+        wire = world.wire()
+        wire.connect("c", 5, **more)
+        assert wire.connack.reason == reason
+        assert wire.machine.closed
+    wire = world.wire()
+    wire.connect("c", 4, username="stranger")
+    assert wire.connack == Connack(False, 4)
+
+
+@pytest.mark.parametrize(("version", "expected"), [(3, b"\x20\x02\x00\x01"), (6, b"\x20\x03\x00\x84\x00")])
+def test_other_versions(version: int, expected: bytes) -> None:
+    wire = World().wire()
+    wire.write(encoding.packet(0x10, b"\x00\x04MQTT" + bytes((version, 2, 0, 0)) + b"\0\0"))
+    assert b"".join(wire.machine.output()) == expected
+    assert wire.machine.closed
+
+
+def test_terms_are_told() -> None:
+    world = World(msgspec.structs.replace(TERMS, keep_alive_s_max=60))
+    wire = world.open("c", keep_alive_s=100)
+    assert wire.connack.properties == {0x13: 60, 0x21: 4, 0x27: 100_000, 0x22: 3}
+    assert wire.machine.keep_alive_ms == 90_000
+    assert world.open("d", 4, keep_alive_s=10).machine.keep_alive_ms == 15_000
+
+
+BAD = {
+    "receive maximum": (b"".join(encoding.publish(5, "t", b"", qos=2, packet_id=i) for i in range(1, 6)), 0x93),
+    "alias above the maximum": (encoding.publish(5, "t", b"", properties={0x23: 4}), 0x94),
+    "alias without a topic": (encoding.publish(5, "", b"", properties={0x23: 1}), 0x82),
+    "subscription identifier": (encoding.publish(5, "t", b"", properties={0x0B: [1]}), 0x82),
+    "a packet of a server": (encoding.connack(5, False, 0), 0x82),
+    "bad filter": (encoding.subscribe(5, 1, [Filter("a/#/b")]), 0x81),
+    "bad shared filter": (encoding.subscribe(5, 1, [Filter("$share/g")]), 0x81),
+    "no local and shared": (encoding.subscribe(5, 1, [Filter("$share/g/a", no_local=True)]), 0x82),
+    "auth": (encoding.control(Auth(0x19), 5), 0x82),
+    "expiry from nothing": (encoding.disconnect(5, 0, {0x11: 5}), 0x82),
+    "disconnect of a server": (encoding.disconnect(5, 0x8E), 0x82),
+    "too large": (b"\x30\xff\xff\x7f", 0x95),
+    "malformed": (b"\x36\x00", 0x81),
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD))
+def test_faults_end_the_connection_with_their_reason(name: str) -> None:
+    data, reason = BAD[name]
+    world = World()
+    wire = world.open("c")
+    wire.write(data)
+    last = wire.read()[-1]
+    assert isinstance(last, Disconnect)
+    assert last.reason == reason
+    assert wire.machine.closed
+    wire.write(encoding.PINGREQ)
+    assert wire.read() == []
+    world.router.check()
+    old = World().open("c", 4)
+    old.write(b"\x36\x00")
+    assert old.read() == []
+    assert old.machine.closed
+
+
+def test_refused_subscriptions() -> None:
+    world = World()
+    assert subscribe(world.open("c"), "no/a", "$queue/q", "ok") == [Suback(9, (0x80, 0x8F, 2))]
+    assert subscribe(world.open("d", 4), "no/a", "$stream/q", "ok") == [Suback(9, (0x80, 0x80, 2))]
+
+
+def test_topics_of_the_broker_are_refused() -> None:
+    wire = World().open("c")
+    wire.publish("$SYS/x", qos=1)
+    assert wire.read() == [Ack(4, 1, 0x90)]
+
+
+def test_a_broker_that_cannot_store_says_so() -> None:
+    world = World()
+    wire, old = world.open("c"), world.open("d", 4)
+    subscribe(wire, "t")
+    world.full = True
+    wire.publish("t", qos=1)
+    wire.publish("t", b"passes")
+    old.publish("t", qos=1)
+    ack, passed = wire.read()
+    assert ack == Ack(4, 1, 0x97)
+    assert passed.payload == b"passes"
+    assert old.machine.closed
+
+
+def test_properties_are_passed_on_as_they_are() -> None:
+    world = World()
+    one, two, old = world.open("one"), world.open("two"), world.open("old", 4)
+    two.send(Subscribe(1, (Filter("t", 1),), {0x0B: [5]}))
+    subscribe(old, "t")
+    two.read()
+    sent = {0x26: [("b", "1"), ("a", "2"), ("b", "1")], 0x03: "text", 0x08: "reply", 0x09: b"id", 0x01: 1}
+    one.publish("t", qos=1, properties={**sent, 0x23: 2, 0x02: 10})
+    (got,) = two.read()
+    assert got.properties == {**sent, 0x02: 10, 0x0B: [5]}
+    assert old.payloads() == [b"x"]
+    one.publish("", properties={0x23: 2})
+    assert two.payloads() == [b"x"]
+
+
+def test_expiry_counts_down() -> None:
+    world = World()
+    wire = world.open("c", properties={0x11: 100})
+    subscribe(wire, "t")
+    wire.machine.lost()
+    other = world.open("o")
+    other.publish("t", b"short", qos=1, properties={0x02: 2})
+    other.publish("t", b"long", qos=1, properties={0x02: 10})
+    world.net.wall_ms += 3000
+    again = world.wire()
+    again.write(encoding.connect(msgspec.structs.replace(_connect("c", 5), clean_start=False, properties={0x11: 100})))
+    _, got = again.read()
+    assert (got.payload, got.properties) == (b"long", {0x02: 7})
+
+
+def test_aliases_and_packet_size_of_the_client() -> None:
+    world = World()
+    wire = world.open("c", properties={0x22: 1, 0x27: 40})
+    subscribe(wire, "#", qos=1)
+    other = world.open("o")
+    for topic, payload in (("a/b", b"1"), ("a/b", b"2"), ("c", b"3"), ("a/b", bytes(100)), ("c", b"4")):
+        other.publish(topic, payload)
+    got = wire.read()
+    assert [(p.topic, p.payload, p.properties) for p in got] == [
+        ("a/b", b"1", {0x23: 1}), ("", b"2", {0x23: 1}), ("c", b"3", None), ("c", b"4", None),
+    ]  # fmt: skip
+    other.publish("a/b", bytes(100), qos=1)
+    other.publish("a/b", b"5", qos=1)
+    assert [p.payload for p in wire.read()] == [b"5"]
+    assert wire.machine.dropped == 2
+
+
+def test_retain_handling() -> None:
+    world = World()
+    world.open("o").publish("t", b"kept", retain=True)
+    wire = world.open("c")
+    for handling, expected in ((1, True), (1, False), (0, True), (2, False)):
+        got = subscribe(wire, "t", retain_handling=handling)
+        assert [p.payload for p in got[1:]] == ([b"kept"] if expected else [])
+        assert all(p.retain for p in got[1:])
+
+
+def test_a_slow_reader_is_given_no_more_than_it_may_hold() -> None:
+    world = World(msgspec.structs.replace(TERMS, write_bytes_high=1000))
+    wire = world.open("c")
+    subscribe(wire, "t", qos=1)
+    other = world.open("o")
+    for i in range(20):
+        other.publish("t", bytes(200), qos=1, id=i + 1)
+    got = wire.read()
+    assert 3 <= len(got) < 140
+    wire.machine.blocked = True
+    other.publish("t", b"x")
+    assert wire.read() == []
+    assert wire.machine.dropped == 1

@@ -431,9 +431,10 @@ class Connection:
             self.dropped += 1  # [MQTT-3.1.2-24]
             return
         self.delivered += 1
+        if not self._out:
+            self.host.touch(self.shell)
         self._out.append(frame)
         self._out_bytes += len(frame)
-        self.host.touch(self.shell)
 
     def wake(self) -> None:
         """There is something in the session's inbox; it is sent once it is durable (C3)."""

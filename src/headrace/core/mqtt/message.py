@@ -4,18 +4,14 @@ Owns the encodings of a message, made once for all receivers of one kind. Knows 
 is passed on unaltered (and the expiry that was asked for): no alias, no subscription identifiers [MQTT-3.3.4-6].
 """
 
-from typing import Final
-
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.properties import MESSAGE_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER, TOPIC_ALIAS, Properties
-
-_KINDS_MAX: Final = 8
 
 
 class Message:
     """Not changed after it was made."""
 
-    __slots__ = ("_frames", "_parts", "expires_ms", "payload", "properties", "publisher", "qos", "retain", "topic")
+    __slots__ = ("_as_it_came", "_frames", "_parts", "_version", "expires_ms", "payload", "properties", "publisher", "qos", "retain", "topic")
 
     def __init__(
         self, topic: str, payload: bytes, qos: int, retain: bool, properties: Properties | None = None, expires_ms: int = 0, publisher: str = ""
@@ -28,8 +24,10 @@ class Message:
         self.properties = properties
         self.expires_ms = expires_ms
         self.publisher = publisher
-        self._frames: dict[int, bytes] = {}
-        self._parts: dict[int, tuple[bytes, bytes]] = {}
+        self._as_it_came = b""
+        self._version = 0
+        self._frames: dict[int, bytes] | None = None
+        self._parts: dict[int, tuple[bytes, bytes]] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -40,17 +38,23 @@ class Message:
         return 0 < self.expires_ms <= wall_ms
 
     def known_as(self, frame: bytes, version: int) -> None:
-        """``frame`` is a PUBLISH of it of QoS 0 without RETAIN."""
-        self._frames[version << 1] = frame
+        """``frame`` is a PUBLISH of it of QoS 0 without RETAIN and without an expiry."""
+        self._as_it_came = frame
+        self._version = version
 
     def frame(self, version: int, retain: bool, ids: tuple[int, ...], wall_ms: int) -> bytes:
         """A PUBLISH of QoS 0."""
+        if version == self._version and not ids and not retain:
+            return self._as_it_came
         if ids or self.expires_ms:
             return encoding.publish(version, self.topic, self.payload, retain=retain, properties=self.properties_for(version, ids, wall_ms))
         kind = version << 1 | retain
-        frame = self._frames.get(kind)
+        frames = self._frames
+        if frames is None:
+            frames = self._frames = {}
+        frame = frames.get(kind)
         if frame is None:
-            frame = self._frames[kind] = encoding.publish(version, self.topic, self.payload, retain=retain, properties=self.properties)
+            frame = frames[kind] = encoding.publish(version, self.topic, self.payload, retain=retain, properties=self.properties)
         return frame
 
     def parts(self, version: int, qos: int, retain: bool, dup: bool, ids: tuple[int, ...], wall_ms: int) -> tuple[bytes, bytes]:
@@ -59,9 +63,12 @@ class Message:
         if ids or self.expires_ms:
             return encoding.publish_head(version, first, self.topic, self.payload, self.properties_for(version, ids, wall_ms))
         kind = version << 8 | first
-        parts = self._parts.get(kind)
+        known = self._parts
+        if known is None:
+            known = self._parts = {}
+        parts = known.get(kind)
         if parts is None:
-            parts = self._parts[kind] = encoding.publish_head(version, first, self.topic, self.payload, self.properties)
+            parts = known[kind] = encoding.publish_head(version, first, self.topic, self.payload, self.properties)
         return parts
 
     def aliased(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from headrace.broker.run import RunningBroker, start
-from headrace.model.config import Broker, Config, Limits, Listen, Mqtt
+from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage
 from headrace.model.errors import SyncFailed
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.packets import Ack, Connack, Connect, Disconnect, Filter, Suback, Will
@@ -349,5 +349,57 @@ async def test_a_client_that_reads_nothing_holds_up_nobody(tmp_path: Path) -> No
         good.drop()
         publisher.drop()
         stuck.close()
+    finally:
+        await broker.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_sessions_outlive_the_log_files_that_they_were_written_to(tmp_path: Path) -> None:
+    asked = config(tmp_path)
+    small = Storage(wal_file_bytes=MIB, wal_bytes_max=4 * MIB, flush_bytes_max=512 * KIB)
+    limits = Limits(frame_bytes_max=128 * KIB, message_bytes_max=64 * KIB)
+    asked = Config(broker=asked.broker, listen=asked.listen, storage=small, limits=limits, mqtt=Mqtt(packet_bytes_max=256 * KIB))
+    broker = await start(asked, tune=False)
+    try:
+        keeps, publisher = Raw(4), Raw(4)
+        await keeps.open(broker, "keeps", clean_start=False)
+        await keeps.subscribe("few/#")
+        keeps.drop()
+        await publisher.open(broker, "publisher")
+        reads = Raw(4)
+        await reads.open(broker, "reads", clean_start=False)
+        await reads.subscribe("many", 1)
+        for base in range(0, 1200, 50):  # some 12 MB of log
+            for i in range(base, base + 50):
+                topic = "few/x" if i % 100 == 0 else "many"
+                publisher.send(encoding.publish(4, topic, i.to_bytes(4, "big") + bytes(10_000), qos=1, packet_id=i + 1, retain=i == 500))
+            assert [(await publisher.next()).packet_id for _ in range(50)] == list(range(base + 1, base + 51))
+            for _ in range(50 - (base % 100 == 0)):
+                reads.send(encoding.ack(encoding.PUBACK, (await reads.next()).packet_id))
+        name = next(n for n in broker.broker.metrics().names if n.name == "$mqtt")
+        assert name.kind == "stream"
+        assert sorted(c.info().client for c in broker.broker.sinks.values()) == ["publisher", "reads"]
+        files = list((tmp_path / "wal").iterdir())
+        assert sum(f.stat().st_size for f in files) < 9 * MIB
+        publisher.drop()
+        reads.drop()
+    finally:
+        await broker.stop()
+    broker = await start(asked, tune=False)
+    try:
+        keeps = Raw(4)
+        assert (await keeps.open(broker, "keeps", clean_start=False)).session_present
+        got = [int.from_bytes((await keeps.next()).payload[:4], "big") for _ in range(12)]
+        assert got == list(range(0, 1200, 100))
+        reads = Raw(4)
+        assert (await reads.open(broker, "reads", clean_start=False)).session_present
+        reads.send(encoding.subscribe(4, 2, [Filter("few/x", 0)]))
+        while isinstance(found := await reads.next(), Publish):
+            assert found.dup  # its acknowledgement was on its way
+        assert found == Suback(2, (0,))
+        assert int.from_bytes((await reads.next()).payload[:4], "big") == 500
+        keeps.drop()
+        reads.drop()
     finally:
         await broker.stop()

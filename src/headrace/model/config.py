@@ -452,6 +452,8 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
     for name in ("mqtt", "mqtt_ws"):
         if config.coordination.mode == "coordinated" and getattr(config.listen, name) not in ("", "off"):
             wrong.append((f"listen.{name}", "MQTT is served by a lone broker only: leave it out, or coordination.mode"))
+        if getattr(config.listen, name) not in ("", "off") and config.mqtt.packet_bytes_max > config.storage.flush_bytes_max - 64 * KIB:
+            wrong.append(("mqtt.packet_bytes_max", f"must be at least 64 KiB below storage.flush_bytes_max ({config.storage.flush_bytes_max})"))
     opened = names if config.coordination.mode == "coordinated" else names[:4]
     for i, name in enumerate(opened):
         text = getattr(config.listen, name)

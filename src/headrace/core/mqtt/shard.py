@@ -7,7 +7,7 @@ is told of it (the caller waits for the journal). P3 a session without expiry le
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from headrace.core.mqtt import ops
 from headrace.core.mqtt.message import Message
@@ -32,6 +32,10 @@ from headrace.core.mqtt.ops import (
 )
 from headrace.core.mqtt.session import Delivery, Session, Subscription
 from headrace.model.errors import Damaged
+
+ENTRY_BYTES: Final = 1024 * 1024
+OP_BYTES: Final = 128
+"""What an operation counts for beside its payload."""
 
 
 class Shard:
@@ -161,13 +165,23 @@ class Shard:
             queue, self._queue = self._queue, []
             self._journal.extend(Queued(ops.stored(message), to) for message, to in queue)
 
-    def take_journal(self) -> bytes:
-        """The changes since the last call, as the payload of an entry; empty if there are none."""
+    def take_journal(self) -> list[bytes]:
+        """The changes since the last call, as the payloads of entries: each of ``ENTRY_BYTES`` or little more, or of one message that is larger."""
         self._gather()
-        if not self._journal:
-            return b""
         journal, self._journal = self._journal, []
-        return ops.pack(journal)
+        payloads: list[bytes] = []
+        begun = size = 0
+        for i, op in enumerate(journal):
+            if type(op) is Queued or type(op) is Retained:
+                nbytes = len(op.message.payload) if op.message is not None else 0
+                if size and size + nbytes > ENTRY_BYTES:
+                    payloads.append(ops.pack(journal[begun:i]))
+                    begun, size = i, 0
+                size += nbytes
+            size += OP_BYTES
+        if begun < len(journal):
+            payloads.append(ops.pack(journal[begun:]))
+        return payloads
 
     # ------------------------------------------------------------ replay
 

@@ -19,7 +19,7 @@ from headrace.core.mqtt.terms import Terms
 from headrace.gateways.mqtt.partition import NAME, SessionPartition, item
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import Damaged, Quarantined
+from headrace.model.errors import Damaged, Malformed, Quarantined
 from headrace.wire.mqtt.packets import Connect
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Hub:
                 if damage is not None:
                     raise Damaged(damage.why)
                 partition.recover(broker.store.replay(pid), broker.now_ms, broker.wall_ms)
-            except Damaged as e:
+            except (Damaged, Malformed) as e:
                 raise Quarantined(f"session partition {number} (partition {pid}) is damaged, so MQTT is not served: {e}") from e
             partition.journalled = self._journalled
             broker.partitions[pid] = partition

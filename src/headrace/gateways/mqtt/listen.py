@@ -6,14 +6,20 @@ from collections.abc import Awaitable, Callable
 from headrace.broker.broker import Broker
 from headrace.broker.verbs import Verbs
 from headrace.gateways.mqtt.server import MqttServer
+from headrace.log import get_logger
 from headrace.model.config import advertised
+from headrace.model.errors import Quarantined
+
+_log = get_logger("mqtt")
 
 
 async def listen(broker: Broker, verbs: Verbs) -> tuple[dict[str, str], Callable[[], Awaitable[None]]]:
-    """``{"mqtt": url, "mqtt_ws": url}`` of those that are configured, and what stops them."""
+    """``{"mqtt": url, "mqtt_ws": url}`` of those that are configured, and what stops them; none if sessions are damaged: all else is served."""
     server = MqttServer(broker)
     try:
         await server.start()
+    except Quarantined as e:
+        _log.error("%s", e)
     except BaseException:
         await server.stop()
         raise

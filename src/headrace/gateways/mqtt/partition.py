@@ -61,9 +61,9 @@ class SessionPartition(Partition):
         pass
 
     def take_journal(self) -> Sequence[tuple[Kind, bytes]]:
-        payload = self.shard.take_journal()
+        payloads = self.shard.take_journal()
         self.journalled(self.number)
-        return ((Kind.SESSIONS, payload),) if payload else ()
+        return [(Kind.SESSIONS, payload) for payload in payloads]
 
     def floor(self) -> int:
         return 0

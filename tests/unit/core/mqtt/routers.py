@@ -60,9 +60,7 @@ class Net:
         """Ends a turn: what changed is journalled."""
         for shard in self.shards:
             assert not shard.journalling or shard.number in self.router.changed
-            payload = shard.take_journal()
-            if payload:
-                self.journals[shard.number].append(payload)
+            self.journals[shard.number] += shard.take_journal()
         self.router.changed.clear()
 
     def snapshot(self) -> None:

@@ -117,6 +117,21 @@ def test_the_order_of_a_session_is_kept_when_a_message_comes_to_it_twice() -> No
     assert net.got(net.connect("c")[0]) == [b"1", b"2", b"1"]
 
 
+def test_entries_of_the_journal_are_bounded() -> None:
+    net = Net(msgspec.structs.replace(BOUNDS, inbox_bytes_max=1 << 30))
+    session, _, _ = net.connect("c")
+    net.router.subscribe(session, sub("#"))
+    sent = [bytes([i]) * (100_000 if i != 7 else 3_000_000) for i in range(40)]
+    for payload in sent:
+        net.publish("t", payload)
+    net.write()
+    journal = net.journals[net.shard_of("c")]
+    assert len(journal) > 4
+    assert [len(payload) > 1_100_000 for payload in journal].count(True) == 1
+    net.restart()
+    assert net.got(net.connect("c")[0]) == sent
+
+
 def test_what_is_in_flight_keeps_its_identifier_and_its_phase() -> None:
     net = Net()
     session, _, _ = net.connect("c")

@@ -345,7 +345,7 @@ async def test_a_client_that_reads_nothing_holds_up_nobody(tmp_path: Path) -> No
             publish = await good.next()
             good.send(encoding.ack(encoding.PUBACK, publish.packet_id))
         machines = [c.machine for c in broker.broker.sinks.values() if c.machine.client_id == "stuck"]
-        assert machines[0].dropped > 0
+        assert machines[0].sending.dropped > 0
         good.drop()
         publisher.drop()
         stuck.close()

@@ -48,7 +48,7 @@ class MqttConnection(asyncio.Protocol):
 
     @property
     def blocked(self) -> bool:
-        return self.machine.blocked
+        return self.machine.sending.blocked
 
     # ------------------------------------------------------------ the loop's side
 
@@ -89,7 +89,7 @@ class MqttConnection(asyncio.Protocol):
         finally:
             if at_once:
                 broker.end_read()
-        if self._tick_bytes >= limits.READ_BYTES_PER_TICK or broker.overloaded() or machine.blocked:
+        if self._tick_bytes >= limits.READ_BYTES_PER_TICK or broker.overloaded() or machine.sending.blocked:
             self._hold()
 
     def _unwrap(self, data: bytes) -> bytes:
@@ -105,10 +105,10 @@ class MqttConnection(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self.machine.blocked = True
+        self.machine.sending.blocked = True
 
     def resume_writing(self) -> None:
-        self.machine.blocked = False
+        self.machine.sending.blocked = False
         self.broker.touch(self)
         self.release()
 
@@ -124,7 +124,7 @@ class MqttConnection(asyncio.Protocol):
     def release(self) -> None:
         """The log has caught up: read on, unless the peer reads nothing itself."""
         self._tick_bytes = 0
-        if self._transport is None or not self._holding or self.machine.blocked:
+        if self._transport is None or not self._holding or self.machine.sending.blocked:
             return
         self._holding = False
         self._transport.resume_reading()
@@ -147,7 +147,7 @@ class MqttConnection(asyncio.Protocol):
             self.server.hub.committed(_nothing)
         if self.machine.closed:
             self._finish(bool(out))
-        elif out and self.machine.more:
+        elif out and self.machine.sending.more:
             self.broker.touch(self)
 
     def _finish(self, told: bool) -> None:

@@ -189,8 +189,8 @@ class Hub:
             "subscriptions/count": router.subscriptions,
             "retained messages/count": router.retained.count,
             "messages/received": sum(c.machine.published for c in self.connections.values()),
-            "messages/sent": sum(c.machine.delivered for c in self.connections.values()),
-            "publish/messages/dropped": router.dropped + sum(c.machine.dropped for c in self.connections.values()),
+            "messages/sent": sum(c.machine.sending.delivered for c in self.connections.values()),
+            "publish/messages/dropped": router.dropped + sum(c.machine.sending.dropped for c in self.connections.values()),
         }
         for name, value in figures.items():
             router.publish(Message(f"$SYS/broker/{name}", str(value).encode(), 0, False), broker.wall_ms)

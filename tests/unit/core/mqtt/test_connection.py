@@ -293,7 +293,7 @@ def test_aliases_and_packet_size_of_the_client() -> None:
     other.publish("a/b", bytes(100), qos=1)
     other.publish("a/b", b"5", qos=1)
     assert [p.payload for p in wire.read()] == [b"5"]
-    assert wire.machine.dropped == 2
+    assert wire.machine.sending.dropped == 2
 
 
 def test_retain_handling() -> None:
@@ -315,7 +315,7 @@ def test_a_slow_reader_is_given_no_more_than_it_may_hold() -> None:
         other.publish("t", bytes(200), qos=1, id=i + 1)
     got = wire.read()
     assert 3 <= len(got) < 140
-    wire.machine.blocked = True
+    wire.machine.sending.blocked = True
     other.publish("t", b"x")
     assert wire.read() == []
-    assert wire.machine.dropped == 1
+    assert wire.machine.sending.dropped == 1

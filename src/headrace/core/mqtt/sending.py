@@ -1,0 +1,174 @@
+"""What goes out on one MQTT connection: the packets of this turn, deliveries among them, within the client's bounds and ours.
+
+Owns the buffer, topic aliases towards the client, and when a delivery of the session may be sent. To the router it is the session's connection
+(``router.Outlet``). Knows nothing of what the client sends.
+
+Invariants: C1 nothing is sent before CONNACK [MQTT-3.2.0-1]. C3 a delivery of a durable session is sent once it is durable. C5 no packet is larger
+than the client takes [MQTT-3.1.2-24].
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from headrace.core.mqtt.host import Host
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.session import Session
+
+PUMP_COUNT: Final = 64
+"""Deliveries that are taken at a time while the connection has room."""
+_ENDLESS: Final = 1 << 62
+
+
+class Sending:
+    """See the module's head. ``taken_over`` is called when another connection has the session."""
+
+    def __init__(self, host: Host, write_bytes_high: int, shell: Any, taken_over: Callable[[], None]) -> None:
+        self.host = host
+        self.shell = shell
+        self.version = 0
+        self.session: Session | None = None
+        self.accepted = False
+        """CONNACK is on its way."""
+        self.blocked = False
+        """The peer reads too slowly: it is given no deliveries."""
+        self.alias_max = 0
+        self.packet_bytes_max = 0
+        self.dropped = 0
+        """Messages of QoS 0 for which there was no room, and deliveries too large for the client."""
+        self.delivered = 0
+        self.out: list[bytes] = []
+        self._write_bytes_high = write_bytes_high
+        self._taken_over = taken_over
+        self._out_bytes = 0
+        self._aliases: dict[str, int] = {}
+        self._ready = 0
+        self._waking = False
+
+    def begin(self, first: list[bytes], ready: int) -> None:
+        """CONNACK and what follows it at once; what the session has below ``ready`` is durable."""
+        assert self.session is not None
+        self.accepted = True
+        self._ready = ready if self.session.durable else _ENDLESS
+        self.out[:0] = first
+        if self.session.durable and self.session.next_sequence > ready:
+            self.wake()
+        self.host.touch(self.shell)
+
+    def put(self, packet: bytes) -> None:
+        """Anything but a delivery."""
+        self.out.append(packet)
+        self.host.touch(self.shell)
+
+    def last(self, packet: bytes) -> None:
+        """Nothing comes after it, and nothing but it if the connection was not accepted."""
+        if not self.accepted:
+            self.out.clear()
+        if packet:
+            self.out.append(packet)
+        self.host.touch(self.shell)
+
+    # ------------------------------------------------------------ ``router.Outlet``
+
+    def send(self, message: Message, retain: bool, ids: tuple[int, ...]) -> None:
+        """A message of QoS 0, now or never."""
+        if self.blocked or self._out_bytes > self._write_bytes_high:
+            self.dropped += 1
+            return
+        if self.alias_max:
+            frame = self._aliased(message, 0, retain, False, ids, 0)
+        else:
+            frame = message.frame(self.version, retain, ids, self.host.wall_ms)
+        if self.packet_bytes_max and len(frame) > self.packet_bytes_max:
+            self.dropped += 1  # [MQTT-3.1.2-24]
+            return
+        self.delivered += 1
+        if not self.out:
+            self.host.touch(self.shell)
+        self.out.append(frame)
+        self._out_bytes += len(frame)
+
+    def wake(self) -> None:
+        """There is something in the session's inbox; it is sent once it is durable (C3)."""
+        session = self.session
+        if session is None or not session.durable:
+            self.host.touch(self.shell)
+            return
+        if self._waking or not self.accepted:
+            return
+        self._waking = True
+        bound = session.next_sequence
+
+        def durable() -> None:
+            self._waking = False
+            if self.session is session:
+                self._ready = bound
+                if session.next_sequence > bound:
+                    self.wake()
+                self.host.touch(self.shell)
+
+        self.host.committed(durable)
+
+    def replaced(self) -> None:
+        """Another connection has the session: its own books are closed already."""
+        self.session = None
+        self._taken_over()
+
+    # ------------------------------------------------------------ out
+
+    def output(self) -> list[bytes]:
+        """What is to be written now, deliveries included."""
+        self._pump()
+        out, self.out = self.out, []
+        self._out_bytes = 0
+        return out
+
+    @property
+    def more(self) -> bool:
+        """Whether deliveries wait that could be sent if there were room."""
+        session = self.session
+        return session is not None and bool(session.inbox) and len(session.in_flight) < session.receive_maximum
+
+    def _aliased(self, message: Message, qos: int, retain: bool, dup: bool, ids: tuple[int, ...], packet_id: int) -> bytes:
+        """A PUBLISH with an alias, while there are aliases."""
+        aliases = self._aliases
+        alias = aliases.get(message.topic, 0)
+        named = not alias
+        if named and len(aliases) < self.alias_max:
+            alias = len(aliases) + 1
+        if not alias:
+            head, tail = message.parts(self.version, qos, retain, dup, ids, self.host.wall_ms) if qos else (b"", b"")
+            return head + packet_id.to_bytes(2, "big") + tail if qos else message.frame(self.version, retain, ids, self.host.wall_ms)
+        frame = message.aliased(self.version, qos, retain, dup, ids, self.host.wall_ms, alias, named, packet_id)
+        if not self.packet_bytes_max or len(frame) <= self.packet_bytes_max:
+            aliases[message.topic] = alias  # it will be sent, so the client knows it
+        return frame
+
+    def _pump(self) -> None:
+        session = self.session
+        if session is None or not self.accepted or self.blocked:
+            return
+        wall_ms, version, most = self.host.wall_ms, self.version, self.packet_bytes_max
+        gone: list[int] = []
+        while self._out_bytes <= self._write_bytes_high:
+            due, expired = session.take(wall_ms, PUMP_COUNT, self._ready)
+            gone.extend(d.sequence for d in expired)
+            for delivery in due:
+                message, packet_id = delivery.message, delivery.packet_id
+                if self.alias_max:
+                    frame = self._aliased(message, delivery.qos, delivery.retain, delivery.sent, delivery.ids, packet_id)
+                else:
+                    head, tail = message.parts(version, delivery.qos, delivery.retain, delivery.sent, delivery.ids, wall_ms)
+                    frame = head + packet_id.to_bytes(2, "big") + tail
+                if most and len(frame) > most:
+                    self.dropped += 1
+                    session.remove(delivery.sequence)  # [MQTT-3.1.2-25]
+                    gone.append(delivery.sequence)
+                    continue
+                delivery.sent = True
+                self.out.append(frame)
+                self._out_bytes += len(frame)
+                self.delivered += 1
+            if not due:
+                break
+        if gone:
+            self.host.router.done(session, gone)

@@ -2,13 +2,15 @@
 
 A block has ``client`` (connected), ``headrace`` and ``asyncio``, may use ``await`` at its top level, and reaches the broker under the default
 address. An HTML comment right above it may say ``setup: CODE`` (run first), ``pytest`` (the block is a test file), ``pytest fails: TEXT`` (one
-that fails and says so) or ``not python: WHY`` (skipped).
+that fails and says so) or ``not python: WHY`` (skipped). ``mqtt``: the block speaks to the MQTT listener, under its default port; such a one may be
+for a shell, ``mqtt shell: PROGRAM``, and is skipped where that program is not.
 """
 
 import ast
 import asyncio
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -21,6 +23,7 @@ import headrace
 from headrace.testing import blocking_broker
 
 ROOT = Path(__file__).parents[2]
+SHELL = re.compile(r"<!-- *(?P<note>mqtt shell:[^\n]*?) *-->\n(?P<indent>)```sh\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"(?:<!-- *(?P<note>[^\n]*?) *-->\n)?^(?P<indent> *)```(?:python|py)\n(?P<code>.*?)^ *```", re.MULTILINE | re.DOTALL)
 DEFAULT = "headrace://127.0.0.1:7580"
 
@@ -34,7 +37,7 @@ class Example(NamedTuple):
 def examples() -> Iterator[Example]:
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]:
         text = path.read_text()
-        for match in BLOCK.finditer(text):
+        for match in [*BLOCK.finditer(text), *SHELL.finditer(text)]:
             indent = len(match["indent"])
             code = "\n".join(line[indent:] for line in match["code"].split("\n"))
             yield Example(f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start('code')) + 1}", match["note"] or "", code)
@@ -48,6 +51,21 @@ async def execute(code: str, where: str, namespace: dict[str, Any]) -> None:
     result = eval(compiled, namespace)
     if inspect.iscoroutine(result):
         await result
+
+
+def speak_mqtt(example: Example, tmp_path: Path) -> None:
+    """Runs a block in a process of its own: MQTT clients leave threads and handlers behind."""
+    _, _, program = example.note.partition("shell: ")
+    if program and shutil.which(program) is None:
+        pytest.skip(f"there is no {program} here")
+    with blocking_broker(mqtt=True) as broker:
+        code = example.code.replace("1883", broker.mqtt_url.rpartition(":")[2])
+        script = tmp_path / "example"
+        script.write_text(code)
+        command = ["sh", "-e"] if program else [sys.executable]
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=50, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stdout
 
 
 def test_the_guide_has_examples() -> None:
@@ -77,6 +95,9 @@ def test_example(example: Example, tmp_path: Path) -> None:
         told = example.note.removeprefix("pytest").removeprefix(" fails: ")
         assert done.returncode == (1 if told else 0), done.stdout + done.stderr
         assert told in done.stdout
+        return
+    if example.note.startswith("mqtt"):
+        speak_mqtt(example, tmp_path)
         return
     with blocking_broker() as broker:
         code = example.code.replace(DEFAULT, broker.url)

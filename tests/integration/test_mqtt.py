@@ -1,6 +1,7 @@
 """Brokers that speak MQTT, and real clients: paho-mqtt, aiomqtt, the mosquitto programs where they are; over TCP and WebSocket; through restarts."""
 
 import asyncio
+import contextlib
 import shutil
 import socket
 import threading
@@ -12,8 +13,9 @@ from typing import Any
 import pytest
 
 from headrace.broker.run import RunningBroker, start
-from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage
+from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage, mqtt_address, parse_address
 from headrace.model.errors import SyncFailed
+from headrace.model.ports import DefaultPort
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.packets import Ack, Connack, Connect, Disconnect, Filter, Suback, Will
 from headrace.wire.mqtt.parser import Parser
@@ -403,3 +405,31 @@ async def test_sessions_outlive_the_log_files_that_they_were_written_to(tmp_path
         reads.drop()
     finally:
         await broker.stop()
+
+
+async def test_a_default_port_that_is_taken_stops_nothing_and_one_that_was_named_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def asked(native: str, **listen: str) -> Config:
+        return Config(broker=Broker(data_dir=str(tmp_path)), listen=Listen(native=native, admin="off", **listen))
+
+    where = {"mqtt": f"127.0.0.1:{DefaultPort.MQTT.value}", "mqtt_ws": f"127.0.0.1:{DefaultPort.MQTT_WEBSOCKET.value}"}
+    assert where == {"mqtt": mqtt_address(Config(), "mqtt"), "mqtt_ws": mqtt_address(Config(), "mqtt_ws")}
+    assert not mqtt_address(asked("127.0.0.1:0"), "mqtt")
+    with contextlib.ExitStack() as held:
+        free = socket.socket()
+        for address in where.values():
+            taken = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):  # then somebody else has it, which is as good
+                taken.bind(("127.0.0.1", parse_address(address).port))
+                taken.listen()
+        with free:
+            free.bind(("127.0.0.1", 0))
+            native = f"127.0.0.1:{free.getsockname()[1]}"
+        with pytest.raises(OSError, match="in use"):
+            await start(asked(native, mqtt=where["mqtt"], mqtt_ws="off"), tune=False)
+        broker = await start(asked(native), tune=False)
+        try:
+            assert set(broker.addresses) == {"url", "admin"}
+            said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+            assert all(any(address in line and "to another address" in line for line in said) for address in where.values())
+        finally:
+            await broker.stop()

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.config import as_toml, bytes_text, duration_text, load, parse_bytes, parse_duration_ms, read, reference
-from headrace.model.config import Config, advertised, contradictions, glob_matches, parse_address
+from headrace.model.config import Config, advertised, glob_matches, parse_address
 from headrace.model.errors import Invalid
+from headrace.model.relations import contradictions
 from headrace.model.specs import QueueSpec, StreamSpec
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
-from headrace.model.config import Config, advertised
+from headrace.model.config import Config, advertised, mqtt_address
 from headrace.model.errors import HeadraceError, Invalid, StorageError
 
 if TYPE_CHECKING:
@@ -134,6 +134,6 @@ def default_listeners(config: Config) -> tuple[Listener, ...]:
     names = ["headrace.gateways.native.listen"]
     if config.listen.admin and config.listen.admin != "off":
         names.append("headrace.admin.listen")
-    if any(address not in ("", "off") for address in (config.listen.mqtt, config.listen.mqtt_ws)):
+    if mqtt_address(config, "mqtt") or mqtt_address(config, "mqtt_ws"):
         names.append("headrace.gateways.mqtt.listen")
     return tuple(import_module(name).listen for name in names)

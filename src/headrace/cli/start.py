@@ -36,8 +36,8 @@ def start(
     advertise: Annotated[str | None, typer.Option("--advertise", metavar="HOST:PORT", help="Address that clients are told.")] = None,
     admin: Annotated[str | None, typer.Option("--admin", metavar="HOST:PORT", help="Admin HTTP (127.0.0.1:7581); off = none.")] = None,
     admin_advertise: Annotated[str | None, typer.Option("--admin-advertise", metavar="HOST:PORT", help="Address of the admin HTTP to tell.")] = None,
-    mqtt: Annotated[str | None, typer.Option("--mqtt", metavar="HOST:PORT", help="MQTT over TCP (none).")] = None,
-    mqtt_ws: Annotated[str | None, typer.Option("--mqtt-ws", metavar="HOST:PORT", help="MQTT over WebSocket (none).")] = None,
+    mqtt: Annotated[str | None, typer.Option("--mqtt", metavar="HOST:PORT", help="MQTT over TCP (127.0.0.1:1883 if it is free); off = none.")] = None,
+    mqtt_ws: Annotated[str | None, typer.Option("--mqtt-ws", metavar="HOST:PORT", help="MQTT over WebSocket (127.0.0.1:8083 if it is free).")] = None,
     storage: Annotated[str | None, typer.Option("--storage", metavar="disk|memory", help="memory: nothing is written, nothing survives.")] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name shown in logs, metrics and status; in a cluster config, its member.")] = None,
     voters: Annotated[str | None, typer.Option("--voters", metavar="A,B,C", help="Form a cluster of these voters (NAME or NAME=HOST:PORT).")] = None,
@@ -80,7 +80,7 @@ def _warn_of_open_listeners(config: Config) -> None:
 
     for name in ("native", "admin", "mqtt", "mqtt_ws"):
         text = getattr(config.listen, name)
-        if text in ("", "off"):
+        if text in ("", "off", "auto"):
             continue
         host = parse_address(text).host
         if not (host == "localhost" or host == "::1" or host.startswith("127.")):
@@ -197,6 +197,9 @@ def _banner(config: Config, running: RunningBroker | Member) -> str:
     lines = [f"Headrace {__version__} is ready.", f"  data     {where}", f"  clients  {running.url}"]
     if running.admin_url:
         lines.append(f"  admin    {running.admin_url}  (overview, API, metrics)")
+    mqtt = [url for name, url in running.addresses.items() if name.startswith("mqtt")]
+    if mqtt:
+        lines.append(f"  MQTT     {'  '.join(mqtt)}")
     lines.append("  try      in another terminal:")
     if running.url != DEFAULT_URL:
         lines.append(f"             export HEADRACE_URL={running.url}")

@@ -15,8 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from headrace.config.units import parse_bytes, parse_duration_ms, unit_of
-from headrace.model.config import Config, Undeclared, contradictions
+from headrace.model.config import Config, Undeclared
 from headrace.model.errors import Invalid
+from headrace.model.relations import contradictions
 from headrace.model.specs import QueueSpec, StreamSpec
 
 ENV_PREFIX: Final = "HEADRACE_"

@@ -1,10 +1,9 @@
-"""The broker's whole configuration: frozen, typed, bounded values and the relations between them.
+"""The broker's whole configuration: frozen, typed, bounded values. The relations between them are ``relations``'.
 
 Owns which settings exist, their units, defaults and bounds. Does not know where a value came from: files, environment and flags are read by
 ``headrace.config``, which also writes docs/configuration.md from the docstrings here.
 
-Invariants: I1 every default is within its own bounds. I2 a ``Config`` for which ``contradictions`` is empty can be started.
-I3 an address with an unspecified host (0.0.0.0, ::) is never advertised.
+Invariants: I1 every default is within its own bounds. I2 an address with an unspecified host (0.0.0.0, ::) is never advertised.
 """
 
 import re
@@ -18,7 +17,6 @@ from headrace.model import limits
 from headrace.model.errors import Invalid
 from headrace.model.hosts import is_host
 from headrace.model.ports import DefaultPort
-from headrace.model.seeds import seed_mistake
 from headrace.model.specs import QueueSpec, Spec, StreamSpec, check_queue, check_stream
 
 KIB = 1024
@@ -69,10 +67,11 @@ class Listen(Section, frozen=True):
     """Admin HTTP: API, metrics, overview page. `off` = no admin listener."""
     admin_advertise: str = ""
     """Address under which people and tools reach the admin HTTP; empty = as for `native_advertise`."""
-    mqtt: str = ""
-    """MQTT 3.1.1 and 5.0 over TCP, by custom on port 1883. Empty or `off` = no such listener."""
-    mqtt_ws: str = ""
-    """MQTT over WebSocket, by custom on port 8083. Empty or `off` = no such listener."""
+    mqtt: str = "auto"
+    """MQTT 3.1.1 and 5.0 over TCP. `auto` = 127.0.0.1:1883 of a lone broker, if that is free (the log says if not) and `native` has a port of its
+    own; `off` = no such listener."""
+    mqtt_ws: str = "auto"
+    """MQTT over WebSocket; `auto` = 127.0.0.1:8083, likewise."""
     peer: str = ""
     """Where other brokers of a cluster connect; opened only in coordinated mode. Empty = this member's address in the declared cluster (on all
     addresses of this machine, if it is a host's name); where none is declared 0.0.0.0:7582 with `cluster.seeds`, else 127.0.0.1:7582."""
@@ -434,116 +433,17 @@ def rule_spec(rule: Undeclared, config: Config) -> Spec:
         raise Invalid(f"settings: {e}") from None
 
 
-def contradictions(config: Config) -> list[tuple[str, str]]:
-    """Every mistake that no single field shows, as (setting, what is wrong)."""
-    wrong: list[tuple[str, str]] = []
-    names = ("native", "admin", "mqtt", "mqtt_ws", "peer", "gossip")
-    for name in (*names, *(f"{name}_advertise" for name in ("native", "admin", "peer", "gossip"))):
-        text = getattr(config.listen, name)
-        if (not text and name != "native") or (name in ("admin", "mqtt", "mqtt_ws") and text == "off"):
-            continue
-        try:
-            address = parse_address(text)
-        except Invalid as e:
-            wrong.append((f"listen.{name}", f"{e}; {e.hint}"))
-            continue
-        if name.endswith("_advertise") and address.unspecified:
-            wrong.append((f"listen.{name}", f"{text} names no machine, so others could not reach it; give a host name or an address"))
-    for name in ("mqtt", "mqtt_ws"):
-        if config.coordination.mode == "coordinated" and getattr(config.listen, name) not in ("", "off"):
-            wrong.append((f"listen.{name}", "MQTT is served by a lone broker only: leave it out, or coordination.mode"))
-        if getattr(config.listen, name) not in ("", "off") and config.mqtt.packet_bytes_max > config.storage.flush_bytes_max - 64 * KIB:
-            wrong.append(("mqtt.packet_bytes_max", f"must be at least 64 KiB below storage.flush_bytes_max ({config.storage.flush_bytes_max})"))
-    opened = names if config.coordination.mode == "coordinated" else names[:4]
-    for i, name in enumerate(opened):
-        text = getattr(config.listen, name)
-        for other in opened[:i]:
-            if text not in ("", "off") and text == getattr(config.listen, other) and not text.endswith(":0"):
-                wrong.append((f"listen.{name}", f"it is the same address as listen.{other} ({text}); give it another port"))
-    bounds, disk = config.limits, config.storage
-    if bounds.message_bytes_max > bounds.frame_bytes_max - 64 * KIB:
-        wrong.append(("limits.message_bytes_max", f"must be at least 64 KiB below limits.frame_bytes_max ({bounds.frame_bytes_max})"))
-    if bounds.write_buffer_bytes_low >= bounds.write_buffer_bytes_high:
-        wrong.append(("limits.write_buffer_bytes_low", f"must be below limits.write_buffer_bytes_high ({bounds.write_buffer_bytes_high})"))
-    if disk.flush_bytes_max < bounds.frame_bytes_max:
-        wrong.append(("storage.flush_bytes_max", f"must hold one frame: at least limits.frame_bytes_max ({bounds.frame_bytes_max})"))
-    if disk.wal_file_bytes < 2 * disk.flush_bytes_max:
-        wrong.append(("storage.wal_file_bytes", f"must hold two flushes: at least twice storage.flush_bytes_max ({disk.flush_bytes_max})"))
-    if disk.wal_bytes_max < 2 * disk.wal_file_bytes:
-        wrong.append(("storage.wal_bytes_max", f"must hold at least two files of storage.wal_file_bytes ({disk.wal_file_bytes})"))
-    wrong += _coordination(config.coordination)
-    wrong += _cluster(config)
-    wrong += _membership(config.membership)
-    try:
-        check_queue(config.defaults.queue)
-    except Invalid as e:
-        wrong.append(("defaults.queue", str(e)))
-    try:
-        check_stream(config.defaults.stream)
-    except Invalid as e:
-        wrong.append(("defaults.stream", str(e)))
-    for i, rule in enumerate(config.undeclared):
-        try:
-            rule_spec(rule, config)
-        except Invalid as e:
-            wrong.append((f"undeclared[{i}]", str(e)))
-    return wrong
-
-
-def _coordination(c: Coordination) -> list[tuple[str, str]]:
-    wrong: list[tuple[str, str]] = []
-    for text in c.etcd.endpoints:
-        try:
-            address = parse_address(text)
-        except Invalid as e:
-            wrong.append(("coordination.etcd.endpoints", f"{e}; {e.hint}"))
-            continue
-        if address.unspecified:
-            wrong.append(("coordination.etcd.endpoints", f"{text} names no machine, so it could not be reached; give a host name or an address"))
-    if c.election_ms and c.election_ms < 5 * (c.heartbeat_ms or 50):
-        wrong.append(("coordination.election_ms", f"must be at least five times coordination.heartbeat_ms ({c.heartbeat_ms or 50})"))
-    if bool(c.etcd.tls.cert) != bool(c.etcd.tls.key):
-        wrong.append(("coordination.etcd.tls", "cert and key belong together"))
-    if bool(c.etcd.user) != bool(c.etcd.password_file):
-        wrong.append(("coordination.etcd.user", "user and password_file belong together"))
-    if (c.etcd.tls.ca or c.etcd.user) and not c.etcd.endpoints:
-        wrong.append(("coordination.etcd.endpoints", "tls and user are for an etcd that runs anyway; name its endpoints"))
-    return wrong
-
-
-def _cluster(config: Config) -> list[tuple[str, str]]:
-    c = config.cluster
-    given = [name for name, value in (("file", c.file), ("voters", c.voters), ("declared", c.declared)) if value]
-    wrong = [(f"cluster.{name}", f"a cluster is declared once: leave out this or cluster.{given[0]}") for name in given[1:]]
-    if given and config.coordination.mode != "coordinated":
-        wrong.append((f"cluster.{given[0]}", 'a cluster is declared for a lone broker: set coordination.mode = "coordinated", or leave it out'))
-    for seeds, texts in (("cluster.seeds", c.seeds), ("membership.seeds", config.membership.seeds)):
-        if given and texts:
-            wrong.append((seeds, f"cluster.{given[0]} says where the members are: leave the seeds out, or the declared cluster"))
-    if c.seeds and config.coordination.mode != "coordinated":
-        wrong.append(("cluster.seeds", 'a lone broker looks for nobody: set coordination.mode = "coordinated", or leave them out'))
-    return wrong + [("cluster.seeds", why) for text in c.seeds if (why := seed_mistake(text))]
-
-
-def _membership(m: Membership) -> list[tuple[str, str]]:
-    wrong: list[tuple[str, str]] = []
-    for text in m.seeds:
-        try:
-            address = parse_address(text)
-        except Invalid as e:
-            wrong.append(("membership.seeds", f"{e}; {e.hint}"))
-            continue
-        if address.unspecified or not address.port:
-            wrong.append(("membership.seeds", f"{text} names no machine and port; give the gossip address of a broker"))
-    if m.probe_timeout_ms >= m.probe_interval_ms:
-        wrong.append(("membership.probe_timeout_ms", f"must be below membership.probe_interval_ms ({m.probe_interval_ms})"))
-    return wrong
+def mqtt_address(config: Config, name: Literal["mqtt", "mqtt_ws"]) -> str:
+    """Where an MQTT listener is to be opened, empty = nowhere; see ``Listen.mqtt`` for `auto`."""
+    text: str = getattr(config.listen, name)
+    if text == "auto":
+        alone = config.coordination.mode == "standalone" and parse_address(config.listen.native).port != 0
+        port = DefaultPort.MQTT if name == "mqtt" else DefaultPort.MQTT_WEBSOCKET
+        return f"127.0.0.1:{port.value}" if alone else ""
+    return "" if text == "off" else text
 
 
 def _fill(spec: S, configured: S, builtin: S, given: Collection[str]) -> S:
     fields = [f for f in spec.__struct_fields__ if f not in given]
     changes = {f: getattr(configured, f) for f in fields if getattr(spec, f) == getattr(builtin, f) != getattr(configured, f)}
     return msgspec.structs.replace(spec, **changes) if changes else spec
-
-
-assert not contradictions(Config()), contradictions(Config())

@@ -53,7 +53,7 @@ class SimBroker:
         self.config = msgspec.structs.replace(
             config,
             broker=msgspec.structs.replace(config.broker, data_dir=DATA, storage=storage),
-            listen=Listen(native=f"{name}:{PORT}", admin="off"),
+            listen=Listen(native=f"{name}:{PORT}", admin="off", mqtt="off", mqtt_ws="off"),
         )
         self.means: Callable[[], Means] | None = None
         """What it is given to be one of a cluster, on its machine; None: it is alone."""

@@ -21,10 +21,12 @@ T = TypeVar("T")
 StorageMode = Literal["disk", "memory"]
 
 START_TIMEOUT_S = 30.0
+_ANY = "127.0.0.1:0"
 
 
 class TestBroker:
-    """A running broker. ``url`` is what clients connect to, ``admin_url`` the admin interface ("" without)."""
+    """A running broker. ``url`` is what clients connect to, ``admin_url`` the admin interface, ``mqtt_url`` and ``mqtt_ws_url`` where MQTT clients do
+    (all but the first "" without)."""
 
     __test__ = False  # not a test class, whatever its name
 
@@ -32,6 +34,8 @@ class TestBroker:
         self.config = config
         self.url = ""
         self.admin_url = ""
+        self.mqtt_url = ""
+        self.mqtt_ws_url = ""
         self._running: RunningBroker | None = None
 
     @property
@@ -42,10 +46,12 @@ class TestBroker:
         """Starts it, again if it was stopped: on the same data and, from the second time on, the same port."""
         assert self._running is None, "it runs already"
         self._running = await start(self.config, tune=False)
+        addresses = self._running.addresses
         self.url, self.admin_url = self._running.url, self._running.admin_url
-        if self.config.listen.native.endswith(":0"):
-            address = self.url.removeprefix("headrace://")
-            self.config = msgspec.structs.replace(self.config, listen=msgspec.structs.replace(self.config.listen, native=address))
+        self.mqtt_url, self.mqtt_ws_url = addresses.get("mqtt", ""), addresses.get("mqtt_ws", "")
+        urls = {"native": self.url, "mqtt": self.mqtt_url, "mqtt_ws": self.mqtt_ws_url}
+        ports = {name: url.partition("//")[2].partition("/")[0] for name, url in urls.items() if url}
+        self.config = msgspec.structs.replace(self.config, listen=msgspec.structs.replace(self.config.listen, **ports))
 
     async def stop(self, drain_grace_ms: int = 0, message: str = "") -> None:
         """Stops it; the data stays until the context is left."""
@@ -65,22 +71,22 @@ class TestBroker:
                 sink.close(None)
 
 
-def _config(directory: str, storage: StorageMode, admin: bool, config: Config | None) -> Config:
+def _config(directory: str, storage: StorageMode, admin: bool, mqtt: bool, config: Config | None) -> Config:
     given = config or Config(storage=Storage(wal_file_bytes=32 * MIB, disk_free_bytes_min=0, ballast_bytes=0))
     return msgspec.structs.replace(
         given,
         broker=msgspec.structs.replace(given.broker, data_dir=directory, storage=storage)
         if config is not None
         else Broker(data_dir=directory, storage=storage),
-        listen=Listen(native="127.0.0.1:0", admin="127.0.0.1:0" if admin else "off"),
+        listen=Listen(native=_ANY, admin=_ANY if admin else "off", mqtt=_ANY if mqtt else "off", mqtt_ws=_ANY if mqtt else "off"),
     )
 
 
 @asynccontextmanager
-async def broker(*, storage: StorageMode = "disk", admin: bool = False, config: Config | None = None) -> AsyncIterator[TestBroker]:
+async def broker(*, storage: StorageMode = "disk", admin: bool = False, mqtt: bool = False, config: Config | None = None) -> AsyncIterator[TestBroker]:
     """A real broker on the running loop. ``storage="memory"`` writes nothing; ``config`` sets anything but addresses, directory and storage."""
     directory = tempfile.mkdtemp(prefix="headrace-test-")
-    made = TestBroker(_config(directory, storage, admin, config))
+    made = TestBroker(_config(directory, storage, admin, mqtt, config))
     try:
         await made.start()
         try:
@@ -115,6 +121,14 @@ class BlockingTestBroker:
     def admin_url(self) -> str:
         return self._inner.admin_url
 
+    @property
+    def mqtt_url(self) -> str:
+        return self._inner.mqtt_url
+
+    @property
+    def mqtt_ws_url(self) -> str:
+        return self._inner.mqtt_ws_url
+
     def start(self) -> None:
         self._run(self._inner.start())
 
@@ -138,12 +152,14 @@ class BlockingTestBroker:
 
 
 @contextmanager
-def blocking_broker(*, storage: StorageMode = "disk", admin: bool = False, config: Config | None = None) -> Iterator[BlockingTestBroker]:
+def blocking_broker(
+    *, storage: StorageMode = "disk", admin: bool = False, mqtt: bool = False, config: Config | None = None
+) -> Iterator[BlockingTestBroker]:
     """A real broker for code without an event loop."""
     loop = _new_loop()
     thread = threading.Thread(target=loop.run_forever, name="headrace-test-broker", daemon=True)
     thread.start()
-    context = broker(storage=storage, admin=admin, config=config)
+    context = broker(storage=storage, admin=admin, mqtt=mqtt, config=config)
     try:
         inner = asyncio.run_coroutine_threadsafe(context.__aenter__(), loop).result(START_TIMEOUT_S)
         try:

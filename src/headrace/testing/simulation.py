@@ -10,8 +10,9 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, Literal
 
 from headrace.client.client import connect
-from headrace.model.config import KIB, MIB, Config, Limits, Storage, contradictions
+from headrace.model.config import KIB, MIB, Config, Limits, Storage
 from headrace.model.errors import HeadraceError, NotFound
+from headrace.model.relations import contradictions
 from headrace.sim.chance import Chance
 from headrace.sim.trace import Row
 from headrace.sim.world import Speeds, World

@@ -28,6 +28,15 @@ if TYPE_CHECKING:
 
 TICK_S = 0.25
 BEAT_MS = 500
+OVERHEAD_BYTES = 64 * 1024
+"""What an entry may take beside the packet that is in it."""
+
+
+def _packet_room(flush_bytes_max: int) -> int:
+    """The largest packet whose entry fits into a flush."""
+    return max(flush_bytes_max - OVERHEAD_BYTES, flush_bytes_max // 2)
+
+
 _log = get_logger("mqtt")
 
 
@@ -64,9 +73,10 @@ class Hub:
             retained_bytes_max=settings.retained_bytes_max,
             session_expiry_s_max=settings.session_expiry_s_max,
         )
+        packet_bytes_max = min(settings.packet_bytes_max, _packet_room(broker.config.storage.flush_bytes_max))
         self.terms = Terms(
-            packet_bytes_max=settings.packet_bytes_max,
-            connect_bytes_max=min(limits.MQTT_CONNECT_BYTES_MAX, settings.packet_bytes_max),
+            packet_bytes_max=packet_bytes_max,
+            connect_bytes_max=min(limits.MQTT_CONNECT_BYTES_MAX, packet_bytes_max),
             receive_maximum=settings.receive_maximum,
             topic_alias_maximum=settings.topic_alias_maximum,
             keep_alive_s_max=settings.keep_alive_s_max,

@@ -2,12 +2,13 @@
 
 import socket
 from collections.abc import Awaitable, Callable
+from typing import Literal
 
 from headrace.broker.broker import Broker
 from headrace.broker.verbs import Verbs
 from headrace.gateways.mqtt.server import MqttServer
 from headrace.log import get_logger
-from headrace.model.config import advertised
+from headrace.model.config import advertised, mqtt_address
 from headrace.model.errors import Quarantined
 
 _log = get_logger("mqtt")
@@ -24,8 +25,9 @@ async def listen(broker: Broker, verbs: Verbs) -> tuple[dict[str, str], Callable
         await server.stop()
         raise
     urls = {}
-    for name, scheme, path in (("mqtt", "mqtt", ""), ("mqtt_ws", "ws", "/mqtt")):
+    shown: tuple[tuple[Literal["mqtt", "mqtt_ws"], str, str], ...] = (("mqtt", "mqtt", ""), ("mqtt_ws", "ws", "/mqtt"))
+    for name, scheme, path in shown:
         if name in server.ports:
-            address = advertised(getattr(broker.config.listen, name), "", port=server.ports[name], hostname=socket.gethostname())
+            address = advertised(mqtt_address(broker.config, name), "", port=server.ports[name], hostname=socket.gethostname())
             urls[name] = f"{scheme}://{address}{path}"
     return urls, server.stop

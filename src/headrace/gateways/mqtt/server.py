@@ -6,11 +6,13 @@ Owns the listening sockets and which connections there are. One listener serves 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 from headrace.gateways.mqtt.connection import MqttConnection
 from headrace.gateways.mqtt.hub import Hub
-from headrace.model.config import parse_address
+from headrace.log import get_logger
+from headrace.model.config import mqtt_address, parse_address
 from headrace.model.errors import LimitExceeded
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 BACKLOG = 4096
 FIRST_ID = 1 << 40
 """Ids of connections count from here, so that they are no other listener's."""
+_log = get_logger("mqtt")
 
 
 class MqttServer:
@@ -32,13 +35,22 @@ class MqttServer:
         self._next_id = FIRST_ID
 
     async def start(self) -> None:
+        """Opens those that are configured. Raises ``OSError`` if one that was asked for by name cannot be."""
         await self.hub.start()
-        listen = self.broker.config.listen
-        for name, text, make in (("mqtt", listen.mqtt, self._make), ("mqtt_ws", listen.mqtt_ws, self._make_websocket)):
-            if text in ("", "off"):
+        config = self.broker.config
+        makers: dict[Literal["mqtt", "mqtt_ws"], Callable[[], MqttConnection]] = {"mqtt": self._make, "mqtt_ws": self._make_websocket}
+        for name, make in makers.items():
+            text = mqtt_address(config, name)
+            if not text:
                 continue
             address = parse_address(text)
-            server = await self.broker.loop.create_server(make, address.host, address.port, backlog=BACKLOG)
+            try:
+                server = await self.broker.loop.create_server(make, address.host, address.port, backlog=BACKLOG)
+            except OSError as e:
+                if getattr(config.listen, name) != "auto":
+                    raise
+                _log.warning("%s cannot be opened, so there is no MQTT on it (%s); set listen.%s to another address, or to off", text, e, name)
+                continue
             self._servers.append(server)
             self.ports[name] = server.sockets[0].getsockname()[1]
 

@@ -29,7 +29,7 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_do_what_the_page_says(page: Path) -> None:
-    with headrace.testing.blocking_broker(storage="memory") as broker:
+    with headrace.testing.blocking_broker(storage="memory", mqtt=True) as broker:
         environment = os.environ | {"HEADRACE_URL": broker.url}
         for words in commands(page):
             if words[0] == "start":

@@ -3,12 +3,13 @@
 A block has ``client`` (connected), ``headrace`` and ``asyncio``, may use ``await`` at its top level, and reaches the broker under the default
 address. An HTML comment right above it may say ``setup: CODE`` (run first), ``pytest`` (the block is a test file), ``pytest fails: TEXT`` (one
 that fails and says so) or ``not python: WHY`` (skipped). ``mqtt``: the block speaks to the MQTT listener, under its default port; such a one may be
-for a shell, ``mqtt shell: PROGRAM``, and is skipped where that program is not.
+for a shell, ``mqtt shell: PROGRAM``, and is skipped where that program is not; ``mqtt apart: MODULE`` is found in .clients (scripts/mqtt_clients).
 """
 
 import ast
 import asyncio
 import inspect
+import os
 import re
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ import headrace
 from headrace.testing import blocking_broker
 
 ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / ".clients"
 SHELL = re.compile(r"<!-- *(?P<note>mqtt shell:[^\n]*?) *-->\n(?P<indent>)```sh\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"(?:<!-- *(?P<note>[^\n]*?) *-->\n)?^(?P<indent> *)```(?:python|py)\n(?P<code>.*?)^ *```", re.MULTILINE | re.DOTALL)
 DEFAULT = "headrace://127.0.0.1:7580"
@@ -56,14 +58,18 @@ async def execute(code: str, where: str, namespace: dict[str, Any]) -> None:
 def speak_mqtt(example: Example, tmp_path: Path) -> None:
     """Runs a block in a process of its own: MQTT clients leave threads and handlers behind."""
     _, _, program = example.note.partition("shell: ")
+    _, _, module = example.note.partition("apart: ")
     if program and shutil.which(program) is None:
         pytest.skip(f"there is no {program} here")
+    if module and not (CLIENTS / module).is_dir():
+        pytest.skip(f"there is no {module} in .clients; scripts/mqtt_clients installs it")
     with blocking_broker(mqtt=True) as broker:
         code = example.code.replace("1883", broker.mqtt_url.rpartition(":")[2])
         script = tmp_path / "example"
         script.write_text(code)
         command = ["sh", "-e"] if program else [sys.executable]
-        done = subprocess.run([*command, str(script)], capture_output=True, text=True, timeout=50, check=False)
+        environment = os.environ | ({"PYTHONPATH": str(CLIENTS)} if module else {})
+        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=50, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout
 

@@ -20,6 +20,7 @@ from headrace import __version__
 from headrace.admin.bodies import Body, Name, accepts, answer, answers, components, make, refuse
 from headrace.admin.cluster import cluster_routes
 from headrace.admin.exposition import exposition
+from headrace.admin.mqtt import mqtt_routes
 from headrace.admin.overview import Overview
 from headrace.admin.service import Service
 from headrace.model import limits
@@ -64,6 +65,7 @@ def create_app(broker: Service) -> FastAPI:
     _catalogue_routes(app, "stream", control.DeclareStream, control.AlterStream, StreamSpec, call)
     _queue_routes(app, call)
     _stream_routes(app, call)
+    mqtt_routes(app, call)
     cluster_routes(app, broker)
     _pages(app)
 

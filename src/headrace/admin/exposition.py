@@ -30,6 +30,16 @@ GAUGES: Final = {
     "memory_bytes": "Resident memory",
     "publishes_refused": "1 while publishes are refused (disk nearly full, draining, failed)",
     "publishers_held": "1 while publishers are held back by the log",
+    "mqtt_connections": "Open MQTT connections",
+    "mqtt_sessions": "MQTT sessions, also of clients that are away",
+    "mqtt_subscriptions": "MQTT subscriptions",
+    "mqtt_retained_messages": "Retained MQTT messages",
+    "mqtt_retained_bytes": "Their bytes, which are kept in memory",
+}
+TOTALS: Final = {
+    "mqtt_received": "MQTT publishes that clients sent",
+    "mqtt_sent": "MQTT publishes that were sent to clients",
+    "mqtt_dropped": "MQTT messages for which an inbox or a connection had no room",
 }
 _BOTH: Final = (
     ("bytes", "Bytes of unsettled messages, or of retained records"),
@@ -60,6 +70,8 @@ class _Snapshots(Collector):
             yield family
         for name, value in self.snapshot.gauges.items():
             yield GaugeMetricFamily(f"headrace_{name}", GAUGES.get(name, name.replace("_", " ")), value=value)
+        for name, total in self.snapshot.totals.items():
+            yield CounterMetricFamily(f"headrace_{name}", TOTALS.get(name, name.replace("_", " ")), value=total)
         for kind, gauges in (("queue", (*_QUEUE, *_BOTH)), ("stream", (*_STREAM, *_BOTH))):
             yield from _named(kind, gauges, [n for n in self.snapshot.names if n.kind == kind])
 

@@ -18,7 +18,7 @@ from headrace.ambient import ambient
 from headrace.broker.catalogue import Catalogue, Item
 from headrace.broker.groups import Groups
 from headrace.broker.lane import Confirms, Lane, Turn, all_flushed
-from headrace.broker.metrics import Counters, NameMetrics, Snapshot, bounded
+from headrace.broker.metrics import Counters, Figures, NameMetrics, Snapshot, bounded
 from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
 from headrace.broker.parts import Parts
@@ -113,6 +113,8 @@ class Broker:
         self.pressure_on = False
         self.tick_bytes = 0
         self.listeners: dict[str, str] = {}
+        self.figures: list[Callable[[], Figures]] = []
+        """What gateways add to the metrics."""
         self.outbox = Outbox(self)
         self.groups = Groups(self)
         self.parts = Parts(self)
@@ -722,8 +724,12 @@ class Broker:
             "quarantined_partitions": float(len(self.store.damaged())),
             **stats,
         }
+        totals: dict[str, int] = {}
+        for figures in [told() for told in self.figures]:
+            gauges |= figures.gauges
+            totals |= figures.totals
         names = [self._name_metrics(partitions) for partitions in by_item.values()]
-        return Snapshot(counters=self.counters, gauges=gauges, names=bounded(names, self.config.metrics.names_max))
+        return Snapshot(counters=self.counters, gauges=gauges, totals=totals, names=bounded(names, self.config.metrics.names_max))
 
     @staticmethod
     def _name_metrics(partitions: list[Partition]) -> NameMetrics:

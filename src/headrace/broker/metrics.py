@@ -197,12 +197,21 @@ class NameMetrics(msgspec.Struct, frozen=True, kw_only=True):
     """Streams: the largest lag of its cursors."""
 
 
+class Figures(msgspec.Struct, frozen=True, kw_only=True):
+    """What a gateway adds to a snapshot."""
+
+    gauges: dict[str, float]
+    totals: dict[str, int]
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """What ``broker.metrics()`` answers: everything that /metrics and the overview page show beside the verbs' replies."""
 
     counters: Counters
     gauges: dict[str, float] = {}
     """Further values by name, for instance ``connections``, ``wal_bytes``, ``disk_free_bytes``; their help stands in ``admin.exposition``."""
+    totals: dict[str, int] = {}
+    """Further counters by name, likewise."""
     names: tuple[NameMetrics, ...] = ()
     """At most ``names_max`` and ``_other``."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
@@ -17,6 +17,7 @@ from headrace.broker.stream_partition import StreamPartition
 from headrace.model import limits
 from headrace.model.errors import Conflict, Damaged, Invalid, NotFound, Refused, Unavailable
 from headrace.wire import control, ingress
+from headrace.wire.mqtt_control import MqttRequest
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -57,8 +58,14 @@ class Verbs:
             control.Resolve: self._resolve,
         }
 
+    def add(self, handlers: Mapping[type, Callable[[Any], Awaitable[control.Reply]]]) -> None:
+        """Has requests of those types carried out by a gateway."""
+        self._table.update(handlers)
+
     async def call(self, request: control.Request) -> control.Reply:
         handler = self._table.get(type(request))
+        if handler is None and isinstance(request, MqttRequest):
+            raise Refused("this broker serves no MQTT", hint="start it with --mqtt HOST:PORT; its log says why not, if it was")
         if handler is None:
             raise Refused(f"{type(request).__name__} needs a connection of the native protocol")
         self.broker.refresh()

@@ -6,7 +6,7 @@ import typer
 from typer.core import TyperGroup
 
 from headrace import __version__
-from headrace.cli import brokers, cluster, configuration, doctor, messages, queues, start, streams, topology
+from headrace.cli import brokers, cluster, configuration, doctor, messages, mqtt, queues, start, streams, topology
 
 app = typer.Typer(
     name="headrace",
@@ -53,6 +53,7 @@ app.add_typer(cluster.app, name="cluster", rich_help_panel=BROKER)
 app.add_typer(brokers.quarantine, name="quarantine", rich_help_panel=BROKER)
 app.add_typer(queues.app, name="queue", rich_help_panel=NAMES)
 app.add_typer(streams.app, name="stream", rich_help_panel=NAMES)
+app.add_typer(mqtt.app, name="mqtt", rich_help_panel=NAMES)
 app.command("publish", rich_help_panel=MESSAGES)(messages.publish)
 app.command("consume", rich_help_panel=MESSAGES)(messages.consume)
 app.command("tail", rich_help_panel=MESSAGES)(messages.tail)

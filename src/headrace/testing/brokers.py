@@ -83,7 +83,9 @@ def _config(directory: str, storage: StorageMode, admin: bool, mqtt: bool, confi
 
 
 @asynccontextmanager
-async def broker(*, storage: StorageMode = "disk", admin: bool = False, mqtt: bool = False, config: Config | None = None) -> AsyncIterator[TestBroker]:
+async def broker(
+    *, storage: StorageMode = "disk", admin: bool = False, mqtt: bool = False, config: Config | None = None
+) -> AsyncIterator[TestBroker]:
     """A real broker on the running loop. ``storage="memory"`` writes nothing; ``config`` sets anything but addresses, directory and storage."""
     directory = tempfile.mkdtemp(prefix="headrace-test-")
     made = TestBroker(_config(directory, storage, admin, mqtt, config))

@@ -10,12 +10,9 @@ from typing import Any
 import msgspec
 
 from headrace.model.specs import QueueSpec, StreamSpec
+from headrace.wire.message import Message as Message
+from headrace.wire.mqtt_control import MqttReply, MqttRequest
 from headrace.wire.topology import BrokerRow, PartitionRow
-
-
-class Message(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="t"):
-    """Base of all control messages."""
-
 
 # ---------------------------------------------------------------- opening
 
@@ -740,6 +737,7 @@ Request = (
     | Topology
     | ClusterTopology
     | ConnectionsList
+    | MqttRequest
 )
 Reply = (
     Welcome
@@ -758,6 +756,7 @@ Reply = (
     | TopologyInfo
     | ClusterTopologyInfo
     | Connections
+    | MqttReply
 )
 Event = GoingAway | SubscriptionClosed | PublisherClosed | Assigned | Retracted | CursorMoved | PartitionIsolated | CatalogueChanged | TopologyChanged
 

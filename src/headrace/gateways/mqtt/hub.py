@@ -90,6 +90,8 @@ class Hub:
         self._ticking: asyncio.Task[None] | None = None
         self._told_ms = self._beat_ms = 0
         self._round: _Round | None = None
+        self._past = (0, 0, 0)
+        """Received, sent and dropped by connections that are gone."""
 
     async def start(self) -> None:
         """Loads the session partitions; sessions of before the restart are there from then on. Raises ``Quarantined`` if one is damaged."""
@@ -112,7 +114,7 @@ class Hub:
         self.router = Router(self.bounds, [p.shard for p in self.partitions], lambda key: zlib.crc32(key.encode()) % count)
         self.router.recovered(broker.wall_ms)
         self.committed(_nothing)
-        sessions = sum(len(p.shard.sessions) for p in self.partitions)
+        sessions = self.sessions
         if sessions or self.router.retained.count:
             _log.info("%d MQTT sessions and %d retained messages were there before", sessions, self.router.retained.count)
         self._ticking = broker.spawn(self._tick())
@@ -182,6 +184,33 @@ class Hub:
     def authenticate(self, asked: Connect) -> int:
         return 0
 
+    # ------------------------------------------------------------ figures
+
+    def closed(self, connection: MqttConnection) -> None:
+        """A connection is gone; what it has counted stays."""
+        if self.connections.pop(connection.id, None) is not None:
+            machine = connection.machine
+            self._past = (self._past[0] + machine.published, self._past[1] + machine.sending.delivered, self._past[2] + machine.sending.dropped)
+
+    @property
+    def sessions(self) -> int:
+        return sum(len(p.shard.sessions) for p in self.partitions)
+
+    @property
+    def received(self) -> int:
+        """Publishes that clients sent since the start."""
+        return self._past[0] + sum(c.machine.published for c in self.connections.values())
+
+    @property
+    def sent(self) -> int:
+        """Publishes that were sent to clients."""
+        return self._past[1] + sum(c.machine.sending.delivered for c in self.connections.values())
+
+    @property
+    def dropped(self) -> int:
+        """Messages for which there was no room."""
+        return self._past[2] + self.router.dropped + sum(c.machine.sending.dropped for c in self.connections.values())
+
     # ------------------------------------------------------------ $SYS
 
     def _tell(self) -> None:
@@ -189,7 +218,7 @@ class Hub:
         if not router.tree.match("$SYS/broker/version"):
             return
         connected = len(self.connections)
-        known = sum(len(p.shard.sessions) for p in self.partitions)
+        known = self.sessions
         figures = {
             "version": f"headrace {__version__}",
             "uptime": f"{(broker.now_ms - broker.started_ms) // 1000} seconds",
@@ -198,9 +227,9 @@ class Hub:
             "clients/disconnected": max(0, known - connected),
             "subscriptions/count": router.subscriptions,
             "retained messages/count": router.retained.count,
-            "messages/received": sum(c.machine.published for c in self.connections.values()),
-            "messages/sent": sum(c.machine.sending.delivered for c in self.connections.values()),
-            "publish/messages/dropped": router.dropped + sum(c.machine.sending.dropped for c in self.connections.values()),
+            "messages/received": self.received,
+            "messages/sent": self.sent,
+            "publish/messages/dropped": self.dropped,
         }
         for name, value in figures.items():
             router.publish(Message(f"$SYS/broker/{name}", str(value).encode(), 0, False), broker.wall_ms)

@@ -7,6 +7,7 @@ from typing import Literal
 from headrace.broker.broker import Broker
 from headrace.broker.verbs import Verbs
 from headrace.gateways.mqtt.server import MqttServer
+from headrace.gateways.mqtt.verbs import MqttVerbs
 from headrace.log import get_logger
 from headrace.model.config import advertised, mqtt_address
 from headrace.model.errors import Quarantined
@@ -24,10 +25,13 @@ async def listen(broker: Broker, verbs: Verbs) -> tuple[dict[str, str], Callable
     except BaseException:
         await server.stop()
         raise
-    urls = {}
+    urls: dict[str, str] = {}
     shown: tuple[tuple[Literal["mqtt", "mqtt_ws"], str, str], ...] = (("mqtt", "mqtt", ""), ("mqtt_ws", "ws", "/mqtt"))
     for name, scheme, path in shown:
         if name in server.ports:
             address = advertised(mqtt_address(broker.config, name), "", port=server.ports[name], hostname=socket.gethostname())
             urls[name] = f"{scheme}://{address}{path}"
+    if urls:
+        verbs.add(MqttVerbs(server.hub).handlers())
+        broker.figures.append(server.figures)
     return urls, server.stop

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
+from headrace.broker.metrics import Figures
 from headrace.gateways.mqtt.connection import MqttConnection
 from headrace.gateways.mqtt.hub import Hub
 from headrace.log import get_logger
@@ -74,10 +75,24 @@ class MqttServer:
             connection.close(LimitExceeded(f"this broker takes {most} connections and has them"))
 
     def closed(self, connection: MqttConnection) -> None:
-        self.hub.connections.pop(connection.id, None)
+        self.hub.closed(connection)
         self.broker.sinks.pop(connection.id, None)
         if not self.broker.sinks:
             self.broker.all_gone.set()
+
+    def figures(self) -> Figures:
+        """For /metrics."""
+        hub = self.hub
+        return Figures(
+            gauges={
+                "mqtt_connections": float(len(hub.connections)),
+                "mqtt_sessions": float(hub.sessions),
+                "mqtt_subscriptions": float(hub.router.subscriptions),
+                "mqtt_retained_messages": float(hub.router.retained.count),
+                "mqtt_retained_bytes": float(hub.router.retained_bytes),
+            },
+            totals={"mqtt_received": hub.received, "mqtt_sent": hub.sent, "mqtt_dropped": hub.dropped},
+        )
 
     async def stop(self) -> None:
         """Stops listening and closes every connection."""

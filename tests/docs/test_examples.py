@@ -64,7 +64,7 @@ def speak_mqtt(example: Example, tmp_path: Path) -> None:
     if module and not (CLIENTS / module).is_dir():
         pytest.skip(f"there is no {module} in .clients; scripts/mqtt_clients installs it")
     with blocking_broker(mqtt=True) as broker:
-        code = example.code.replace("1883", broker.mqtt_url.rpartition(":")[2])
+        code = example.code.replace(DEFAULT, broker.url).replace("1883", broker.mqtt_url.rpartition(":")[2])
         script = tmp_path / "example"
         script.write_text(code)
         command = ["sh", "-e"] if program else [sys.executable]

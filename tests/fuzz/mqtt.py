@@ -65,7 +65,7 @@ def one(rng: random.Random) -> int:
     return whole.fault is not None
 
 
-TOPICS = ("a", "a/b", "c", "$SYS/x", "")
+TOPICS = ("a", "a/b", "c", "$SYS/x", "", "$queue/q", "$queue/q/$ack", "$stream/")
 FILTERS = ("a", "a/#", "+", "#", "$share/g/a", "$share/g/#", "no/x", "$queue/q", "a/#/b")
 
 

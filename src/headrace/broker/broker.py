@@ -113,6 +113,8 @@ class Broker:
         self.pressure_on = False
         self.tick_bytes = 0
         self.listeners: dict[str, str] = {}
+        self.catalogue_watchers: list[Callable[[Item, str], None]] = []
+        """Told of each change of the catalogue: "declared", "altered" or "deleted"."""
         self.figures: list[Callable[[], Figures]] = []
         """What gateways add to the metrics."""
         self.outbox = Outbox(self)
@@ -701,6 +703,8 @@ class Broker:
         if change == "altered":
             for partition in self.loaded(item):
                 partition.configure(item)
+        for watcher in self.catalogue_watchers:
+            watcher(item, change)
         event = control.CatalogueChanged(name=item.name, kind=item.kind, change=change)
         for connection in self.sinks.values():
             if "catalogue" in connection.pushes:

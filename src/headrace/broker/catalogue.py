@@ -52,10 +52,17 @@ _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Item).decode
 
 
-class _Kind(msgspec.Struct):
-    """What is counted of an item."""
+class _Bound(msgspec.Struct):
+    bindings: tuple[str, ...] = ()
 
+
+class _Kind(msgspec.Struct):
+    """What is counted of an item, and what it captures."""
+
+    name: str
     kind: Literal["queue", "stream"]
+    queue: _Bound | None = None
+    stream: _Bound | None = None
 
 
 _decode_kind = msgspec.msgpack.Decoder(_Kind).decode
@@ -85,6 +92,8 @@ class Catalogue:
         self._cache: dict[str, Item] = {}
         self._ids: list[int] = []
         self._allocating = asyncio.Lock()
+        self.bound: dict[str, tuple[Literal["queue", "stream"], tuple[str, ...]]] = {}
+        """Kind and bindings of the names that have any."""
         self.queues = 0
         self.streams = 0
 
@@ -94,7 +103,11 @@ class Catalogue:
         while True:
             page = await self._coordinator.range(NAMES, after=after)
             for document in page.documents:
-                self._count(_decode_kind(document.value).kind, 1)
+                item = _decode_kind(document.value)
+                self._count(item.kind, 1)
+                spec = item.queue or item.stream
+                if spec is not None and spec.bindings:
+                    self.bound[item.name] = (item.kind, spec.bindings)
             if not page.more:
                 return
             after = page.documents[-1].key
@@ -121,8 +134,13 @@ class Catalogue:
             self._check_known(name)
             raise NotFound(f"there is no {kind or 'queue or stream'} named {name!r}")
         if kind and item.kind != kind:
-            raise Conflict(f"{name!r} is a {item.kind}, not a {kind}; a name keeps its kind", hint=f"use the {item.kind} commands, or another name")
+            raise self.wrong_kind(item, kind)
         return item
+
+    @staticmethod
+    def wrong_kind(item: Item, kind: str) -> Conflict:
+        """``item`` is no ``kind``."""
+        return Conflict(f"{item.name!r} is a {item.kind}, not a {kind}; a name keeps its kind", hint=f"use the {item.kind} commands, or another name")
 
     async def use(self, name: str, kind: str) -> Item:
         """As ``get``, but an undeclared name is declared first where a policy for it exists."""
@@ -255,6 +273,10 @@ class Catalogue:
     def _change(self, item: Item, change: str) -> None:
         if change != "altered":
             self._count(item.kind, 1 if change == "declared" else -1)
+        if change != "deleted" and item.spec.bindings:
+            self.bound[item.name] = (item.kind, item.spec.bindings)
+        else:
+            self.bound.pop(item.name, None)
         self._changed(item, change)
 
     # ------------------------------------------------------------ inside

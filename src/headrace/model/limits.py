@@ -91,6 +91,8 @@ SECRET_BYTES_MIN = 16
 assert PEER_FRAME_BYTES_MAX_BEFORE_PROOF < FRAME_BYTES_MAX < PEER_FRAME_BYTES_MAX <= PEER_QUEUE_BYTES_MAX
 assert PEER_BEAT_MS * (PEER_SILENT_BEATS_MAX + 1) < 3_000
 
+BINDINGS_MAX = 1000
+"""MQTT topic filters that one queue or stream captures."""
 MQTT_CONNECT_BYTES_MAX = 64 * 1024
 MQTT_PACKET_BYTES_MAX = 268_435_460
 """The largest packet that there is: a remaining length of four bytes, and the fixed header."""

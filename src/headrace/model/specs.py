@@ -10,6 +10,7 @@ import msgspec
 
 from headrace.model import limits
 from headrace.model.errors import Invalid
+from headrace.model.topics import filter_fault
 
 Durability = Literal["local_durable", "majority_durable", "replica_durable"]
 Tier = Literal["durable", "speculative", "ephemeral"]
@@ -177,6 +178,12 @@ def difference(old: Spec, new: Spec) -> list[str]:
 
 
 def _check_common(spec: Spec, wrong: list[str]) -> None:
+    if len(spec.bindings) > limits.BINDINGS_MAX:
+        wrong.append(f"at most {limits.BINDINGS_MAX} bindings")
+    for filter in spec.bindings:
+        fault = filter_fault(filter) or ("the topics of the broker itself are not captured" if filter.startswith("$") else "")
+        if fault:
+            wrong.append(f"binding {filter!r}: {fault}")
     if not 1 <= spec.partitions <= limits.PARTITIONS_MAX:
         wrong.append(f"partitions must lie in 1..{limits.PARTITIONS_MAX}, is {spec.partitions}")
     if not 1 <= spec.replication_factor <= 15:

@@ -13,55 +13,80 @@ from headrace.core.mqtt.session import Subscription
 class Answer:
     """Replies of one read."""
 
-    __slots__ = ("done", "replies", "retained", "unacked")
+    __slots__ = ("replies", "retained", "unacked", "waits")
 
-    def __init__(self, replies: list[bytes], unacked: int, retained: list[Subscription]) -> None:
-        self.replies = replies
-        self.unacked = unacked
-        self.retained = retained
+    def __init__(self) -> None:
+        self.replies: list[bytes] = []
+        self.unacked = 0
+        self.retained: list[Subscription] = []
         """Subscriptions that get the retained messages after their SUBACK."""
-        self.done = False
+        self.waits = 1
+        """For the end of its read and what that caused, and for each reply that is not known yet."""
 
 
 class Answers:
     """See the module's head. ``durable`` is told of the answers whose turn it is, in their order."""
 
     def __init__(self, durable: Callable[[Answer], None]) -> None:
-        self.replies: list[bytes] = []
-        """Of this read."""
-        self.retained: list[Subscription] = []
         self.unacked = 0
         """Publishes of QoS 1 whose acknowledgement was not sent yet."""
         self._durable = durable
-        self._unacked_now = 0
+        self._now: Answer | None = None
         self._waiting: deque[Answer] = deque()
 
+    def _open(self) -> Answer:
+        answer = self._now
+        if answer is None:
+            answer = self._now = Answer()
+            self._waiting.append(answer)
+        return answer
+
     def reply(self, packet: bytes) -> None:
-        self.replies.append(packet)
+        self._open().replies.append(packet)
 
     def acknowledge(self, packet: bytes) -> None:
         """A PUBACK: it counts for the receive maximum until it is sent."""
         self.unacked += 1
-        self._unacked_now += 1
-        self.replies.append(packet)
+        answer = self._open()
+        answer.unacked += 1
+        answer.replies.append(packet)
+
+    def later(self, *, counts: bool = False) -> Callable[[bytes], None]:
+        """A reply in its place among the others, whose packet is given when it is known; to be called once. ``counts``: as ``acknowledge``."""
+        answer = self._open()
+        at = len(answer.replies)
+        answer.replies.append(b"")
+        answer.waits += 1
+        if counts:
+            self.unacked += 1
+            answer.unacked += 1
+
+        def known(packet: bytes) -> None:
+            answer.replies[at] = packet
+            answer.waits -= 1
+            self._send()
+
+        return known
+
+    def retained(self, subscription: Subscription) -> None:
+        """It gets the retained messages after the SUBACK of this read."""
+        self._open().retained.append(subscription)
 
     def end_read(self, committed: Callable[[Callable[[], None]], None]) -> None:
         """Closes the answer of this read; ``committed`` calls back once what it acknowledges is durable."""
-        if not self.replies:
+        answer, self._now = self._now, None
+        if answer is None:
             return
-        answer = Answer(self.replies, self._unacked_now, self.retained)
-        self.replies, self._unacked_now, self.retained = [], 0, []
-        self._waiting.append(answer)
 
         def done() -> None:
-            answer.done = True
+            answer.waits -= 1
             self._send()
 
         committed(done)
 
     def _send(self) -> None:
         waiting = self._waiting
-        while waiting and waiting[0].done:
+        while waiting and not waiting[0].waits:
             answer = waiting.popleft()
             self.unacked -= answer.unacked
             self._durable(answer)

@@ -11,17 +11,19 @@ the specification names, and raises nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from headrace.core.mqtt.answers import Answer, Answers
+from headrace.core.mqtt.capture import Capture, addressed, is_native
 from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.natives import Natives
 from headrace.core.mqtt.opening import Refusal, grant
 from headrace.core.mqtt.sending import Sending
 from headrace.core.mqtt.session import Session, Subscription
 from headrace.core.mqtt.terms import Terms
 from headrace.core.mqtt.topics import filter_fault, matches, split_shared
-from headrace.model.errors import MqttFault
+from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Auth, Connect, Disconnect, Pingreq, Subscribe, Unsubscribe
@@ -29,8 +31,6 @@ from headrace.wire.mqtt.parser import Parser
 from headrace.wire.mqtt.properties import Properties
 from headrace.wire.mqtt.publish import Publish
 from headrace.wire.mqtt.reasons import ALLOWED, ALLOWED_BY_CLIENT, CONNACK_3, Reason, Type
-
-_OWN_TOPICS: Final = ("$queue/", "$stream/")
 
 
 class Connection:
@@ -51,6 +51,7 @@ class Connection:
         self.published = 0
         self.sending = Sending(host, terms.write_bytes_high, shell, self.replaced)
         self.answers = Answers(self._answer)
+        self.natives = Natives(self)
         self._done: list[int] = []
         self._aliases: dict[int, str] = {}
         self._problems = True
@@ -101,7 +102,7 @@ class Connection:
         if self._done and self.session is not None:
             done, self._done = self._done, []
             self.router.done(self.session, done)
-            if self.session.inbox:
+            if self.sending.more:
                 self.host.touch(self.shell)
         self.answers.end_read(self.host.committed)
 
@@ -150,6 +151,8 @@ class Connection:
             if self.session is session:
                 again = [encoding.ack(encoding.PUBREL, packet_id) for packet_id in session.in_flight]  # [MQTT-4.4.0-1]
                 sending.begin([connack, *again], ready)
+                if present:
+                    self.natives.resume(session)
 
         self.host.committed(durable)
 
@@ -198,13 +201,19 @@ class Connection:
             reason = Reason.QUOTA_EXCEEDED
             if qos and self.version == 4:
                 raise MqttFault("nothing can be stored now", reason=reason)  # 3.1.1 cannot say it otherwise
-        elif topic.startswith("$"):
+        elif topic.startswith("$") and addressed(topic) is None:
             reason = Reason.TOPIC_NAME_INVALID  # the broker's own
+        elif topic.startswith("$queue/") and (target := addressed(topic)) is not None and target.settles >= 0:
+            self._capture(session, publish, None, target)
+            return
+        elif qos and self.router.captures(topic):
+            self._capture(session, publish, Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id))
+            return
         else:
             message = Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id)
             if not qos and not publish.retain and found is None:
                 message.known_as(publish.frame, self.version)
-            if publish.retain and not self.router.retain(message):
+            if publish.retain and not is_native(topic) and not self.router.retain(message):
                 reason = Reason.QUOTA_EXCEEDED
             elif not self.router.publish(message, wall_ms):
                 reason = Reason.NO_MATCHING_SUBSCRIBERS
@@ -214,6 +223,37 @@ class Connection:
             if reason < 0x80:
                 self.router.receive(session, publish.packet_id)
             self.answers.reply(encoding.ack(encoding.PUBREC, publish.packet_id, reason, self.version))
+
+    def _capture(self, session: Session, publish: Publish, message: Message | None, target: Capture | None = None) -> None:
+        """A publish of QoS 1 or 2 that queues or streams get, or (``target``) of any QoS that settles what one has delivered: acknowledged once
+        that is durable, too."""
+        version, qos, packet_id = self.version, publish.qos, publish.packet_id
+        if not qos:
+            assert target is not None
+            self.natives.settle(target.name, target.settles, publish, _whatever)
+            return
+        known = self.answers.later(counts=qos == 1)
+        kind = encoding.PUBACK if qos == 1 else encoding.PUBREC
+        if qos == 2:
+            self.router.receive(session, packet_id)
+
+        def stored(error: HeadraceError | None) -> None:
+            if error is not None and (version == 4 or not error.definite):
+                self.fail(error.mqtt, str(error))  # 3.1.1 cannot say it otherwise; what nobody knows is not said
+                return
+            reason = 0 if error is None else error.mqtt if error.mqtt in ALLOWED[Type.PUBACK] else int(Reason.IMPLEMENTATION_SPECIFIC_ERROR)
+            if error is not None and qos == 2 and self.session is session:
+                self.router.complete(session, packet_id)
+            known(encoding.ack(kind, packet_id, reason, version))
+
+        if message is None:
+            assert target is not None
+            self.natives.settle(target.name, target.settles, publish, stored)
+            return
+        if publish.retain and not is_native(message.topic) and not self.router.retain(message):
+            stored(LimitExceeded("there is no room for one more retained message"))
+            return
+        self.router.publish(message, self.host.wall_ms, stored)
 
     def _named(self, topic: str, found: Properties) -> str:
         """The topic that an alias stands for."""
@@ -235,6 +275,8 @@ class Connection:
         if session is None:
             return
         if ack.type == Type.PUBACK:
+            if session.lent and self.natives.acked(session, packet_id, ack.reason):
+                return
             delivery = session.acked(packet_id)
         elif ack.type == Type.PUBCOMP:
             delivery = session.completed(packet_id)
@@ -263,6 +305,7 @@ class Connection:
             return
         identifier = asked.properties.get(prop.SUBSCRIPTION_IDENTIFIER, [0])[0]
         reasons: list[int] = []
+        opening: dict[int, Subscription] = {}
         for f in asked.filters:
             group, path = split_shared(f.filter)
             fault = filter_fault(path) if path or not group else "a shared subscription has a group and a filter"
@@ -273,23 +316,34 @@ class Connection:
             if any(f.filter == refused or matches(refused, path) for refused in self.terms.refused_filters):
                 reasons.append(Reason.UNSPECIFIED_ERROR)
                 continue
-            if path.startswith(_OWN_TOPICS):
-                reasons.append(Reason.TOPIC_FILTER_INVALID)
-                continue
+            native = is_native(path)
             subscription = Subscription(f.filter, path, group, f.qos, f.no_local, f.retain_as_published, identifier)
+            if native:
+                own = self.natives.subscription(path, f.qos, identifier, asked) if not group else None
+                if own is None:
+                    reasons.append(Reason.TOPIC_FILTER_INVALID)
+                    continue
+                subscription = own
             existed = self.router.subscribe(self.session, subscription)
             if existed is None:
                 reasons.append(Reason.QUOTA_EXCEEDED)
                 continue
-            reasons.append(f.qos)
-            if f.retain_handling == 0 or (f.retain_handling == 1 and not existed):
-                self.answers.retained.append(subscription)  # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-        self.answers.reply(encoding.suback(self.version, asked.packet_id, reasons))
+            reasons.append(subscription.qos)
+            if native:
+                opening[len(reasons) - 1] = subscription
+            elif f.retain_handling == 0 or (f.retain_handling == 1 and not existed):
+                self.answers.retained(subscription)  # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+        if opening:
+            self.natives.subscribed(asked, reasons, opening)
+        else:
+            self.answers.reply(encoding.suback(self.version, asked.packet_id, reasons))
 
     def _on_unsubscribe(self, asked: Unsubscribe) -> None:
         if self.session is None:
             return
         reasons = [0 if self.router.unsubscribe(self.session, f) else int(Reason.NO_SUBSCRIPTION_EXISTED) for f in asked.filters]
+        for f in asked.filters:
+            self.natives.unsubscribed(f)
         self.answers.reply(encoding.unsuback(self.version, asked.packet_id, reasons))
 
     def _on_ping(self, _: Pingreq) -> None:
@@ -311,6 +365,7 @@ class Connection:
     def replaced(self) -> None:
         """Another connection has the session."""
         self.session = None
+        self.natives.lost()
         self._last(encoding.disconnect(5, Reason.SESSION_TAKEN_OVER) if self.version == 5 and self.sending.accepted else b"")
 
     # ------------------------------------------------------------ out
@@ -351,6 +406,7 @@ class Connection:
         """The connection is gone, or about to go; safe to call again."""
         session, self.session = self.session, None
         self.sending.session = None
+        self.natives.lost()
         if session is not None:
             self.router.disconnected(session, with_will=with_will, wall_ms=self.host.wall_ms, expiry_s=expiry_s)
             self.host.committed(_nothing)
@@ -362,3 +418,7 @@ class Connection:
 
 def _nothing() -> None:
     pass
+
+
+def _whatever(error: HeadraceError | None) -> None:
+    """QoS 0: nobody is told."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from headrace.core.mqtt.lending import Consumers
 from headrace.core.mqtt.router import Router
 from headrace.wire.mqtt.packets import Connect
 
@@ -27,6 +28,9 @@ class Host(Protocol):
 
     def refusing(self) -> bool:
         """Nothing can be stored now: the disk is nearly full, the log has failed, or the broker is going away."""
+
+    def consumers(self, connection: Any) -> Consumers:
+        """What consumes queues and streams for ``connection``, a machine that was accepted."""
 
     def authenticate(self, asked: Connect) -> int:
         """The reason with which a CONNECT is answered: 0 = it may."""

@@ -5,6 +5,7 @@ Owns these rules, as one function of the packet and the broker's terms. Touches 
 
 import msgspec
 
+from headrace.core.mqtt.capture import addressed
 from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.ops import Stored, StoredWill
 from headrace.core.mqtt.session import NEVER
@@ -54,7 +55,7 @@ def grant(asked: Connect, host: Host, terms: Terms) -> Granted | Refusal:
     reason = host.authenticate(asked)
     if reason:
         return Refusal(reason, "the user name or password is not known, or not allowed here")
-    if asked.will is not None and asked.will.topic.startswith("$"):
+    if asked.will is not None and asked.will.topic.startswith("$") and addressed(asked.will.topic) is None:
         return Refusal(Reason.TOPIC_NAME_INVALID, "topics that begin with $ are the broker's own")
     seconds, most = asked.keep_alive_s, terms.keep_alive_s_max
     if asked.version == 5 and most and (not seconds or seconds > most):

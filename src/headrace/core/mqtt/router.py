@@ -9,19 +9,23 @@ its delay is over or its session ends, whichever comes first [MQTT-3.1.2-10]. R4
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 from headrace.core.mqtt.bounds import Bounds
+from headrace.core.mqtt.capture import Capture, Kind, addressed, is_native
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill, message_of
 from headrace.core.mqtt.session import NEVER, Delivery, Session, Subscription
 from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
 from headrace.core.mqtt.tree import NameTree, TopicTree
+from headrace.model.errors import HeadraceError
 
 ROUTES_MAX: Final = 10_000
-_Entry = tuple[Session, Subscription] | Group
+_Entry = tuple[Session, Subscription] | Group | Capture
+Stored = Callable[[HeadraceError | None], None]
+"""Told once all queues and streams that get a publish have it, or why one has not."""
 
 
 class Outlet(Protocol):
@@ -57,11 +61,12 @@ class Route:
 class Routes:
     """What a topic matches."""
 
-    __slots__ = ("groups", "routes")
+    __slots__ = ("captures", "groups", "routes")
 
-    def __init__(self, routes: list[Route], groups: list[Group]) -> None:
+    def __init__(self, routes: list[Route], groups: list[Group], captures: list[Capture]) -> None:
         self.routes = routes
         self.groups = groups
+        self.captures = captures
 
 
 class Router:
@@ -80,7 +85,10 @@ class Router:
         """Messages that an inbox had no room for."""
         self.changed: dict[int, None] = {}
         """Shards that have something to journal since the caller last looked."""
+        self.keep: Callable[[Message, Sequence[Capture], Stored | None], None] = _nowhere
+        """Takes a publish into queues and streams; its owner's."""
         self._shard_of = shard_of
+        self._bindings: dict[str, tuple[str, ...]] = {}
         self._routes: dict[str, Routes] = {}
         self._routes_version = -1
         self._due: list[tuple[int, str]] = []
@@ -208,6 +216,8 @@ class Router:
 
     def _enter(self, session: Session, subscription: Subscription) -> None:
         self.subscriptions += 1
+        if is_native(subscription.path):
+            return  # its connection consumes
         if not subscription.group:
             self.tree.put(subscription.path, session.client_id, (session, subscription))
             return
@@ -219,6 +229,8 @@ class Router:
 
     def _leave(self, session: Session, subscription: Subscription) -> None:
         self.subscriptions -= 1
+        if is_native(subscription.path):
+            return
         if not subscription.group:
             self.tree.remove(subscription.path, session.client_id)
             return
@@ -228,13 +240,31 @@ class Router:
             del self.groups[subscription.filter]
             self.tree.remove(subscription.path, subscription.filter + "\0")
 
+    # ------------------------------------------------------------ queues and streams
+
+    def bind(self, kind: Kind, name: str, filters: tuple[str, ...]) -> None:
+        """A queue or stream captures what these filters match, and nothing else any more."""
+        for filter in self._bindings.pop(name, ()):
+            self.tree.remove(filter, name + "\1")
+        if filters:
+            self._bindings[name] = tuple(dict.fromkeys(filters))
+        for filter in self._bindings.get(name, ()):
+            self.tree.put(filter, name + "\1", Capture(kind, name, bound=True))
+
+    def captures(self, topic: str) -> Sequence[Capture]:
+        """The queues and streams that get what is published to ``topic``, each once."""
+        return self._routes_of(topic).captures
+
     # ------------------------------------------------------------ publishing
 
-    def publish(self, message: Message, wall_ms: int) -> int:
-        """Gives a message to all whose subscriptions it matches; how many that are. Shards that must be durable before it may be acknowledged are in
-        ``changed``. Retaining is ``retain``'s."""
+    def publish(self, message: Message, wall_ms: int, stored: Stored | None = None) -> int:
+        """Gives a message to all whose subscriptions it matches, and to the queues and streams that capture it; how many that are. Shards that must
+        be durable before it may be acknowledged are in ``changed``; ``stored`` is told of queues and streams, if there are any. Retaining is
+        ``retain``'s."""
         routes = self._routes_of(message.topic)
-        count = 0
+        count = len(routes.captures)
+        if count:
+            self.keep(message, routes.captures, stored)
         for route in routes.routes:
             session = route.session
             if not route.local and session.client_id == message.publisher:
@@ -276,9 +306,16 @@ class Router:
         if routes is None:
             found: dict[str, tuple[Session, list[Subscription]]] = {}
             groups: list[Group] = []
+            captured: dict[str, Capture] = {}
+            own = addressed(topic)
+            if own is not None:
+                captured[own.name] = own
             for entry in self.tree.match(topic):
                 if isinstance(entry, Group):
                     groups.append(entry)
+                    continue
+                if isinstance(entry, Capture):
+                    captured[entry.name] = entry
                     continue
                 session, subscription = entry
                 known = found.get(session.client_id)
@@ -286,7 +323,7 @@ class Router:
                     found[session.client_id] = (session, [subscription])
                 else:
                     known[1].append(subscription)
-            routes = Routes([Route(session, subscriptions) for session, subscriptions in found.values()], groups)
+            routes = Routes([Route(session, subscriptions) for session, subscriptions in found.values()], groups, list(captured.values()))
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[topic] = routes
@@ -406,7 +443,7 @@ class Router:
         message = message_of(will.message)
         if will.expiry_s:
             message.expires_ms = wall_ms + will.expiry_s * 1000
-        if message.retain:
+        if message.retain and not is_native(message.topic):
             self.retain(message)
         self.publish(message, wall_ms)
 
@@ -444,3 +481,7 @@ class Router:
         assert self.retained.count == sum(len(shard.retained) for shard in self.shards)
         assert self.retained_bytes == sum(m.nbytes for shard in self.shards for m in shard.retained.values())
         assert all(group.members for group in self.groups.values())
+
+
+def _nowhere(message: Message, captures: Sequence[Capture], stored: Stored | None) -> None:
+    raise AssertionError("nobody has said where queues and streams are")

@@ -7,12 +7,15 @@ Invariants: C1 nothing is sent before CONNACK [MQTT-3.2.0-1]. C3 a delivery of a
 than the client takes [MQTT-3.1.2-24].
 """
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
 from headrace.core.mqtt.host import Host
+from headrace.core.mqtt.lending import Consumers, Lent
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.session import Session
+from headrace.wire.mqtt import encoding
 
 PUMP_COUNT: Final = 64
 """Deliveries that are taken at a time while the connection has room."""
@@ -36,6 +39,9 @@ class Sending:
         self.dropped = 0
         """Messages of QoS 0 for which there was no room, and deliveries too large for the client."""
         self.delivered = 0
+        self.consumers: Consumers | None = None
+        self.lent: deque[Lent] = deque()
+        """Deliveries of queues and streams that wait for room; within what their consumers prefetch."""
         self.out: list[bytes] = []
         self._write_bytes_high = write_bytes_high
         self._taken_over = taken_over
@@ -126,7 +132,9 @@ class Sending:
     def more(self) -> bool:
         """Whether deliveries wait that could be sent if there were room."""
         session = self.session
-        return session is not None and bool(session.inbox) and len(session.in_flight) < session.receive_maximum
+        if session is None or len(session.in_flight) + len(session.lent) >= session.receive_maximum:
+            return False
+        return bool(session.inbox or self.lent)
 
     def _aliased(self, message: Message, qos: int, retain: bool, dup: bool, ids: tuple[int, ...], packet_id: int) -> bytes:
         """A PUBLISH with an alias, while there are aliases."""
@@ -172,3 +180,28 @@ class Sending:
                 break
         if gone:
             self.host.router.done(session, gone)
+        if self.lent:
+            self._pump_lent(session)
+
+    def _pump_lent(self, session: Session) -> None:
+        consumers = self.consumers
+        assert consumers is not None
+        waiting = self.lent
+        while waiting and self._out_bytes <= self._write_bytes_high:
+            lent = waiting[0]
+            if lent.qos and len(session.in_flight) + len(session.lent) >= session.receive_maximum:
+                break
+            waiting.popleft()
+            packet_id = session.lend(lent) if lent.qos else 0
+            properties = lent.properties if self.version == 5 else None
+            frame = encoding.publish(self.version, lent.topic, lent.payload, qos=lent.qos, packet_id=packet_id, properties=properties)
+            if self.packet_bytes_max and len(frame) > self.packet_bytes_max:
+                self.dropped += 1
+                session.lent.pop(packet_id, None)
+                consumers.acked(lent, failed=True)  # [MQTT-3.1.2-25]
+                continue
+            self.out.append(frame)
+            self._out_bytes += len(frame)
+            self.delivered += 1
+            if not lent.qos:
+                consumers.given(lent)

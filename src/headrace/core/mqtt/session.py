@@ -29,6 +29,8 @@ class Subscription(msgspec.Struct, frozen=True, array_like=True):
     no_local: bool = False
     retain_as_published: bool = False
     identifier: int = 0
+    options: tuple[tuple[str, str], ...] = ()
+    """Of a queue or stream: the user properties it was subscribed with."""
 
 
 class Delivery:
@@ -70,6 +72,9 @@ class Session:
         self.inbox_bytes = 0
         self.in_flight: dict[int, Delivery] = {}
         """By packet identifier, in the order in which they were sent."""
+        self.lent: dict[int, Any] = {}
+        """By packet identifier: deliveries of queues and streams, which keep them. Gone with the connection."""
+        self._lent_id = PACKET_IDS
         self.received: dict[int, None] = {}
         """Packet identifiers of QoS 2 publishes of the client that wait for its PUBREL."""
         self.next_sequence = 0
@@ -106,7 +111,8 @@ class Session:
         due: list[Delivery] = []
         expired: list[Delivery] = []
         inbox, in_flight = self.inbox, self.in_flight
-        while inbox and len(due) < count_max and len(in_flight) < self.receive_maximum:
+        lent = self.lent
+        while inbox and len(due) < count_max and len(in_flight) + len(lent) < self.receive_maximum:
             delivery = inbox[0]
             if delivery.sequence >= end_sequence:
                 break
@@ -114,11 +120,21 @@ class Session:
                 expired.append(self.oldest())
                 continue
             packet_id = delivery.packet_id
-            if packet_id in in_flight:
+            if packet_id in in_flight or packet_id in lent:
                 break  # S2: the client owes an acknowledgement since 65,535 deliveries
             in_flight[packet_id] = self.oldest()
             due.append(delivery)  # its sender says ``sent``: the first time it goes without DUP
         return due, expired
+
+    def lend(self, lent: Any) -> int:
+        """The packet identifier of a delivery of a queue or stream. They are given out downwards, the session's own upwards."""
+        assert len(self.in_flight) + len(self.lent) < self.receive_maximum, "S1"
+        packet_id = self._lent_id
+        while packet_id in self.lent or packet_id in self.in_flight:
+            packet_id = packet_id - 1 or PACKET_IDS
+        self._lent_id = packet_id - 1 or PACKET_IDS
+        self.lent[packet_id] = lent
+        return packet_id
 
     def acked(self, packet_id: int) -> Delivery | None:
         """PUBACK, or a PUBREC that says it failed: the delivery, which is done, or None if the identifier is not in flight with that QoS."""
@@ -170,6 +186,7 @@ class Session:
 
     def parked(self) -> None:
         """Its connection is gone: what was sent and is not with the client for certain waits again, before all that waits [MQTT-4.4.0-1]."""
+        self.lent.clear()
         back = [d for d in self.in_flight.values() if not d.released]
         for delivery in reversed(back):
             del self.in_flight[delivery.packet_id]
@@ -183,6 +200,7 @@ class Session:
         assert self.inbox_bytes == sum(d.message.nbytes for d in self.inbox)
         waiting = [d.sequence for d in self.inbox]
         assert waiting == sorted(set(waiting)), "S3"
+        assert not self.lent.keys() & self.in_flight.keys(), "S2"
         assert all(packet_id == d.packet_id for packet_id, d in self.in_flight.items()), "S2"
         assert not waiting or waiting[-1] < self.next_sequence
         assert not waiting or all(d.sequence < waiting[0] for d in self.in_flight.values() if not d.released), "S3"

@@ -17,6 +17,7 @@ from headrace.wire import control
 from headrace.wire.mqtt.reasons import Reason
 
 if TYPE_CHECKING:
+    from headrace.gateways.mqtt.consuming import Consuming
     from headrace.gateways.mqtt.server import MqttServer
     from headrace.gateways.mqtt.websocket import WebSocket
 
@@ -40,6 +41,7 @@ class MqttConnection(asyncio.Protocol):
         self.bytes_in = self.bytes_out = 0
         self.since_ms = self.broker.wall_ms
         self.opened_ms = self.heard_ms = self.broker.now_ms
+        self.consuming: Consuming | None = None
         self._websocket = websocket
         self._transport: asyncio.Transport | None = None
         self._tick_bytes = 0
@@ -106,9 +108,13 @@ class MqttConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.machine.sending.blocked = True
+        if self.consuming is not None:
+            self.consuming.block()
 
     def resume_writing(self) -> None:
         self.machine.sending.blocked = False
+        if self.consuming is not None:
+            self.consuming.unblock()
         self.broker.touch(self)
         self.release()
 

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
 from headrace.core.mqtt.bounds import Bounds
+from headrace.core.mqtt.connection import Connection
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.router import Router
 from headrace.core.mqtt.terms import Terms
+from headrace.gateways.mqtt.appends import Appends
+from headrace.gateways.mqtt.consuming import Consuming
 from headrace.gateways.mqtt.partition import NAME, SessionPartition, item
 from headrace.log import get_logger
 from headrace.model import limits
@@ -24,6 +27,7 @@ from headrace.wire.mqtt.packets import Connect
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
+    from headrace.broker.catalogue import Item
     from headrace.gateways.mqtt.connection import MqttConnection
 
 TICK_S = 0.25
@@ -86,6 +90,7 @@ class Hub:
         )
         self.partitions: list[SessionPartition] = []
         self.router: Router
+        self.appends = Appends(broker)
         self.connections: dict[int, MqttConnection] = {}
         self._ticking: asyncio.Task[None] | None = None
         self._told_ms = self._beat_ms = 0
@@ -112,12 +117,19 @@ class Hub:
             self.partitions.append(partition)
         count = len(self.partitions)
         self.router = Router(self.bounds, [p.shard for p in self.partitions], lambda key: zlib.crc32(key.encode()) % count)
+        self.router.keep = self.appends.keep
+        for name, (kind, filters) in broker.catalogue.bound.items():
+            self.router.bind(kind, name, filters)
+        broker.catalogue_watchers.append(self._catalogue_changed)
         self.router.recovered(broker.wall_ms)
         self.committed(_nothing)
         sessions = self.sessions
         if sessions or self.router.retained.count:
             _log.info("%d MQTT sessions and %d retained messages were there before", sessions, self.router.retained.count)
         self._ticking = broker.spawn(self._tick())
+
+    def _catalogue_changed(self, item: Item, change: str) -> None:
+        self.router.bind(item.kind, item.name, () if change == "deleted" else item.spec.bindings)
 
     def stop(self) -> None:
         """The partitions stay until the broker stops: what is under way is journalled by its last turn."""
@@ -152,6 +164,7 @@ class Hub:
         return self.broker.wall_ms
 
     def committed(self, answer: Callable[[], None]) -> None:
+        self.appends.flush()
         changed = self.router.changed
         if not changed:
             answer()
@@ -180,6 +193,11 @@ class Hub:
 
     def refusing(self) -> bool:
         return self.broker.refusing
+
+    def consumers(self, connection: Connection) -> Consuming:
+        shell: MqttConnection = connection.shell
+        shell.consuming = Consuming(self.broker, shell, connection)
+        return shell.consuming
 
     def authenticate(self, asked: Connect) -> int:
         return 0

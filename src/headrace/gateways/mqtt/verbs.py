@@ -10,11 +10,12 @@ import heapq
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from headrace.core.mqtt.capture import addressed, is_native
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.session import Session
 from headrace.core.mqtt.topics import filter_fault, name_fault, text_fault
 from headrace.model.config import glob_matches
-from headrace.model.errors import Invalid, LimitExceeded, NotFound, Unavailable
+from headrace.model.errors import HeadraceError, Invalid, LimitExceeded, NotFound, Unavailable
 from headrace.wire import control
 from headrace.wire import mqtt_control as asked
 from headrace.wire.mqtt import properties as prop
@@ -135,7 +136,8 @@ class MqttVerbs:
         return control.Done(count=1)
 
     async def _publish(self, r: asked.MqttPublish) -> control.Reply:
-        fault = name_fault(r.topic) or ("topics that begin with $ are the broker's own" if r.topic.startswith("$") else "")
+        own = r.topic.startswith("$") and addressed(r.topic) is None
+        fault = name_fault(r.topic) or ("topics that begin with $ are the broker's own" if own else "")
         if fault:
             raise Invalid(fault, hint="an MQTT topic name has no wildcards")
         if not 0 <= r.qos <= 2 or not 0 <= r.expiry_s < 1 << 32:
@@ -152,10 +154,14 @@ class MqttVerbs:
             properties[prop.USER_PROPERTY] = [(name, value) for name, value in r.user_properties]
         wall_ms = self.hub.wall_ms
         message = Message(r.topic, r.payload, r.qos, r.retain, properties or None, wall_ms + r.expiry_s * 1000 if r.expiry_s else 0)
-        if r.retain and not self.hub.router.retain(message):
+        if r.retain and not is_native(r.topic) and not self.hub.router.retain(message):
             raise LimitExceeded("there is no room for one more retained message", hint="see mqtt.retained_messages_max and mqtt.retained_bytes_max")
-        count = self.hub.router.publish(message, wall_ms)
+        kept: asyncio.Future[HeadraceError | None] = self.hub.broker.loop.create_future()
+        captured = bool(self.hub.router.captures(r.topic))
+        count = self.hub.router.publish(message, wall_ms, lambda why: None if kept.done() else kept.set_result(why))
         await self._durable()
+        if captured and (error := await kept) is not None:
+            raise error
         return control.Done(count=count)
 
     def _may_store(self) -> None:

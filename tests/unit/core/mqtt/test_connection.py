@@ -225,8 +225,10 @@ def test_faults_end_the_connection_with_their_reason(name: str) -> None:
 
 def test_refused_subscriptions() -> None:
     world = World()
-    assert subscribe(world.open("c"), "no/a", "$queue/q", "ok") == [Suback(9, (0x80, 0x8F, 2))]
-    assert subscribe(world.open("d", 4), "no/a", "$stream/q", "ok") == [Suback(9, (0x80, 0x80, 2))]
+    assert subscribe(world.open("c"), "no/a", "$queue/+", "ok") == [Suback(9, (0x80, 0x8F, 2))]
+    assert subscribe(world.open("d", 4), "no/a", "$stream/q/key", "ok") == [Suback(9, (0x80, 0x80, 2))]
+    assert subscribe(world.open("e"), "$queue/none", "$stream/none", "ok") == [Suback(9, (0x83, 0x83, 2))]
+    assert set(world.open("e", clean_start=False).machine.session.subscriptions) <= {"ok"}
 
 
 def test_topics_of_the_broker_are_refused() -> None:

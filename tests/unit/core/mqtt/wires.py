@@ -1,11 +1,15 @@
 """Connections of the pure machine on one router, whose journal is durable when the test says so."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from headrace.core.mqtt.capture import Capture
 from headrace.core.mqtt.connection import Connection
+from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.router import Router
+from headrace.core.mqtt.session import Subscription
 from headrace.core.mqtt.terms import Terms
+from headrace.model.errors import HeadraceError, NotFound
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.packets import Connect
 from headrace.wire.mqtt.parser import Parser
@@ -53,6 +57,9 @@ class World:
     def refusing(self) -> bool:
         return self.full
 
+    def consumers(self, connection: Any) -> "NoConsumers":
+        return NoConsumers()
+
     def authenticate(self, asked: Connect) -> int:
         return 0x86 if asked.username == "stranger" else 0
 
@@ -71,6 +78,7 @@ class World:
         self.net.restart()
 
     def wire(self) -> "Wire":
+        self.router.keep = _refuse
         wire = Wire(self)
         self.wires.append(wire)
         return wire
@@ -81,6 +89,33 @@ class World:
         wire.connect(client_id, version, **more)
         assert wire.connack.reason == 0
         return wire
+
+
+def _refuse(message: Message, captures: Sequence[Capture], stored: Callable[[HeadraceError | None], None] | None) -> None:
+    if stored is not None:
+        stored(NotFound("there are none here"))
+
+
+class NoConsumers:
+    """Of a broker without queues and streams."""
+
+    def begin(self, subscription: Subscription, opened: Callable[[HeadraceError | None], None]) -> None:
+        opened(NotFound("there are none here"))
+
+    def cease(self, filter: str) -> None:
+        pass
+
+    def given(self, lent: Any) -> None:
+        raise AssertionError
+
+    def acked(self, lent: Any, failed: bool) -> None:
+        raise AssertionError
+
+    def settle(self, name: str, message_id: str, action: int, settled: Callable[[HeadraceError | None], None]) -> None:
+        settled(NotFound("there are none here"))
+
+    def end(self) -> None:
+        pass
 
 
 class Wire:

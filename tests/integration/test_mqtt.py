@@ -1,8 +1,7 @@
-"""Brokers that speak MQTT, and real clients: paho-mqtt, aiomqtt, the mosquitto programs where they are; over TCP and WebSocket; through restarts."""
+"""Brokers that speak MQTT, and real clients in this process: paho-mqtt, aiomqtt; over TCP and WebSocket; through restarts."""
 
 import asyncio
 import contextlib
-import shutil
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -171,18 +170,6 @@ async def test_aiomqtt(tmp_path: Path) -> None:
                 if len(got) == 101:
                     break
             assert sorted(got) == sorted([b"gone", *(b"%d" % i for i in range(100))])
-
-
-@pytest.mark.skipif(shutil.which("mosquitto_sub") is None, reason="needs mosquitto-clients")
-@pytest.mark.parametrize("version", ["311", "5"])
-async def test_mosquitto_programs(tmp_path: Path, version: str) -> None:
-    async with running(tmp_path) as broker, asyncio.timeout(WAIT_S):
-        base = ["-V", version, "-h", "127.0.0.1", "-p", str(port(broker)), "-t", "a/b", "-q", "2"]
-        publisher = await asyncio.create_subprocess_exec("mosquitto_pub", *base, "-m", "hello", "-r")
-        assert await publisher.wait() == 0
-        subscriber = await asyncio.create_subprocess_exec("mosquitto_sub", *base, "-C", "1", stdout=asyncio.subprocess.PIPE)
-        said, _ = await subscriber.communicate()
-        assert said == b"hello\n"
 
 
 @pytest.mark.parametrize("version", [4, 5])

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 GENERATED = {
     "docs/configuration.md": "headrace.config:reference",
     "docs/cli.md": "headrace.cli.reference:reference",
+    "docs/mqtt-conformance.md": "mqtt_clauses:table",
 }
 """Document: the function without arguments that returns its whole text."""
 

@@ -243,6 +243,7 @@ async def test_a_will_is_published_when_the_client_dies_and_when_the_broker_did(
         watcher.drop()
 
 
+@pytest.mark.mqtt("3.1.2-22", "3.1.4-3")
 async def test_a_takeover_a_drain_and_a_silent_client(tmp_path: Path) -> None:
     async with running(tmp_path, server_reference="other.example:1883") as broker:
         one, two, silent = Raw(), Raw(), Raw()
@@ -276,6 +277,7 @@ async def test_hostile_connections_are_closed_and_others_served(tmp_path: Path) 
         await until(lambda: not broker.broker.sinks)
 
 
+@pytest.mark.mqtt("6.0.0-1", "6.0.0-3", "6.0.0-4")
 async def test_websockets_need_the_subprotocol_and_binary_frames(tmp_path: Path) -> None:
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -295,6 +297,7 @@ async def test_websockets_need_the_subprotocol_and_binary_frames(tmp_path: Path)
                     await socket_.recv()
 
 
+@pytest.mark.mqtt("4.6.0-5")
 async def test_many_publishes_come_in_order_and_once(tmp_path: Path) -> None:
     async with running(tmp_path, receive_maximum=65_535) as broker:
         watcher, publisher = Raw(4), Raw(4)

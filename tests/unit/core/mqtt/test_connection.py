@@ -18,6 +18,11 @@ def subscribe(wire: Wire, *filters: str, qos: int = 2, **more: Any) -> list[Any]
     return wire.read()
 
 
+@pytest.mark.mqtt(
+    "2.2.1-2", "2.2.1-5", "2.2.1-6", "3.3.2-3", "3.3.4-1", "3.8.4-1", "3.8.4-2", "3.10.4-4", "3.10.4-5", "3.10.4-6",
+    "3.11.3-1", "3.12.4-1", "4.3.1-1", "4.3.2-2",
+    "4.3.2-3", "4.3.3-2", "4.3.3-4", "4.3.3-5", "4.3.3-11", "4.5.0-1",
+)  # fmt: skip
 @BOTH
 def test_publish_and_subscribe(version: int) -> None:
     world = World()
@@ -43,6 +48,7 @@ def test_publish_and_subscribe(version: int) -> None:
     world.router.check()
 
 
+@pytest.mark.mqtt("3.1.4-5", "3.2.0-1", "4.3.2-4")
 def test_nothing_is_said_before_it_is_durable_and_then_in_order() -> None:
     world = World(prompt=False)
     wire = world.wire()
@@ -69,6 +75,7 @@ def test_nothing_is_said_before_it_is_durable_and_then_in_order() -> None:
     assert isinstance(got[2], Publish)
 
 
+@pytest.mark.mqtt("4.3.3-8", "4.3.3-10", "4.3.3-11", "4.3.3-12", "3.1.2-5", "3.2.2-3")
 def test_a_qos_2_publish_is_taken_once() -> None:
     world = World()
     wire = world.open("c", properties={0x11: 100})
@@ -92,6 +99,7 @@ def test_a_qos_2_publish_is_taken_once() -> None:
     assert watcher2.payloads() == [b"new"]
 
 
+@pytest.mark.mqtt("3.1.2-6", "3.1.2-23", "3.2.2-3", "3.3.1-1", "3.3.1-3", "4.3.3-6", "4.4.0-1")
 @BOTH
 def test_a_session_is_resumed_with_what_it_had(version: int) -> None:
     world = World()
@@ -123,6 +131,7 @@ def _connect(client_id: str, version: int) -> Any:
     return Connect(client_id, version)
 
 
+@pytest.mark.mqtt("3.1.4-3", "3.14.2-2", "3.14.4-2")
 def test_takeover() -> None:
     world = World()
     one = world.open("c", properties={0x11: 100})
@@ -136,6 +145,7 @@ def test_takeover() -> None:
     assert two.payloads() == [b"x"]
 
 
+@pytest.mark.mqtt("3.1.2-7", "3.1.2-8", "3.1.2-10", "3.14.4-3")
 def test_wills_and_how_a_connection_ends() -> None:
     world = World()
     watcher = world.open("w")
@@ -149,6 +159,7 @@ def test_wills_and_how_a_connection_ends() -> None:
     assert watcher.payloads() == [b"gone"] * 3
 
 
+@pytest.mark.mqtt("3.1.3-6", "3.1.3-7", "3.1.3-8", "3.2.2-16")
 def test_client_ids() -> None:
     world = World()
     assert world.open("", 5).connack.properties[0x12] == "assigned-1"
@@ -159,6 +170,7 @@ def test_client_ids() -> None:
     assert refused.machine.closed
 
 
+@pytest.mark.mqtt("3.1.4-2", "3.2.2-6", "3.2.2-7", "4.12.0-1")
 def test_refused_connects() -> None:
     world = World()
     for more, reason in (({"username": "stranger"}, 0x86), ({"properties": {0x15: "SCRAM"}}, 0x8C), ({"will": Will("$SYS/x", b"")}, 0x90)):
@@ -171,6 +183,7 @@ def test_refused_connects() -> None:
     assert wire.connack == Connack(False, 4)
 
 
+@pytest.mark.mqtt("3.1.2-2")
 @pytest.mark.parametrize(("version", "expected"), [(3, b"\x20\x02\x00\x01"), (6, b"\x20\x03\x00\x84\x00")])
 def test_other_versions(version: int, expected: bytes) -> None:
     wire = World().wire()
@@ -179,6 +192,7 @@ def test_other_versions(version: int, expected: bytes) -> None:
     assert wire.machine.closed
 
 
+@pytest.mark.mqtt("3.2.2-22")
 def test_terms_are_told() -> None:
     world = World(msgspec.structs.replace(TERMS, keep_alive_s_max=60))
     wire = world.open("c", keep_alive_s=100)
@@ -204,6 +218,7 @@ BAD = {
 }
 
 
+@pytest.mark.mqtt("3.3.2-9", "3.3.4-6", "3.8.3-4", "3.14.4-1", "4.7.1-1", "4.13.1-1", "4.13.2-1")
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_faults_end_the_connection_with_their_reason(name: str) -> None:
     data, reason = BAD[name]
@@ -223,6 +238,7 @@ def test_faults_end_the_connection_with_their_reason(name: str) -> None:
     assert old.machine.closed
 
 
+@pytest.mark.mqtt("3.8.4-5", "3.8.4-6", "3.8.4-7", "3.9.3-1", "3.9.3-2")
 def test_refused_subscriptions() -> None:
     world = World()
     assert subscribe(world.open("c"), "no/a", "$queue/+", "ok") == [Suback(9, (0x80, 0x8F, 2))]
@@ -251,6 +267,7 @@ def test_a_broker_that_cannot_store_says_so() -> None:
     assert old.machine.closed
 
 
+@pytest.mark.mqtt("3.3.2-4", "3.3.2-15", "3.3.2-16", "3.3.2-17", "3.3.2-18", "3.3.2-20", "3.3.2-12", "3.3.4-3")
 def test_properties_are_passed_on_as_they_are() -> None:
     world = World()
     one, two, old = world.open("one"), world.open("two"), world.open("old", 4)
@@ -266,6 +283,7 @@ def test_properties_are_passed_on_as_they_are() -> None:
     assert two.payloads() == [b"x"]
 
 
+@pytest.mark.mqtt("3.3.2-5", "3.3.2-6")
 def test_expiry_counts_down() -> None:
     world = World()
     wire = world.open("c", properties={0x11: 100})
@@ -281,6 +299,7 @@ def test_expiry_counts_down() -> None:
     assert (got.payload, got.properties) == (b"long", {0x02: 7})
 
 
+@pytest.mark.mqtt("3.1.2-24", "3.1.2-25", "3.1.2-26", "3.3.2-11")
 def test_aliases_and_packet_size_of_the_client() -> None:
     world = World()
     wire = world.open("c", properties={0x22: 1, 0x27: 40})
@@ -298,6 +317,7 @@ def test_aliases_and_packet_size_of_the_client() -> None:
     assert wire.machine.sending.dropped == 2
 
 
+@pytest.mark.mqtt("3.3.1-8", "3.3.1-9", "3.3.1-10", "3.3.1-11", "3.8.4-3", "3.8.4-4")
 def test_retain_handling() -> None:
     world = World()
     world.open("o").publish("t", b"kept", retain=True)

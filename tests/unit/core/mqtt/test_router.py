@@ -9,6 +9,7 @@ from headrace.model.errors import HeadraceError
 from tests.unit.core.mqtt.routers import BOUNDS, Net, sub, will
 
 
+@pytest.mark.mqtt("4.7.1-1", "4.7.1-2", "4.7.3-1", "4.7.3-2")
 @pytest.mark.parametrize("filter", ["", "a#", "a/#/b", "#/", "+a", "a/b+", "a/+b/c", "a\0", "/".join("a" * 129)])
 def test_what_is_no_filter(filter: str) -> None:
     assert filter_fault(filter)
@@ -19,6 +20,7 @@ def test_what_is_a_filter(filter: str) -> None:
     assert not filter_fault(filter)
 
 
+@pytest.mark.mqtt("4.8.2-1", "4.8.2-2")
 def test_shared_filters() -> None:
     assert split_shared("$share/g/a/#") == ("g", "a/#")
     assert split_shared("a") == ("", "a")
@@ -28,6 +30,7 @@ def test_shared_filters() -> None:
         assert not path
 
 
+@pytest.mark.mqtt("4.7.2-1")
 def test_examples_of_the_specification() -> None:
     for filter, topic, expected in (
         ("sport/tennis/player1/#", "sport/tennis/player1", True), ("sport/#", "sport", True), ("sport/+", "sport", False), ("+/+", "/finance", True),
@@ -37,6 +40,7 @@ def test_examples_of_the_specification() -> None:
         assert matches(filter, topic) is expected, (filter, topic)
 
 
+@pytest.mark.mqtt("3.3.4-2", "3.3.4-3", "3.3.4-4", "3.8.4-8")
 def test_one_copy_for_overlapping_filters_with_all_identifiers_and_the_highest_qos() -> None:
     net = Net()
     session, client, _ = net.connect("c")
@@ -49,6 +53,7 @@ def test_one_copy_for_overlapping_filters_with_all_identifiers_and_the_highest_q
     assert [(p, sorted(ids)) for _, p, _, ids in client.now] == [(b"0", [7, 8])]
 
 
+@pytest.mark.mqtt("3.3.1-12", "3.3.1-13", "3.8.3-3")
 def test_no_local_and_retain_as_published() -> None:
     net = Net()
     session, _, _ = net.connect("c")
@@ -60,6 +65,7 @@ def test_no_local_and_retain_as_published() -> None:
     assert [d.retain for d in net.pump(session)] == [False, True]
 
 
+@pytest.mark.mqtt("3.3.1-5", "3.3.1-6", "3.3.1-7")
 def test_retained_messages() -> None:
     net = Net()
     net.publish("a/b", b"old", retain=True)
@@ -87,6 +93,7 @@ def test_retained_messages_are_bounded() -> None:
     assert [m.payload for m in net.router.retained.match("#")] == [b"3"]
 
 
+@pytest.mark.mqtt("3.1.2-23", "4.5.0-1", "4.6.0-6")
 def test_a_session_waits_for_its_client_through_a_restart() -> None:
     net = Net()
     session, _, present = net.connect("c")
@@ -132,6 +139,7 @@ def test_entries_of_the_journal_are_bounded() -> None:
     assert net.got(net.connect("c")[0]) == sent
 
 
+@pytest.mark.mqtt("4.3.3-6", "4.4.0-1")
 def test_what_is_in_flight_keeps_its_identifier_and_its_phase() -> None:
     net = Net()
     session, _, _ = net.connect("c")
@@ -163,6 +171,7 @@ def test_sessions_without_expiry_leave_nothing() -> None:
     assert not present
 
 
+@pytest.mark.mqtt("4.1.0-2")
 def test_sessions_expire_while_their_clients_are_away_and_the_broker_is_down() -> None:
     net = Net()
     for name, expiry_s in (("a", 10), ("b", 0xFFFF_FFFF)):
@@ -192,6 +201,7 @@ def test_a_takeover_moves_the_session_and_closes_the_other_connection() -> None:
     assert [(d.message.payload, d.packet_id) for d in net.pump(session)] == [(b"1", 1)]
 
 
+@pytest.mark.mqtt("3.3.4-9", "4.9.0-1", "4.9.0-2")
 def test_the_receive_maximum_is_kept() -> None:
     net = Net()
     session, _, _ = net.connect("c", receive_maximum=2)
@@ -205,6 +215,7 @@ def test_the_receive_maximum_is_kept() -> None:
     assert [d.message.payload for d in net.pump(session)] == [b"2"]
 
 
+@pytest.mark.mqtt("2.2.1-4", "4.3.2-1")
 def test_identifiers_go_round_and_are_never_in_use_twice() -> None:
     net = Net()
     session, _, _ = net.connect("c")
@@ -235,6 +246,7 @@ def test_the_inbox_is_bounded(overflow: str, kept: list[bytes]) -> None:
     assert net.got(session) == kept
 
 
+@pytest.mark.mqtt("3.3.2-5")
 def test_messages_expire_in_the_inbox() -> None:
     net = Net()
     session, _, _ = net.connect("c")
@@ -250,6 +262,7 @@ def test_messages_expire_in_the_inbox() -> None:
     assert net.got(session) == []
 
 
+@pytest.mark.mqtt("3.1.2-8", "3.1.2-10", "3.1.3-9")
 def test_wills() -> None:
     net = Net()
     watcher, _, _ = net.connect("watcher")
@@ -289,6 +302,7 @@ def test_wills_of_a_broker_that_dies() -> None:
     assert len(net.connect("watcher")[0].inbox) == 2
 
 
+@pytest.mark.mqtt("4.8.2-5")
 def test_shared_subscriptions_take_turns_and_move_on() -> None:
     net = Net()
     sessions = []

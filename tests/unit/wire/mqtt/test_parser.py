@@ -63,6 +63,7 @@ def test_what_was_good_before_a_fault_is_given_and_nothing_after_it() -> None:
     assert parser.feed(encoding.PINGREQ) == []
 
 
+@pytest.mark.mqtt("3.1.0-1")
 @pytest.mark.parametrize("first", [b"\x30", b"\xc0", b"G", b"\x16", b"\x11"])
 def test_the_first_packet_is_a_connect(first: bytes) -> None:
     parser = Parser(1000)
@@ -94,6 +95,12 @@ BAD_CONNECTS = {
     "will topic with a wildcard": (_body(_NAME, b"\x04\x06\x00\x00", _ID, properties.text("a/+"), b"\0\0"), 0x90),
     "left over": (_body(_NAME, b"\x04\x02\x00\x00", _ID, b"x"), 0x81),
     "cut off": (_body(_NAME, b"\x04"), 0x81),
+    "no will where one is said to be": (_body(_NAME, b"\x04\x06\x00\x00", _ID), 0x81),
+    "will topic not UTF-8": (_body(_NAME, b"\x04\x06\x00\x00", _ID, b"\0\1\xff\0\0"), 0x81),
+    "no user name where one is said to be": (_body(_NAME, b"\x04\x82\x00\x00", _ID), 0x81),
+    "user name not UTF-8": (_body(_NAME, b"\x04\x82\x00\x00", _ID, b"\0\1\xff"), 0x81),
+    "user name without its flag": (_body(_NAME, b"\x04\x02\x00\x00", _ID, b"\0\1u"), 0x81),
+    "no password where one is said to be": (_body(_NAME, b"\x04\xc2\x00\x00", _ID, b"\0\1u"), 0x81),
     "no client id": (_body(_NAME, b"\x04\x02\x00\x00"), 0x81),
     "client id not UTF-8": (_body(_NAME, b"\x04\x02\x00\x00", b"\x00\x02\xc3\x28"), 0x81),
     "client id with a surrogate": (_body(_NAME, b"\x04\x02\x00\x00", b"\x00\x03\xed\xa0\x80"), 0x81),
@@ -110,6 +117,10 @@ BAD_CONNECTS = {
 }
 
 
+@pytest.mark.mqtt(
+    "1.5.4-1", "1.5.4-2", "3.1.2-1", "3.1.2-3", "3.1.2-11", "3.1.2-12", "3.1.2-13", "3.1.2-9", "3.1.2-16", "3.1.2-17",
+    "3.1.2-18", "3.1.2-19", "3.1.3-11", "3.1.3-12", "3.1.3-3", "3.1.3-4", "3.1.4-1", "3.3.2-14",
+)  # fmt: skip
 @pytest.mark.parametrize("name", sorted(BAD_CONNECTS))
 def test_bad_connects(name: str) -> None:
     body, reason = BAD_CONNECTS[name]
@@ -148,6 +159,15 @@ BAD = {
     "subscribe with reserved options": (5, b"\x82\x07\x00\x01\x00\x00\x01a\x40", 0x81),
     "subscribe with retain handling 3": (5, b"\x82\x07\x00\x01\x00\x00\x01a\x30", 0x81),
     "subscribe of identifier 0": (4, b"\x82\x06\x00\x00\x00\x01a\x00", 0x82),
+    "unsubscribe without flags": (4, b"\xa0\x05\x00\x01\x00\x01a", 0x81),
+    "disconnect with flags": (5, b"\xe1\x00", 0x81),
+    "auth with flags": (5, b"\xf1\x00", 0x81),
+    "user property not UTF-8": (5, b"\x30\x0b\x00\x01t\x07\x26\x00\x01\xff\x00\x01v", 0x81),
+    "filter not UTF-8": (5, b"\x82\x07\x00\x01\x00\x00\x01\xff\x00", 0x81),
+    "filter of unsubscribe not UTF-8": (5, b"\xa2\x06\x00\x01\x00\x00\x01\xff", 0x81),
+    "content type not UTF-8": (5, b"\x30\x08\x00\x01t\x04\x03\x00\x01\xff", 0x81),
+    "response topic not UTF-8": (5, b"\x30\x08\x00\x01t\x04\x08\x00\x01\xff", 0x81),
+    "topic not UTF-8": (5, b"\x30\x04\x00\x01\xff\x00", 0x81),
     "unsubscribe without filters": (4, b"\xa2\x02\x00\x01", 0x82),
     "ping with a body": (4, b"\xc0\x01\x00", 0x81),
     "disconnect with a body in 3.1.1": (4, b"\xe0\x01\x00", 0x81),
@@ -159,6 +179,12 @@ BAD = {
 }
 
 
+@pytest.mark.mqtt(
+    "1.5.5-1", "2.1.3-1", "2.2.1-3", "3.1.0-2", "3.3.1-2", "3.3.1-4", "3.3.2-2", "3.3.2-8", "3.6.1-1", "3.8.1-1",
+    "3.8.3-2", "3.8.3-5", "3.10.1-1", "3.10.3-1", "3.10.3-2", "3.14.1-1", "3.15.1-1", "1.5.7-1",
+    "3.3.2-1", "3.3.2-13", "3.3.2-19", "3.8.3-1", "3.14.2-1",
+    "4.7.0-1", "4.7.3-1", "4.7.3-2",
+)  # fmt: skip
 @pytest.mark.parametrize("name", sorted(BAD))
 @pytest.mark.parametrize("pieces", [True, False])
 def test_bad_packets(name: str, pieces: bool) -> None:

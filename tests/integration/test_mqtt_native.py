@@ -207,6 +207,7 @@ async def until_settled(client: headrace.Client, name: str) -> Any:
 
 
 async def test_a_delivery_is_settled_explicitly_by_who_holds_it(broker: RunningBroker, client: headrace.Client) -> None:
+    await client.declare_queue("dead")
     await client.declare_queue("jobs", dead_letter="dead")
     await client.publish("jobs", b"one")
     line, other = await raw(broker, "works"), await raw(broker, "other")

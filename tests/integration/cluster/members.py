@@ -59,7 +59,8 @@ class Member:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(self.log.read_text()) from None
-        assert json.loads(self.ready_file.read_text()) == {"url": f"headrace://{self.native}", "admin": f"http://{self.admin}"}
+        said = json.loads(self.ready_file.read_text())
+        assert {name: said[name] for name in ("url", "admin")} == {"url": f"headrace://{self.native}", "admin": f"http://{self.admin}"}
 
     async def get(self, what: str) -> httpx.Response:
         """Asks its admin interface, once that listens."""

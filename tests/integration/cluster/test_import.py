@@ -28,6 +28,7 @@ async def three(tmp_path: Path) -> AsyncIterator[Three]:
 async def alone(member: Member) -> None:
     """Starts it without a cluster."""
     command = [sys.executable, "-m", "headrace.cli", "start", "--data-dir", str(member.data), "--listen", member.native, "--admin", member.admin]
+    command += ["--mqtt", "127.0.0.1:0", "--mqtt-ws", "off"]  # its session partitions have numbers that nobody else gets
     env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
     with member.log.open("ab") as log:
         member.process = subprocess.Popen([*command, "--ready-file", str(member.ready_file)], stdout=log, stderr=log, env=env)

@@ -37,7 +37,10 @@ class Line:
 
     async def next(self) -> Any:
         while not self.waiting:
-            data = await self.reader.read(1 << 16)
+            try:
+                data = await self.reader.read(1 << 16)
+            except ConnectionResetError:  # what it had not read is lost with it
+                data = b""
             if not data:
                 return None
             self.waiting += self.parser.feed(data)

@@ -102,9 +102,8 @@ BROKERS: Final = (
         edits=(
             Edit(
                 "broker.partition:Partition.publish",
-                "error = self.admit(records, nbytes)\nif error is not None:\n"
-                "    self.refuse(sink, channel, run, asked_level, error)\n    return None",
-                "error = self.admit(records, nbytes)\nif error is not None:\n    self.refuse(sink, channel, run, asked_level, error)",
+                "if error is not None:\n    self.refuse(sink, channel, run, asked_level, error)\n    return None",
+                "if error is not None:\n    self.refuse(sink, channel, run, asked_level, error)",
             ),
         ),
     ),

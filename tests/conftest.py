@@ -1,6 +1,11 @@
 """What tests have to tell (``record_property("told", text)``) stands above the summary, whichever process ran them."""
 
+import signal
+
 import pytest
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: programs that tests interrupt would ignore it as well
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -409,9 +409,11 @@ class Broker:
         partition = self.partitions.get(pid)
         if partition is not None:
             partition.quarantined = why
-            if isinstance(partition, StreamPartition):  # a queue's consumers simply get nothing of it
+            if isinstance(partition, StreamPartition):
                 for subscription in list(partition.subscriptions.values()):
                     self._isolate(subscription, partition, why)
+            elif isinstance(partition, QueuePartition) and self.cluster is None:  # else who owns it is replaced
+                partition.let_go()
 
     def _isolate(self, subscription: StreamSubscription, partition: StreamPartition, why: str) -> None:
         """A reader goes on without a partition that is quarantined, unless it asked for that one by its number or has no other."""

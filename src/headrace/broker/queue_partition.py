@@ -272,6 +272,15 @@ class QueuePartition(Partition):
         if self._reader is None:
             self._reader = self.broker.spawn(self._read())
 
+    def let_go(self) -> None:
+        """It is isolated: its consumers get nothing of it any more, and what they hold of it does not count in their windows, which other partitions
+        use as well."""
+        broker = self.broker
+        for subscription in self.subscriptions.values():
+            self.machine.detach(subscription.id, broker.now_ms, broker.wall_ms)
+            for other in subscription.partitions.values():
+                broker.mark(other)
+
     def sending_to(self, subscription_id: int) -> bool:
         """Whether messages for that subscription are being read or looked for right now."""
         return self._opener is not None or any(grant.consumer_id == subscription_id for grant, _ in self._waiting)

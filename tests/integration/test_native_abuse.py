@@ -365,9 +365,12 @@ async def test_thousands_of_pipelined_requests_are_all_answered(broker: testing.
         began = time.monotonic()
         p.send(b"".join([request(1000 + i, kinds[i % 4]) for i in range(count)]))
         answered: set[int] = set()
+        last = 0, b""
         async with asyncio.timeout(30):
             while len(answered) < count:
                 op, data = await p.frame()
+                assert op != -1, f"closed after {len(answered)} answers; before that came {last!r}"
+                last = op, data[:200]
                 if op in (Op.REPLY, Op.ERROR):
                     answered.add(int.from_bytes(data[8:12], "big"))
         assert answered == set(range(1000, 1000 + count))

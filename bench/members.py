@@ -6,13 +6,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 from bench import machine
 from bench.targets import BIN, ROOT, alive
+from headrace.cli.ports import neighbours
 
 PORTS = 4
 """A member's peer port and its neighbours: gossip, etcd for clients, etcd for voters."""
@@ -26,8 +26,8 @@ class Member:
     def __init__(self, name: str, root: Path) -> None:
         self.name = name
         self.data, self.log, self.ready = root / name, root / f"{name}.log", root / f"{name}.json"
-        self.peer = _neighbours(PORTS)
-        self.listen = _neighbours(2)
+        self.peer = neighbours(PORTS)
+        self.listen = neighbours(2)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -135,22 +135,3 @@ class Members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         shutil.rmtree(self.root, ignore_errors=True)
-
-
-_given: set[int] = set()
-
-
-def _neighbours(count: int) -> int:
-    """The first of so many neighbouring ports that are free now, below those that the system gives to connections."""
-    while True:
-        base = 10_000 + 4 * secrets.randbelow(5_000)
-        if base in _given:
-            continue
-        try:
-            for port in range(base, base + count):
-                with socket.socket() as held:
-                    held.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        _given.add(base)
-        return base

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from bench.machine import tree
+from headrace.cli.ports import neighbours
 
 ROOT = Path(os.environ.get("BENCH_ROOT", str(Path(__file__).resolve().parent.parent / ".cache" / "bench")))
 """Data of everything measured; on a disk, not a tmpfs: a sync must be real."""
@@ -141,7 +142,7 @@ class Nats(Target):
         binary = shutil.which("nats-server", path=f"{BIN}:{os.environ.get('PATH', '')}")
         if not binary:
             raise Absent("nats-server (make bench-peers)")
-        self.port = free_port()
+        self.port = neighbours(1)
         always = f"sync_interval: {self.sync}" if self.sync else ""
         config = f"""\
             server_name: bench
@@ -160,7 +161,7 @@ class Redis(Target):
         binary = shutil.which("redis-server")
         if not binary:
             raise Absent("redis-server (make bench-peers)")
-        self.port = free_port()
+        self.port = neighbours(1)
         config = f"""\
             port {self.port}
             bind 127.0.0.1
@@ -186,7 +187,7 @@ class Rabbit(Target):
         found = sorted(glob.glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"))
         if not found:
             raise Absent("rabbitmq-server (make bench-peers)")
-        self.port, self.stream_port, distribution, self.epmd_port = free_port(), free_port(), free_port(), free_port()
+        self.port, self.stream_port, distribution, self.epmd_port = neighbours(1), neighbours(1), neighbours(1), neighbours(1)
         config = f"""\
             listeners.tcp.1 = 127.0.0.1:{self.port}
             stream.listeners.tcp.1 = 127.0.0.1:{self.stream_port}
@@ -246,13 +247,6 @@ def listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(0.5)
         return bool(port) and probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def free_port() -> int:
-    """A port that nobody uses at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def port_pids(port: int) -> list[int]:

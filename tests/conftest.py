@@ -3,6 +3,10 @@
 import signal
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("headrace", deadline=None)  # how long an example takes says something of the machine
+settings.load_profile("headrace")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: programs that tests interrupt would ignore it as well
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -31,6 +31,7 @@ from headrace.model.errors import HeadraceError
 from headrace.model.ports import DefaultPort
 from tests.integration.coordination.etcds import binary
 from tests.integration.formation.nodes import ports
+from tests.plain import PLAIN
 
 NAMES: Final = ("a", "b", "c")
 WAIT_S: Final = 240.0
@@ -169,11 +170,11 @@ class Machine:
 
     async def get(self, what: str) -> httpx.Response:
         """Asks its admin interface."""
-        async with httpx.AsyncClient(timeout=10) as http:
+        async with httpx.AsyncClient(timeout=10, verify=PLAIN) as http:
             return await http.get(f"http://{self.admin}/admin/api/{what}")
 
     async def post(self, what: str, body: object) -> httpx.Response:
-        async with httpx.AsyncClient(timeout=30) as http:
+        async with httpx.AsyncClient(timeout=30, verify=PLAIN) as http:
             return await http.post(f"http://{self.admin}/admin/api/{what}", json=body)
 
     def end(self) -> None:

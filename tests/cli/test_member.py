@@ -15,6 +15,7 @@ import pytest
 from headrace.cluster.opening import MAKE
 from tests.cli.conftest import READY_S, Started
 from tests.integration.formation.nodes import ports
+from tests.plain import PLAIN
 
 SEVERAL = [("--set", "coordination.mode=coordinated"), ("--voters", "a,b,c"), ("--cluster", "cluster.toml")]
 
@@ -29,7 +30,7 @@ def asked(admin: str, what: str) -> httpx.Response:
     deadline = time.monotonic() + READY_S
     while True:
         try:
-            return httpx.get(f"http://{admin}/admin/api/{what}")
+            return httpx.get(f"http://{admin}/admin/api/{what}", verify=PLAIN)
         except httpx.ConnectError:
             assert time.monotonic() < deadline
             time.sleep(0.05)

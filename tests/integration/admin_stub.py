@@ -6,7 +6,7 @@ from headrace.broker.metrics import Counters, NameMetrics, Snapshot
 from headrace.model.errors import Conflict, DiskFull, HeadraceError, NotFound
 from headrace.model.specs import check_name
 from headrace.wire import control
-from headrace.wire.topology import BrokerRow
+from headrace.wire.topology import BrokerRow, CopyRow
 
 
 class StubBroker:
@@ -50,6 +50,15 @@ class StubBroker:
                     streams=kinds.count("stream"), loaded_partitions=1, publish_rate=10.0, deliver_rate=9.0,
                     settle_rate=8.0, bytes_in_rate=1.0, bytes_out_rate=2.0, wal_bytes=64 << 20, disk_free_bytes=10 << 30, memory_bytes=50 << 20,
                     flush_p50_us=150, flush_p99_us=400, attention=("the disk is slow",),
+                )  # fmt: skip
+            case control.ForceElection():
+                rows = (
+                    CopyRow(broker="1d", name="a", state="alive", index=1234, epoch=3, committed=1200, next_offset=70),
+                    CopyRow(broker="2d", name="b", state="dead", why="it is gone", in_sync=True),
+                )
+                return control.Election(
+                    name=r.name, partition=r.partition, version=7, chosen="1d", reason="a holds it up to entry 1234", given_up=("2d",), copies=rows,
+                    elected=r.accept_data_loss, epoch=9 if r.accept_data_loss else 0,
                 )  # fmt: skip
             case control.DeclareQueue() | control.DeclareStream():
                 check_name(r.name)

@@ -9,9 +9,12 @@ import pytest
 
 from headrace.admin.app import create_app
 from headrace.admin.serving import serve
+from headrace.cli import main
 from headrace.client.cluster_admin import ClusterAdmin
 from headrace.model.errors import Conflict, Invalid, Malformed, NotConnected, Refused, UnknownOutcome, WrongProtocol
+from headrace.wire import control
 from headrace.wire.formation import Fed, Feed, Lost, MemberInfo, Members, Planned, PlannedStep, Secrets, SecretStage
+from headrace.wire.topology import CopyRow
 from tests.integration.admin_stub import StubBroker
 
 PATH = "/admin/api/cluster"
@@ -120,12 +123,36 @@ async def test_every_verb_arrives_as_it_was_meant(admin: ClusterAdmin, formation
     assert refused.value.hint == "start it"
 
 
+async def test_an_election_with_accepted_loss_is_asked_of_the_broker_and_accepted_as_it_was_shown(
+    admin: ClusterAdmin, broker: StubBroker, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown = await asyncio.to_thread(admin.force_election, "orders", 2)
+    assert (shown.version, shown.chosen, shown.elected) == (7, "1d", False)
+    assert shown.copies[1] == CopyRow(broker="2d", name="b", state="dead", why="it is gone", in_sync=True)
+    done = await asyncio.to_thread(admin.force_election, "orders", 2, accept=shown, by="ann")
+    assert done.elected
+    accepted = control.ForceElection(name="orders", partition=2, chosen="1d", accept_data_loss=True, version=7, by="ann")
+    assert broker.requests == [control.ForceElection(name="orders", partition=2), accepted]
+    broker.requests.clear()
+    assert await asyncio.to_thread(main, ["cluster", "force-election", "a/b/2", "--to", "a", "--admin", admin.url]) == 0
+    told = capsys.readouterr().out
+    for words in ("a *", "1,234", "it is gone", "given up: b.", "nothing was done"):
+        assert words in told
+    assert await asyncio.to_thread(main, ["cluster", "force-election", "orders", "--accept-data-loss", "--admin", admin.url]) == 0
+    assert "a owns partition 0 of orders from epoch 9 on" in capsys.readouterr().out
+    first, again, done_by = broker.requests
+    assert (first, again) == (control.ForceElection(name="a/b", partition=2, chosen="a"), control.ForceElection(name="orders"))
+    assert isinstance(done_by, control.ForceElection)
+    assert (done_by.accept_data_loss, done_by.version, done_by.chosen) == (True, 7, "1d")
+    assert "headrace cluster force-election" in done_by.by
+
+
 @pytest.mark.parametrize(
     ("method", "path", "body"),
     [
         ("POST", "/apply", {"file": "x"}), ("POST", "/apply", {"text": 1}), ("POST", "/apply", {"config": []}), ("POST", "/apply", "text"),
         ("POST", "/secrets", {}), ("POST", "/secrets", {"stage": "forget"}), ("PUT", "/voters/d", {"role": "king"}),
-        ("POST", "/plan", {"text": "x" * 600_000}),
+        ("POST", "/plan", {"text": "x" * 600_000}), ("POST", "/elections", {}), ("POST", "/elections", {"name": "q", "accept_data_loss": "yes"}),
     ],
 )  # fmt: skip
 async def test_bad_bodies_are_refused_before_anything_is_asked(
@@ -141,7 +168,8 @@ async def test_all_of_it_is_described(http: httpx.AsyncClient) -> None:
     described = (await http.get("/admin/api/openapi.json")).json()
     paths = {path.removeprefix(PATH): sorted(verbs) for path, verbs in described["paths"].items() if path.startswith(PATH)}
     assert paths == {
-        "": ["get"], "/members": ["get"], "/apply": ["post"], "/plan": ["post"], "/voters/{name}": ["delete", "put"], "/secrets": ["get", "post"]
+        "": ["get"], "/members": ["get"], "/apply": ["post"], "/plan": ["post"], "/voters/{name}": ["delete", "put"], "/secrets": ["get", "post"],
+        "/elections": ["post"],
     }  # fmt: skip
     assert {"Fed", "Planned", "PlannedStep", "Lost", "Members", "MemberInfo", "Secrets"} <= described["components"]["schemas"].keys()
     assert set(described["paths"][f"{PATH}/apply"]["post"]["responses"]) == {"200", "422", "409", "503", "default"}

@@ -319,6 +319,40 @@ async def test_a_cohort_is_exclusive(client: Client) -> None:
                 await anext(aiter(loner))
 
 
+async def test_members_whose_name_another_took_are_served_nothing_when_that_one_leaves(client: Client, broker: testing.TestBroker) -> None:
+    await client.declare_queue("q", partitions=2)
+    seen: list[str] = []
+
+    async def work(connected: Client, name: str) -> None:
+        async with connected.consume("q", cohort="team", member="one", prefetch=1) as messages:
+            async for message in messages:
+                seen.append(name)
+                await message.ack(confirmed=True)
+
+    async with headrace.connect(broker.url) as second, headrace.connect(broker.url) as third:
+        tasks = []
+        for name, connected in (("a", client), ("b", second), ("c", third)):
+            tasks.append(asyncio.create_task(work(connected, name)))
+            await client.publish("q", b"x", key=name)
+            while len(seen) < len(tasks):
+                await asyncio.sleep(0.01)
+        assert seen == ["a", "b", "c"], "the newest has the name"
+        tasks[2].cancel()
+        await asyncio.gather(tasks[2], return_exceptions=True)
+        for n in range(4):
+            await client.publish("q", b"x", key=str(n))
+        tasks.append(asyncio.create_task(work(third, "d")))
+        while len(seen) < 7:
+            await asyncio.sleep(0.01)
+        assert seen[3:] == ["d"] * 4
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    async with client.consume("q") as loner:  # all have left: it is nobody's any more
+        await client.publish("q", b"y")
+        assert (await anext(aiter(loner))).value == b"y"
+
+
 async def test_auto_ack_settles_at_delivery(client: Client) -> None:
     await client.declare_queue("q")
     await client.publish("q", b"x")

@@ -29,6 +29,7 @@ from headrace.broker.broker import Broker
 from headrace.model.config import KIB, MIB, Config, Connection, Limits, Storage
 from headrace.model.errors import (
     Conflict,
+    DiskFull,
     Draining,
     HeadraceError,
     LimitExceeded,
@@ -486,6 +487,34 @@ async def test_wrong_sequences_are_told_apart(broker: testing.BlockingTestBroker
         p.send(publish(1, 4, b"c", producer=7, sequence=6))
         answer = await p.until(Op.PUBLISH_ERROR)
         assert "another instance" in str(egress.parse_publish_error(answer, 0, len(answer)).error)
+
+
+async def test_what_was_refused_is_not_stored_behind_later_messages_of_its_publisher(broker: testing.BlockingTestBroker) -> None:
+    """Its refusal may be lost with a connection; the client sends all it has no answer for again, in order."""
+
+    def full(nearly: bool) -> None:
+        inner(broker).disk_nearly_full = nearly  # as ``disk`` does, without its line in the log
+        inner(broker)._update_refusing()
+
+    async with peer(broker) as p:
+        await p.ask(control.DeclareQueue(name="q"))
+        await p.ask(control.OpenPublisher(channel=1, name="q", producer_id=7))
+        p.send(publish(1, 0, b"a", producer=7, sequence=0))
+        await p.until(Op.CONFIRM)
+        full(True)
+        p.send(publish(1, 1, b"b", producer=7, sequence=1))
+        answer = await p.until(Op.PUBLISH_ERROR)
+        assert isinstance(egress.parse_publish_error(answer, 0, len(answer)).error, DiskFull)
+        full(False)
+        p.send(publish(1, 2, b"c", producer=7, sequence=2))
+        await p.until(Op.CONFIRM)
+        for correlation, sequence in ((3, 1), (4, 2)):
+            p.send(publish(1, correlation, b"again", producer=7, sequence=sequence))
+        answer = await p.until(Op.PUBLISH_ERROR)
+        error = egress.parse_publish_error(answer, 0, len(answer)).error
+        assert isinstance(error, DiskFull)
+        assert "later messages" in str(error)
+        assert egress.parse_confirm(await p.until(Op.CONFIRM), 0, 28).duplicate
 
 
 async def test_records_that_cannot_be_read_stop_nobody(broker: testing.BlockingTestBroker) -> None:

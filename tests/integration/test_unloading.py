@@ -80,3 +80,14 @@ async def test_what_is_too_old_goes_from_a_stream_that_nobody_uses(sim: Simulati
     await asyncio.sleep(3 * WAITS_S)
     async with headrace.connect(sim.url) as client:
         assert (await client.describe("s")).partitions[0].start_offset > 3000
+
+
+@simulated
+async def test_queues_that_are_only_declared_and_listed_take_no_memory_of_the_store(sim: Simulation) -> None:
+    async with headrace.connect(sim.url) as client:
+        for i in range(50):
+            await client.declare_queue(f"q{i}")
+        assert len(await client.list()) == 50
+    running = sim.broker._inner.running
+    assert running is not None
+    assert running.broker.store.stats()["partitions_in_memory"] < 5

@@ -10,7 +10,7 @@ from headrace.model.specs import QueueSpec, Spec, StreamSpec
 from headrace.sim.checks import judge, leases, messages, shares, streams, times
 from headrace.sim.checks.inside import told_figures
 from headrace.sim.checks.seen import Seen
-from headrace.sim.history import Arrival, Attached, Commit, Delivery, Event, History, Link, Publish, Read, Settle, Verb
+from headrace.sim.history import Arrival, Attached, Commit, Delivery, Event, History, Leased, Link, Publish, Read, Settle, Verb
 from headrace.wire import control
 from headrace.wire.frames import Level
 
@@ -411,16 +411,32 @@ def test_nothing_comes_after_a_confirmed_ack() -> None:
 
 
 def test_a_late_settlement_does_not_count() -> None:
-    made = Made()
-    note, one, two = made.confirmed(), made.consumer(), made.consumer()
-    made.give(one, note.id)
-    made.at(1.0).arrive(two, attempt=2)
-    late = made.at(2.0).settle(one, note.id, action="retry", result="stale")
-    assert not told(leases.leased_twice, made)
-    late.result = "done"
-    assert told(leases.leased_twice, made)
-    made.arrive(one, attempt=3)  # it had the lease again
-    assert not told(leases.leased_twice, made)
+    def made_by(more: Any = None, *, result: str = "done", leased: Leased | None = Leased(attempt=2, epoch=1, until=2.5)) -> list[str]:
+        made = Made()
+        note, one, two = made.confirmed(), made.consumer(until=9.0, leaving=9.0), made.consumer(until=9.0, leaving=9.0)
+        made.give(one, note.id)
+        made.at(1.0).arrive(two, attempt=2)
+        late = made.at(2.0).settle(one, note.id, action="retry", result=result)
+        late.leased = leased
+        if more is not None:
+            more(made, one, two, note)
+        return told(leases.settled_for_others, made)
+
+    assert made_by()
+    assert not made_by(result="stale")
+    assert not made_by(leased=None)  # nobody had it, or nobody could see who
+    assert not made_by(leased=Leased(attempt=3, epoch=1, until=2.5))  # granted to somebody else, and on its way
+    assert not made_by(leased=Leased(attempt=2, epoch=1, until=2.0))  # it ran out before the answer
+    assert not made_by(lambda made, one, two, note: made.at(1.5).settle(two, note.id, attempt=2, action="retry", result=""))
+    assert not made_by(lambda made, one, two, note: setattr(two, "leaving", 1.5))
+    assert not made_by(lambda made, one, two, note: setattr(two, "group", "team"))
+    assert not made_by(lambda made, one, two, note: made.at(1.5).verb("purge_leased"))
+    assert made_by(lambda made, one, two, note: made.at(1.5).verb("describe"))
+    assert not made_by(lambda made, one, two, note: made.history.links.append(Link(1.5, two.client, False)))
+    assert not made_by(lambda made, one, two, note: made.history.links.append(Link(2.5, two.client, False)))  # it may not have noticed earlier
+    assert not made_by(lambda made, one, two, note: made.history.links.append(Link(2.0, one.client, False)))
+    assert made_by(lambda made, one, two, note: made.history.links.append(Link(9.5, two.client, False)))  # they close what they left
+    assert made_by(lambda made, one, two, note: made.history.links.append(Link(9.5, one.client, False)))
 
 
 def test_a_confirmed_retry_counts_for_ever() -> None:

@@ -5,6 +5,7 @@ import logging
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from headrace.cluster.control.declared import DELETED_PREFIX, NAMES_PREFIX
 from headrace.model.cluster import CONTROLLER_KEY, PARTITIONS_PREFIX, Assignment, decode
@@ -90,6 +91,25 @@ def test_who_is_cut_off_from_all_others_judges_nobody() -> None:
         await publish(run, serving, "orders", 5)
 
     Story(story).go()
+
+
+def test_who_was_cut_off_owns_again_only_after_it_was_well_for_a_while() -> None:
+    """Its registration stood all the time."""
+
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        await run.all_follow(owner)
+        run.cut_off(owner)
+        await run.owner(but=owner)
+        run.world.network.heal_all()
+        healed = run.world.loop.time()
+        await until(lambda: run.copy(owner).serving, 15.0, "it is the preferred owner")
+        assert run.world.loop.time() - healed >= 5.0
+        assert "it is the preferred owner and in sync" in documents(run)[run.copy(owner).pid].reason
+
+    run = Story(story)
+    run.settings = replace(run.settings, returning_wait_ms=5_000)
+    run.go()
 
 
 def test_a_broker_that_was_down_erases_what_was_deleted_meanwhile_and_then_the_record_goes() -> None:

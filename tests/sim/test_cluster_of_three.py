@@ -50,6 +50,10 @@ class Story(Run):
             while True:
                 for host in self.hosts.values():
                     if host.serving and host is not but:
+                        assert host.running is not None
+                        item = host.running.broker.catalogue.find(name)
+                        if item is not None:
+                            await host.running.broker.awake(item)  # as if it were used
                         try:
                             if self.copy(host, name).serving:
                                 return host
@@ -60,11 +64,15 @@ class Story(Run):
     async def all_follow(self, owner: Host, name: str = "orders") -> None:
         """Everybody has a copy and it is in sync."""
         async with asyncio.timeout(20):
-            while any(
-                not host.serving or self.copy(host, name).applied < self.copy(owner, name).applied or len(self.copy(owner, name).document.isr) < 3
-                for host in self.hosts.values()
-            ):
+            while not all(host.serving and self.follows(host, owner, name) for host in self.hosts.values()):
                 await asyncio.sleep(0.02)
+
+    def follows(self, host: Host, owner: Host, name: str) -> bool:
+        try:
+            copy, owners = self.copy(host, name), self.copy(owner, name)
+        except StopIteration:
+            return False
+        return copy.applied >= owners.applied and len(owners.document.isr) == 3
 
     def cut_off(self, host: Host) -> None:
         for other in self.hosts.values():
@@ -407,5 +415,41 @@ def test_what_says_nothing_of_its_copies_has_three_and_what_says_one_has_one() -
         assert found == [(3, "replica_durable", 2), (3, "replica_durable", 2), (1, "local_durable", 1)]
         assert (await client.publish("plain", b"safe", confirm="queue")).level == Level.REPLICA
         assert (await client.publish("alone", b"here", confirm="queue")).level == Level.LOCAL
+
+    Story(story).go()
+
+
+def test_what_nobody_uses_is_looked_after_by_nobody() -> None:
+    async def story(run: Story) -> None:
+        owner = await run.owner()
+        client = await run.connect(owner)
+        names = {f"idle-{n}": True for n in range(20)}
+        for name in names:
+            await client.declare_queue(name)
+
+        def used() -> set[str]:
+            brokers = [host.running.broker for host in run.hosts.values() if host.serving and host.running is not None]
+            loaded = {p.item.name for broker in brokers for p in broker.partitions.values()}
+            copied = {c.document.item for broker in brokers if broker.cluster is not None for c in broker.cluster.copies.values()}
+            assert loaded <= copied
+            return {name for name in copied if name in names}
+
+        assert not used()
+        await client.publish("idle-3", b"one", confirm="queue")
+        assert used() == {"idle-3"}
+        await vanish(client)
+        for host in run.hosts.values():
+            host.kill()
+        for host in run.hosts.values():
+            host.start()
+        async with asyncio.timeout(60):
+            while not all(host.serving for host in run.hosts.values()) or "idle-3" not in used():
+                await asyncio.sleep(0.02)
+        again = await run.connect(await run.owner("idle-3"))
+        assert (await again.describe("idle-3")).ready == 1
+        await again.publish("idle-7", b"two", confirm="queue")
+        await asyncio.sleep(5)
+        assert used() >= {"idle-3", "idle-7"}
+        assert len(used()) <= 4
 
     Story(story).go()

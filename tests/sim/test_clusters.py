@@ -13,7 +13,7 @@ from headrace.sim.sweep import seeds_of
 from tests.sim.test_seeds import first_seed
 
 SEEN = Path(__file__).parent / "clusters.txt"
-NEW = 24
+NEW = 20
 GROUPS = 4
 
 
@@ -36,11 +36,10 @@ def test_seeds_that_failed_once(group: int) -> None:
 
 @pytest.mark.parametrize("group", range(GROUPS))
 def test_seeds_that_nobody_has_seen(group: int) -> None:
-    """They follow from the sources as they were committed."""
+    """They follow from the sources as they were committed; that changes of members happen is seen with known ones, below."""
     first = first_seed() + group
     totals = swept(list(range(first, first + NEW, GROUPS)))
     assert totals.seeds == NEW // GROUPS
-    assert totals.changed > 0
     assert totals.confirmed > 10
 
 
@@ -52,7 +51,8 @@ def test_a_seed_is_repeated() -> None:
 
 def test_every_kind_of_fault_happens() -> None:
     """And is seen in what is counted: a sweep in which nothing goes wrong says nothing."""
-    totals = swept(list(range(20)))
+    totals = swept(list(range(8)))
     assert len(set(KINDS)) == len(KINDS)
-    for name in ("deaths", "cuts", "pauses", "disks", "outages", "joined", "isr", "members", "owners", "confirmed", "acked", "read"):
+    faults = ("deaths", "cuts", "pauses", "disks", "outages", "absent", "joined", "acts", "nights")
+    for name in (*faults, "isr", "members", "owners", "confirmed", "acked", "read"):
         assert getattr(totals, name) > 0, name

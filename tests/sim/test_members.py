@@ -8,7 +8,7 @@ import pytest
 from headrace.sim.members import Members
 
 
-@pytest.mark.parametrize("seed", [3, 12, 16])
+@pytest.mark.parametrize("seed", [3, 12, 101])
 def test_members_share_what_there_is(seed: int) -> None:
     run = Members(seed)
     totals = run.go()

@@ -22,7 +22,7 @@ from headrace.sim.mutants.hunting import Hunt, Row, Seen, Task, TooLong, Trial, 
 from headrace.sim.mutants.planting import compiled, function_at
 
 QUICK = {
-    "confirm-before-sync": 3, "confirm-names-the-wrong-offset": 3, "sent-again-in-the-wrong-order": 3, "ack-not-journalled": 3,
+    "confirm-before-sync": 3, "confirm-names-the-wrong-offset": 3, "ack-not-journalled": 3,
     "offsets-given-out-again": 3, "uncounted-return-forgotten": 6, "watermark-off-by-one": 3, "retention-removes-the-newest": 20,
 }  # fmt: skip
 """Name to the number of seeds that must be enough."""

@@ -1,7 +1,7 @@
 """The admin interface's part about the cluster: how it stands, who is in it, which config it shall have, which voters, which secret.
 
-Each route is one verb of ``service.Formation``. A config that cannot be taken on is an answer like any other, with the verdict in its body and in the
-HTTP status: 200 begun or already applied, 422 invalid, 409 older or conflict, 503 busy.
+Each route is one verb of ``service.Formation``, but for elections, which are a verb of the broker. A config that cannot be taken on is an answer like
+any other, with the verdict in its body and in the HTTP status: 200 begun or already applied, 422 invalid, 409 older or conflict, 503 busy.
 """
 
 from typing import Any, Final
@@ -11,6 +11,7 @@ from fastapi import FastAPI, Response
 from headrace.admin.bodies import Body, Name, accepts, answer, answers, make
 from headrace.admin.service import Formation, Service
 from headrace.model.errors import Refused
+from headrace.wire import control
 from headrace.wire.formation import AddVoter, Fed, Feed, Members, Planned, Secrets, SecretStage
 
 PATH: Final = "/admin/api/cluster"
@@ -67,6 +68,13 @@ def cluster_routes(app: FastAPI, broker: Service) -> None:
     )  # fmt: skip
     async def remove_voter(name: Name, leave: bool = False) -> Response:
         return fed(await formation().remove_voter(name, leave=leave))
+
+    @app.post(
+        f"{PATH}/elections", tags=tags, responses=answers(control.Election), openapi_extra=accepts(control.ForceElection),
+        summary="What it costs to have a copy serve that may lack confirmed messages; with accept_data_loss: have it serve",
+    )  # fmt: skip
+    async def force_election(body: Body) -> Response:
+        return answer(await broker.verbs.call(make(control.ForceElection, body)))
 
     @app.get(f"{PATH}/secrets", tags=tags, summary="Ids of the secrets that it accepts, and of those in its file", responses=answers(Secrets))
     async def secrets() -> Response:

@@ -44,6 +44,7 @@ class Attachments:
         item = await broker.catalogue.use(asked.name, "")
         if not 0 <= asked.partition < len(item.partitions):
             raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {asked.partition}")
+        await broker.awake(item, (asked.partition,))
         partition = broker.partition(item, asked.partition)
         if partition.quarantined:
             raise Quarantined(f"partition {asked.partition} of {item.name!r} is quarantined: {partition.quarantined}")
@@ -72,6 +73,7 @@ class Attachments:
             raise Invalid("a cohort's members are pushed to; leave pull out")
         holding.check(broker, asked, asked.cohort)
         item = await broker.catalogue.use(asked.name, "queue")
+        await broker.awake(item, asked.partitions or None)
         self._check_current()
         assert item.queue is not None
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
@@ -124,6 +126,8 @@ class Attachments:
     def _resume(self, subscription: QueueSubscription, asked: control.Subscribe) -> None:
         broker = self.broker
         self._claim(subscription, asked.channel)
+        if not asked.pull:
+            subscription.add_credit(asked.prefetch - subscription.window, 0)  # what was said of it last may have been lost with its connection
         held = {h.partition: h.ranges for h in asked.held}
         for partition in subscription.partitions.values():
             partition.machine.resume(subscription.id, held.get(partition.number, ()), broker.now_ms, broker.wall_ms)
@@ -141,6 +145,7 @@ class Attachments:
         if asked.group and not asked.cursor:
             raise Invalid("a group's members share a durable position: name a cursor (often the group's own name)")
         item = await broker.catalogue.use(asked.name, "stream")
+        await broker.awake(item, asked.partitions or None)
         self._check_current()
         assert item.stream is not None
         self._named(item, asked.partitions)
@@ -200,8 +205,10 @@ class Attachments:
         if not asked.group or not asked.token:
             raise Invalid("a member names its group, and a token that is not 0")
         item = await broker.catalogue.use(asked.name, "")
+        number = home(asked.group if item.kind == "stream" else item.name, len(item.partitions))
+        await broker.awake(item, (number,))
         self._check_current()
-        at = broker.partition(item, home(asked.group if item.kind == "stream" else item.name, len(item.partitions)))
+        at = broker.partition(item, number)
         if at.quarantined:
             raise Quarantined(f"partition {at.number} of {item.name!r}, the home of {asked.group!r}, is quarantined: {at.quarantined}")
         self._take_channel(asked.channel)

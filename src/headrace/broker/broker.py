@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import heapq
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.ambient import ambient
-from headrace.broker.catalogue import Catalogue, Item
+from headrace.broker.catalogue import OWN, Catalogue, Item
 from headrace.broker.groups import Groups
 from headrace.broker.lane import Confirms, Lane, Turn, all_flushed
 from headrace.broker.metrics import Counters, Figures, NameMetrics, Snapshot, bounded
@@ -31,7 +31,19 @@ from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
-from headrace.model.errors import Damaged, DiskFull, Draining, Elsewhere, Fenced, HeadraceError, NotFound, Quarantined, StorageError, SyncFailed
+from headrace.model.errors import (
+    Damaged,
+    DiskFull,
+    Draining,
+    Elsewhere,
+    Fenced,
+    HeadraceError,
+    NotFound,
+    Quarantined,
+    StorageError,
+    SyncFailed,
+    Unavailable,
+)  # fmt: skip
 from headrace.model.specs import QueueSpec, S, Spec, replicated
 from headrace.storage.api import Checkpoint, Flushed, Store
 from headrace.storage.memory import MemoryStore
@@ -117,6 +129,8 @@ class Broker:
         """Told of each change of the catalogue: "declared", "altered" or "deleted"."""
         self.figures: list[Callable[[], Figures]] = []
         """What gateways add to the metrics."""
+        self.makers: dict[str, Callable[[Item, int], Any]] = {}
+        """What makes the partitions of items that are the brokers' own, by the item's name; kept by the gateways."""
         self.outbox = Outbox(self)
         self.groups = Groups(self)
         self.parts = Parts(self)
@@ -494,6 +508,9 @@ class Broker:
         partition = self.partitions.get(pid)
         if self.cluster is not None:
             if partition is None:
+                if self.cluster.dormant.owned(pid):
+                    self.cluster.take_up(pid)
+                    raise Unavailable(f"partition {number} of {item.name!r} is used for the first time and begins to serve", hint="try again")
                 raise Elsewhere(f"partition {number} of {item.name!r} is not served here", hint=self.where(pid), detail=self.detail(pid))
             if partition.barred is not None:
                 raise partition.barred
@@ -525,6 +542,15 @@ class Broker:
         found = [p for p in self.loaded(item) if p.barred is None]
         return found or [self.partition(item, 0)]
 
+    async def awake(self, item: Item, numbers: Iterable[int] | None = None) -> None:
+        """Before partitions (None: all) are used; in a cluster those that are this broker's and were not used yet begin to serve."""
+        if self.cluster is not None:
+            await self.cluster.awake(item, numbers)
+
+    def is_idle(self, pid: int) -> bool:
+        """Whether it is this broker's to serve, and not in memory since nobody uses it."""
+        return pid not in self.partitions and (self.cluster is None or self.cluster.dormant.owned(pid))
+
     def copy_of(self, pid: int) -> Copy | None:
         """What says which entries of a partition are committed; None: this broker is alone."""
         return None if self.cluster is None else self.cluster.copies[pid]
@@ -534,8 +560,18 @@ class Broker:
         item = self.catalogue.find(name)
         if item is None or pid not in item.partitions:
             return None
+        if name.startswith(OWN):
+            own: StreamPartition | None = self._make_own(item, pid)
+            return own
         made = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, item.partitions.index(pid), pid)
         self.partitions[pid] = made
+        return made
+
+    def _make_own(self, item: Item, pid: int) -> Any:
+        maker = self.makers.get(item.name)
+        made = None if maker is None else maker(item, item.partitions.index(pid))
+        if made is not None:
+            self.partitions[pid] = made
         return made
 
     def where(self, pid: int) -> str:
@@ -702,6 +738,8 @@ class Broker:
                 self.cluster.deleted(item, self.end_subscriptions(item))
             else:
                 self.cluster.declared(item)
+        if item.name.startswith(OWN):
+            return
         if change == "altered":
             for partition in self.loaded(item):
                 partition.configure(item)

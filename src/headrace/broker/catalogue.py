@@ -13,8 +13,9 @@ import msgspec
 
 from headrace.cluster.coordinator import Document
 from headrace.log import get_logger
+from headrace.model import limits
 from headrace.model.errors import Conflict, CoordinatorUnavailable, Invalid, NotFound, Unavailable
-from headrace.model.specs import FIXED, QueueSpec, Spec, StreamSpec, check_name, check_queue, check_stream, difference
+from headrace.model.specs import FIXED, QueueSpec, Spec, StreamSpec, check_name, check_queue, check_stream, difference, replicated
 
 if TYPE_CHECKING:
     from headrace.cluster.mirrored import Documents
@@ -26,6 +27,10 @@ _RETRIES = 64
 NAMES = "names/"
 COUNTER = "ids/partition"
 _ALLOTTED = "ids/allotted/"
+OWN = "$"
+"""Names that begin so are the brokers' own: found, but not listed, counted or given to clients."""
+MQTT = OWN + "mqtt"
+"""The session partitions of MQTT in a cluster."""
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,6 +71,12 @@ class _Kind(msgspec.Struct):
 
 
 _decode_kind = msgspec.msgpack.Decoder(_Kind).decode
+
+
+def session_spec(members: int) -> StreamSpec:
+    """How the session partitions of MQTT are kept in a cluster of so many brokers."""
+    spec = replicated(StreamSpec(partitions=limits.MQTT_SESSION_PARTITIONS), (), members)
+    return spec if spec.replication_factor == 1 else msgspec.structs.replace(spec, durability="majority_durable")
 
 
 class Catalogue:
@@ -129,7 +140,7 @@ class Catalogue:
     def get(self, name: str, kind: str = "") -> Item:
         """The item of that name; raises ``NotFound``, or ``Conflict`` if it is of the other kind."""
         item = self.find(name)
-        if item is None:
+        if item is None or name.startswith(OWN):
             check_name(name)
             self._check_known(name)
             raise NotFound(f"there is no {kind or 'queue or stream'} named {name!r}")
@@ -159,6 +170,14 @@ class Catalogue:
         _check(spec, name)
         if isinstance(spec, QueueSpec):
             self._check_dead_letter(name, spec)
+        return await self._declare(name, kind, spec)
+
+    async def declare_own(self, name: str, spec: StreamSpec) -> Item:
+        """What brokers of a cluster keep in replicated partitions for themselves, whatever ``spec`` it was first declared with."""
+        assert name.startswith(OWN)
+        return self.find(name) or await self._declare(name, "stream", spec)
+
+    async def _declare(self, name: str, kind: Literal["queue", "stream"], spec: Spec) -> Item:
         for _ in range(_RETRIES):
             item = self.find(name)
             if item is not None:
@@ -238,6 +257,8 @@ class Catalogue:
             page = await self._coordinator.range(NAMES, after=after)
             for document in page.documents:
                 item = _decode(document.value)
+                if item.name.startswith(OWN):
+                    continue
                 if (not kind or item.kind == kind) and (pattern == "*" or fnmatch.fnmatchcase(item.name, pattern)):
                     if len(found) == limit:
                         return found, True
@@ -271,7 +292,7 @@ class Catalogue:
         self._change(item, change)
 
     def _change(self, item: Item, change: str) -> None:
-        if change != "altered":
+        if change != "altered" and not item.name.startswith(OWN):
             self._count(item.kind, 1 if change == "declared" else -1)
         if change != "deleted" and item.spec.bindings:
             self.bound[item.name] = (item.kind, item.spec.bindings)

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from headrace import __version__
 from headrace.broker import forwarding, importing
 from headrace.broker.catalogue import Item
 from headrace.broker.copies import Copy
+from headrace.broker.dormant import Dormant
+from headrace.broker.electing import Electing
 from headrace.broker.erasing import Erasing
 from headrace.broker.fitness import Fitness
+from headrace.broker.leftovers import Leftovers
 from headrace.broker.survey import Survey
 from headrace.cluster.control.control import Control
 from headrace.cluster.control.declared import NAMES_PREFIX
@@ -34,11 +38,12 @@ from headrace.cluster.replication.driver import OWN_PID, Driver
 from headrace.cluster.swapping import Swapping
 from headrace.cluster.transport import Transport
 from headrace.log import get_logger
-from headrace.model.cluster import BrokerId, Incarnation
+from headrace.model.cluster import Assignment, BrokerId, Incarnation
 from headrace.model.config import advertised
 from headrace.model.errors import HeadraceError, Invalid, NotFound, Refused, StorageError
 from headrace.model.ids import PartitionId
 from headrace.storage.api import Replication
+from headrace.storage.wal import entry_bytes_max
 from headrace.wire import control
 from headrace.wire.peer import Service
 
@@ -49,8 +54,12 @@ _log = get_logger("cluster")
 NATIVE: Final = "native"
 ADMIN: Final = "admin"
 HANDOVER_LOOK_S: Final = 0.05
+ENTRY_HEAD_BYTES_MAX: Final = 4096
+"""What an entry has besides the frames in it, at most."""
 ALONE_S: Final = 1.0
 """A broker that drains waits so long for others to be connected."""
+AWAKE_S: Final = 2.0
+"""So long a first use waits until its partition is served."""
 
 
 class Means(Protocol):
@@ -88,6 +97,8 @@ class ReplicatedStore(interface.Store, Protocol):
 
     def reserve(self, replication: Replication) -> None: ...
 
+    def busy(self) -> Sequence[int]: ...
+
 
 class Nothing:
     """What is known of replicas before there is a driver: nothing of anybody is committed."""
@@ -107,6 +118,8 @@ class Cluster:
     def __init__(self, broker: Broker, means: Means) -> None:
         self.broker = broker
         self.copies: dict[int, Copy] = {}
+        """Those that were taken up in this life."""
+        self.dormant: Dormant
         self._means = means
         self._coordinator: Coordinator
         self._transport: Transport
@@ -115,9 +128,15 @@ class Cluster:
         self._swapping: Swapping
         self._driver: Driver | None = None
         self._fitness: Fitness
+        self.leftovers: Leftovers
+        self._going: dict[int, bool] = {}
+        """Partitions whose data here are being erased."""
         self._pauses: Pauses
         self.control: Control
         self.survey: Survey
+        self.electing: Electing
+        self.gateway: Callable[[BrokerId, bytes], None] = _nobody
+        """Takes what the gateways of other brokers send to those of this one; what comes before there is one is lost."""
 
     # ------------------------------------------------------------ life
 
@@ -176,16 +195,23 @@ class Cluster:
     async def _begin(self, me: BrokerId, incarnation: Incarnation) -> None:
         broker, config, transport = self.broker, self.broker.config, self._transport
         self._swapping = Swapping(self._coordinator)
-        self._driver = driver = Driver(me, incarnation, transport, self._swapping)
+        self._driver = driver = Driver(me, incarnation, transport, self._swapping, take_up=self.take_up)
+        busy = frozenset(self._store.busy())
+        self.dormant = Dormant(me, lambda pid: pid in busy or driver.unfit(pid))
         transport.watch(driver)
         transport.on_batch(Service.REPLICAS, driver.take)
+        transport.on_batch(Service.MQTT, self._told_gateway)
         forwarding.serve(broker, transport)
         self.survey = Survey(broker, self, transport)
+        self.electing = Electing(broker, self, transport)
         await driver.start(self._store)
         await self._means.admit()
         registered = registration(config, me, incarnation, addresses={PEER: self._peer_address()}, host=socket.gethostname(), release=__version__)
+        writes = max(broker.entry_bytes_max, config.limits.frame_bytes_max) + ENTRY_HEAD_BYTES_MAX
+        registered = replace(registered, writes_bytes_max=writes, takes_bytes_max=entry_bytes_max(config.storage.wal_file_bytes))
         self.control, self._sightings = make_control(config, self._coordinator, self._membership, transport, registered)
         self._fitness = Fitness(driver, self.control, self._sightings, broker.store.damaged())
+        self.leftovers = Leftovers(driver, self.control, self._coordinator, driver.held(), self._let_go, self._is_gone)
         mirror = self.control.mirror
         imported = asyncio.Event()
         broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), lambda: imported.is_set() and mirror.synced.is_set())
@@ -198,6 +224,7 @@ class Cluster:
         self._pauses = Pauses()
         self._pauses.tell(self.control.controller.stood_still)
         self._pauses.start()
+        broker.spawn(self.leftovers.run())
         broker.spawn(Erasing(driver, self.control, self._coordinator, broker.store, self._forget).run())
 
     def _peer_address(self) -> str:
@@ -273,11 +300,13 @@ class Cluster:
     def damaged(self, pid: int, why: str) -> None:
         """Damage was found in the copy here: it takes and gives nothing until ``renew``."""
         if self._driver is not None:
+            self.take_up(pid)
             self._driver.damaged(pid, why)
 
     async def renew(self, pid: int) -> None:
         """The copy here, which is damaged, is made anew from another broker's; see ``Driver.renew``."""
         assert self._driver is not None
+        self.take_up(pid)
         if pid not in self.copies:
             raise Refused(f"partition {pid} is not assigned to this broker; what is damaged of it here is not used")
         await self._driver.renew(pid, "an operator wants its damaged copy to be replaced")
@@ -295,20 +324,56 @@ class Cluster:
                 continue
             document = one.now.assignment
             copy = self.copies.get(one.partition)
-            if copy is None:
-                copy = self.copies[one.partition] = Copy(self.broker, document)
-                copy.replicated = self._driver.open(one.partition, copy)
-                item = self.broker.catalogue.find(document.item)
-                if item is not None and one.partition in item.partitions:
-                    copy.wish(item)
-            copy.assigned(document)
-            self._driver.assigned(document)
-            if document.owner == self.broker.id:
-                copy.replicated.activate()
+            if self.broker.id not in document.copies:
+                self.leftovers.moved(one.partition)
+            if copy is not None:
+                self._assigned(copy, document)
+            elif self.dormant.note(document, self._item(document)):
+                self.take_up(one.partition)
+
+    def _item(self, document: Assignment) -> Item | None:
+        item = self.broker.catalogue.find(document.item)
+        return item if item is not None and document.partition in item.partitions else None
+
+    def _assigned(self, copy: Copy, document: Assignment) -> None:
+        assert self._driver is not None
+        copy.assigned(document)
+        self._driver.assigned(document)
+        if document.owner == self.broker.id:
+            copy.replicated.activate()
+
+    def take_up(self, pid: int) -> None:
+        """What this broker has of a partition is looked after from now on, if it has a copy: it was asked for, or another broker speaks of it."""
+        document = None if pid in self._going else self.dormant.take(pid)
+        if document is None or self._driver is None:
+            return
+        copy = self.copies[pid] = Copy(self.broker, document)
+        copy.taken_up_s = self.broker.loop.time()
+        copy.replicated = self._driver.open(pid, copy)
+        item = self._item(document)
+        if item is not None:
+            copy.wish(item)
+        self._assigned(copy, document)
+
+    async def awake(self, item: Item, numbers: Iterable[int] | None = None) -> None:
+        """Before partitions (None: all) are used for the first time: returns once those that are this broker's to serve are served, or soon. Who
+        uses them is told why they are not. All others of the item begin too: who uses one will use them, and they need not begin one by one."""
+        pids = item.partitions if numbers is None else [item.partitions[n] for n in numbers if 0 <= n < len(item.partitions)]
+        for pid in item.partitions:
+            if self.dormant.owned(pid):
+                self.take_up(pid)
+        for pid in pids:
+            copy = self.copies.get(pid)
+            if copy is not None and copy.is_starting:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout_at(copy.taken_up_s + AWAKE_S):
+                        await copy.begun.wait()
 
     def declared(self, item: Item) -> None:
         """A queue or stream is known, or altered."""
         for pid in item.partitions:
+            if self.dormant.declared(pid, item):
+                self.take_up(pid)
             copy = self.copies.get(pid)
             if copy is not None:
                 copy.wish(item)
@@ -325,7 +390,24 @@ class Cluster:
         copy = self.copies.pop(pid, None)
         if copy is not None:
             copy.close(NotFound(f"{copy.document.item!r} was deleted"))
+        self.dormant.take(pid)
         self._fitness.forget(pid)
+
+    def _let_go(self, pid: int) -> None:
+        """It was moved to others; its data here go next."""
+        self._going[pid] = True
+        copy = self.copies.pop(pid, None)
+        if copy is not None:
+            copy.close(copy.elsewhere())
+        self.dormant.take(pid)
+        self._fitness.forget(pid)
+
+    def _is_gone(self, pid: int) -> None:
+        """Its data here are erased, or cannot be yet. It may have been given back meanwhile."""
+        del self._going[pid]
+        document = self.dormant.document(pid)
+        if document is not None and self.dormant.note(document, self._item(document)):
+            self.take_up(pid)
 
     # ------------------------------------------------------------ who serves what
 
@@ -340,6 +422,14 @@ class Cluster:
     async def request(self, peer: BrokerId, body: bytes, *, timeout_ms: int, service: Service = Service.VERBS) -> bytes:
         """Asks another broker; see ``Transport.request``."""
         return await self._transport.request(peer, service, body, timeout_ms=timeout_ms)
+
+    @property
+    def transport(self) -> Transport:
+        """To the other brokers, as long as this one runs."""
+        return self._transport
+
+    def _told_gateway(self, peer: BrokerId, body: bytes) -> None:
+        self.gateway(peer, body)
 
     def replicas_now_ms(self) -> int:
         """The time by which replicas judge silence."""
@@ -375,6 +465,10 @@ class Cluster:
             return {}
         row = msgspec.to_builtins(_row(place.item, numbers[0], place))
         return {"brokers": {place.owner: [f"headrace://{address}"]}, "partitions": [row]}
+
+
+def _nobody(peer: BrokerId, body: bytes) -> None:
+    pass
 
 
 def _row(name: str, number: int, place: Place) -> control.PartitionOwner:

@@ -12,6 +12,7 @@ checkpoint shown, for what is not committed.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -58,6 +59,10 @@ class Copy:
         self.end = 1
         """Everything below is committed."""
         self.serving = False
+        self.taken_up_s = 0.0
+        """By the loop's clock."""
+        self.begun = asyncio.Event()
+        """It has been served here, or never will be."""
         self._ended: HeadraceError | None = None
         """Why nothing is done for it any more."""
         self._lead = (0, 0)
@@ -94,6 +99,11 @@ class Copy:
                 self._token += 1
                 self._tokens[self._token] = level, publishes
                 self.replicated.wait(level, index, self._token)
+
+    @property
+    def is_starting(self) -> bool:
+        """It is this broker's to serve and not served yet."""
+        return not self.serving and self.document.owner == self.broker.id and self._ended is None and not self.replicated.halted
 
     def refusal(self, level: int) -> HeadraceError | None:
         """Why nothing is appended at that level now; asked before anything is."""
@@ -179,6 +189,7 @@ class Copy:
         if self._ended is not None:
             return
         self._ended = why
+        self.begun.set()
         self.replicated.halt(str(why))
         if self.partition is not None:
             self.partition.barred = why
@@ -332,6 +343,7 @@ class Copy:
         broker = self.broker
         broker.refresh()
         self.serving = True
+        self.begun.set()
         self._floor = 0
         partition.lead(epoch, self.applied, broker.now_ms, broker.wall_ms)
         _log.info("partition %d of %r is served here in epoch %d", partition.number, partition.item.name, epoch)

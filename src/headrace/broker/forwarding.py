@@ -183,12 +183,15 @@ def _item(broker: Broker, question: Given | Chunk) -> Item:
 
 
 async def _move(broker: Broker, chunk: Chunk) -> Moved:
-    partition = broker.partition(broker.catalogue.get(chunk.name, "queue"), chunk.partition)
+    item = broker.catalogue.get(chunk.name, "queue")
+    await broker.awake(item, (chunk.partition,))
+    partition = broker.partition(item, chunk.partition)
     assert isinstance(partition, QueuePartition)
     return await broker.outbox.chunk(partition, chunk)
 
 
 async def _append(broker: Broker, item: Item, given: Given) -> int:
+    await broker.awake(item, (given.partition,))
     done: asyncio.Future[int] = broker.loop.create_future()
 
     def answer(base: int, error: HeadraceError | None) -> None:

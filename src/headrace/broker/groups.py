@@ -260,10 +260,10 @@ class Groups:
     def assignment(self, subscription: Subscription) -> tuple[tuple[int, ...], int]:
         """(partitions, generation) of a subscription; all of them without a group."""
         hosted = self._hosted(subscription)
-        found = hosted.group.assignment(subscription.member) if hosted is not None else None
-        if found is None:
+        if hosted is None:
             return tuple(range(len(subscription.item.partitions))), 0
-        return found.partitions, found.generation
+        found = hosted.group.assignment(subscription.member)
+        return (found.partitions, found.generation) if found is not None else ((), hosted.group.generation)
 
     def tick(self, now_ms: int) -> None:
         """Once a second: graces that are over, cooperative hand-overs that are done."""
@@ -293,7 +293,7 @@ class Groups:
         self._journal(hosted)
         for assignment in told:
             self._carry_out(hosted, assignment)
-        if told:
+        if told or not len(hosted.group):
             self._gate(hosted)
         self._drop_if_empty(hosted)
 
@@ -359,8 +359,9 @@ class Groups:
             partition.close_reader(subscription)
 
     def _drop_if_empty(self, hosted: Hosted) -> None:
+        """A group ends with its last member, also those whose static name another one took: they are served nothing."""
         item = hosted.home.item
-        if len(hosted.group) or self._groups.get((item.id, hosted.name)) is not hosted:
+        if len(hosted.group) or hosted.members or self._groups.get((item.id, hosted.name)) is not hosted:
             return
         del self._groups[item.id, hosted.name]
         if hosted.name in hosted.home.groups.homed and not self._silent(hosted):

@@ -40,6 +40,7 @@ from headrace.wire import control
 _log = get_logger("member")
 NATIVE: Final = "headrace.gateways.native.listen"
 ADMIN: Final = "headrace.admin.listen"
+MQTT: Final = "headrace.gateways.mqtt.listen"
 EMPTIED_LOOK_S: Final = 1.0
 SHOWN_MAX: Final = 5
 SERVES: Final = (State.ACTIVE, State.DRAINING)
@@ -137,7 +138,8 @@ class Member(Around):
     @property
     def addresses(self) -> dict[str, str]:
         """What a ready file holds."""
-        return {"url": self.url, "admin": self.admin_url}
+        more = self.running.addresses if self.running is not None else {}
+        return {**more, "url": self.url, "admin": self.admin_url}
 
     async def stop(self, drain_grace_ms: int = 0, message: str = "") -> None:
         """Drains for at most that long, then stops: the broker, then the formation with its consensus member. Safe to call more than once."""
@@ -193,7 +195,7 @@ class Member(Around):
         config = replace(formation.config, membership=membership)
         try:
             means = self._means = Formed(formation, config, identity.node_id)
-            running = await run.start(config, (import_module(NATIVE).listen,), tune=self._tune, means=means)
+            running = await run.start(config, (import_module(NATIVE).listen, import_module(MQTT).listen), tune=self._tune, means=means)
         except Exception as e:
             self.error = e if isinstance(e, HeadraceError) else Unavailable(f"the broker cannot be started: {e}")
             self._stop_soon(0, str(e))

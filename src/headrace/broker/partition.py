@@ -22,7 +22,7 @@ from headrace.broker.catalogue import Item
 from headrace.broker.lane import Confirms, InFlight, Lane, Meta, Publish, lane_append, lane_gather
 from headrace.broker.sink import Sink
 from headrace.broker.waiting import Waiting
-from headrace.core.dedup import Duplicate, ProducerTable
+from headrace.core.dedup import Duplicate, Overtaken, ProducerTable
 from headrace.core.group_records import GroupRecords
 from headrace.model import limits
 from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, QueueFull, TooLarge, Unavailable
@@ -230,24 +230,18 @@ class Partition(Lane, ABC):
                 if passing and level >= 0 and run.producer_id >= 0:
                     # sent again because its confirm was lost: what is stored must not be refused for certain
                     stored = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
-                    if stored is not None:
+                    if stored is not None and not isinstance(stored, Overtaken):
                         return self._not_new(sink, channel, asked_level, level, run, blob, stored, now_ms)
                 self.refuse(sink, channel, run, asked_level, error)
                 return error if copy is not None and type(error) in (Elsewhere, Unavailable) else None
         records = run.record_count
         if run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, records)
-            if verdict is not None:
+            if verdict is not None and (copy is None or not isinstance(verdict, Overtaken)):
                 return self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
-        if self.limited:
-            if copy is None and run.producer_id >= 0 and self.producers.overtaken(run.producer_id, run.producer_epoch, run.first_sequence):
-                # its refusal was lost with a connection; stored now, it would stand behind what was sent after it
-                error = QueueFull("there was no room when it first came, and later messages of its publisher are stored", hint="publish it anew")
-            else:
-                error = self.admit(records, nbytes)
-            if error is not None:
-                self.refuse(sink, channel, run, asked_level, error)
-                return None
+        if self.limited and (error := self.admit(records, nbytes)) is not None:
+            self.refuse(sink, channel, run, asked_level, error)
+            return None
         sink.in_flight_bytes += nbytes
         if level == 1:
             self.accepted = True
@@ -396,9 +390,14 @@ class Partition(Lane, ABC):
     def _not_new(
         self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float
     ) -> HeadraceError | None:
-        """A run that the producer table does not take as simply the next: stored before, fenced, or only partly new."""
+        """A run that the producer table does not take as simply the next: stored before, fenced, only partly new, or late."""
         if isinstance(verdict, HeadraceError):
             self.refuse(sink, channel, run, asked, verdict)
+        elif isinstance(verdict, Overtaken):
+            # its refusal was lost with a connection; stored now, it would stand behind what was sent after it
+            full = QueueFull if self.limited else DiskFull
+            late = full("there was no room when it first came, and later messages of its publisher are stored", hint="publish it anew")
+            self.refuse(sink, channel, run, asked, late)
         elif isinstance(verdict, Duplicate):
             base, first, count = verdict.base_offset, run.first_correlation, run.frame_count
             self.broker.counters.duplicates += run.record_count

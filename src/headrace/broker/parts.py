@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 LIST_AT_ONCE: Final = 100
 """Names described before others have a turn."""
+FIGURES_S: Final = 0.5
+"""So long a list waits for partitions that begin to serve."""
 
 
 class Parts:
@@ -43,6 +45,7 @@ class Parts:
             control.CursorSet: self._cursor_set,
             control.CursorDelete: self._cursor_delete,
             control.TransferStatus: self._transfer_status,
+            control.ForceElection: self._force_election,
         }
 
     async def call(self, request: control.Request, numbers: Sequence[int]) -> control.Reply:
@@ -50,16 +53,36 @@ class Parts:
         handler = self._table.get(type(request))
         if handler is None:
             raise Refused(f"{type(request).__name__} is not about partitions")
+        item = self.broker.catalogue.find(getattr(request, "name", ""))
+        if item is not None:
+            await self.broker.awake(item, numbers)
         return await handler(request, numbers)
+
+    async def _force_election(self, r: control.ForceElection, numbers: Sequence[int]) -> control.Reply:
+        assert self.broker.cluster is not None
+        return await self.broker.cluster.electing.here(r)
 
     async def figures(self, names: Sequence[str]) -> control.Listing:
         """What is here of those queues and streams."""
         rows = []
         for at in range(0, len(names), LIST_AT_ONCE):
             found = [item for name in names[at : at + LIST_AT_ONCE] if (item := self.broker.catalogue.find(name)) is not None]
+            await self._awake_held(found)
             rows += [self.info(item) for item in found]
             await asyncio.sleep(0)
         return control.Listing(items=tuple(rows))
+
+    async def _awake_held(self, items: Sequence[Item]) -> None:
+        """In a cluster those begin that hold something and were not used yet: what they hold is counted by their machines alone."""
+        broker = self.broker
+        if broker.cluster is None:
+            return
+        idle = {item.name: [n for n, pid in enumerate(item.partitions) if broker.is_idle(pid) and broker.store.log_bytes(pid)] for item in items}
+        wanted = [asyncio.ensure_future(broker.awake(item, idle[item.name])) for item in items if idle[item.name]]
+        if wanted:
+            _, late = await asyncio.wait(wanted, timeout=FIGURES_S)
+            for each in late:
+                each.cancel()
 
     # ------------------------------------------------------------ queues and streams
 
@@ -83,7 +106,7 @@ class Parts:
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="quarantined", why=why))
                 continue
             if loaded is None:
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.cluster is None else "unavailable"))
+                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.is_idle(pid) else "unavailable"))
                 continue
             if loaded.barred is not None:
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=loaded.epoch, state="unavailable", why=str(loaded.barred)))

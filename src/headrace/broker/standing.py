@@ -15,7 +15,7 @@ from headrace.core.replica.follower import Phase
 from headrace.core.replica.opening import Part
 from headrace.core.replica.owner import Owner
 from headrace.core.replica.peer import Link, Peer
-from headrace.model.cluster import BrokerId
+from headrace.model.cluster import Assignment, BrokerId
 from headrace.wire.frames import Level
 from headrace.wire.topology import UNKNOWN, FollowerRow
 
@@ -51,6 +51,15 @@ def standing(copy: Copy, now_ms: int) -> Standing:
         end=journal.end,
         followers=tuple(_follower(owner, peer, journal.end) for _, peer in sorted(owner.peers.items())) if owner is not None else (),
     )
+
+
+def idle(document: Assignment) -> Standing:
+    """Of a partition that this broker should own and that nobody has used in this life: it begins to serve with the first use. Who is recorded as in
+    sync has everything; of a majority nothing is recorded, and nothing is known against its replicas."""
+    in_sync = document.isr if document.level == "replica_durable" else document.replicas
+    others = (b for b in document.copies if b != document.owner)
+    followers = tuple(FollowerRow(broker=b, link="idle", in_sync=b in in_sync) for b in others)
+    return Standing(partition=document.partition, state="idle", epoch=document.epoch, followers=followers)
 
 
 def _state(copy: Copy, now_ms: int) -> tuple[str, str, tuple[str, ...]]:

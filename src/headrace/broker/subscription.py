@@ -112,6 +112,8 @@ class QueueSubscription(Subscription):
         self.asked = asked
         self.group = asked.cohort
         self.credit = Credit(0 if asked.pull else asked.prefetch, asked.prefetch_bytes)
+        self.window = asked.prefetch
+        """What it may have unsettled at a time, unless it pulls."""
         self.consumers: dict[int, Consumer] = {}
         """By partition number."""
         self.partitions: dict[int, QueuePartition] = {}
@@ -152,6 +154,7 @@ class QueueSubscription(Subscription):
     def add_credit(self, messages: int, nbytes: int) -> None:
         """CREDIT: adds to the window, or takes from it, within bounds."""
         credit = self.credit
+        self.window += messages
         credit.messages = max(-limits.PREFETCH_MESSAGES_MAX, min(credit.messages + messages, limits.PREFETCH_MESSAGES_MAX))
         credit.bytes = max(-CREDIT_BYTES_MAX, min(credit.bytes + nbytes, CREDIT_BYTES_MAX))
         self.wake()

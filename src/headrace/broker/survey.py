@@ -19,7 +19,7 @@ from msgspec import Meta
 from msgspec.structs import replace
 
 from headrace import __version__
-from headrace.broker.standing import Standing, standing
+from headrace.broker.standing import Standing, idle, standing
 from headrace.cluster.control.declared import item
 from headrace.core.control.changes import Finding
 from headrace.core.control.liveness import Verdict, verdict
@@ -58,6 +58,8 @@ class _Told(msgspec.Struct, frozen=True):
     standings: tuple[Standing, ...] = ()
     findings: tuple[Finding, ...] = ()
     alarms: tuple[str, ...] = ()
+    left: str = ""
+    """Of the data of partitions that were moved away from it."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -91,7 +93,7 @@ class Survey:
         alarms = tuple(dict.fromkeys(a for one in told.values() for a in one.alarms))
         names = {id: registered.name for id, registered in picturing.brokers().items()}
         rows = [self._joined(row, standings.get(row.id), findings.get(PartitionId(row.id)), judged, unanswered, names) for row in rows]
-        brokers = self._brokers(judged)
+        brokers = self._brokers(judged, {id: one.left for id, one in told.items()})
         return control.ClusterTopologyInfo(
             broker=self._broker.id,
             state=self._broker.state,
@@ -130,7 +132,7 @@ class Survey:
                 found[id] = verdict(seen, picturing.settings, now_ms)
         return found
 
-    def _brokers(self, judged: Mapping[BrokerId, Verdict]) -> tuple[BrokerRow, ...]:
+    def _brokers(self, judged: Mapping[BrokerId, Verdict], left: Mapping[str, str]) -> tuple[BrokerRow, ...]:
         picturing = self._cluster.control.picturing
         voters = self._cluster.voters()
         owns = Counter(s.assignment.owner for s in picturing.stored.values())
@@ -148,7 +150,7 @@ class Survey:
                     id=id,
                     name=registered.name,
                     state=SHOWN[judgement.state],
-                    why="" if judgement.state == "alive" else judgement.reason,
+                    why=left.get(id, "") if judgement.state == "alive" else judgement.reason,
                     incarnation="" if seen is None else registered.incarnation,
                     release=registered.release,
                     rack=registered.rack,
@@ -179,11 +181,16 @@ class Survey:
         told: dict[str, _Told] = {}
         unanswered: dict[str, str] = {}
 
+        needed = set(wanted)
+        for id in self._cluster.control.picturing.present():
+            wanted.setdefault(id, [])  # what it says of itself is shown if it answers
+
         async def ask(id: str, partitions: list[int]) -> None:
             try:
                 told[id] = await self._ask(BrokerId(id), partitions)
             except HeadraceError as e:
-                unanswered[id] = str(e)
+                if id in needed:
+                    unanswered[id] = str(e)
 
         await asyncio.gather(*(ask(id, partitions) for id, partitions in sorted(wanted.items())))
         return told, dict(sorted(unanswered.items()))
@@ -208,10 +215,17 @@ class Survey:
     def _tell(self, asked: _Asked) -> _Told:
         cluster = self._cluster
         now_ms = cluster.replicas_now_ms()
-        copies = (cluster.copies.get(pid) for pid in asked.partitions)
-        standings = tuple(standing(copy, now_ms) for copy in copies if copy is not None and copy.document.owner == self._broker.id)
+        found: list[Standing] = []
+        for pid in asked.partitions:
+            copy, dormant = cluster.copies.get(pid), cluster.dormant.document(pid)
+            if copy is not None and copy.document.owner == self._broker.id:
+                found.append(standing(copy, now_ms))
+            elif dormant is not None and dormant.owner == self._broker.id:
+                found.append(idle(dormant))
+        standings = tuple(found)
         view = cluster.control.controller.view()
-        return _Told(standings, view.findings, view.alarms) if view.elected else _Told(standings)
+        left = _left(cluster.leftovers.waiting)
+        return _Told(standings, view.findings, view.alarms, left) if view.elected else _Told(standings, left=left)
 
     def _joined(
         self, row: PartitionRow, said: Standing | None, finding: Finding | None, judged: Mapping[BrokerId, Verdict], unanswered: Mapping[str, str],
@@ -292,6 +306,15 @@ def waiting(status: Mapping[str, Any], admin: str) -> control.ClusterTopologyInf
     attention = [f"{me} does not serve: {status['reason']}", *(f"it waits for {one['name']}" for one in status.get("waits_for", ()))]
     id, cluster = status.get("node_id", ""), status.get("cluster_id", "")
     return control.ClusterTopologyInfo(broker=id, state=status["state"], cluster=cluster, brokers=tuple(rows), attention=tuple(attention))
+
+
+def _left(waiting: Mapping[int, str]) -> str:
+    """What is said of the data of partitions that were moved to other brokers."""
+    if not waiting:
+        return ""
+    what = f"has data of {len(waiting)} {'partitions that were' if len(waiting) > 1 else 'partition that was'} moved to others"
+    why = next(filter(None, waiting.values()), "")
+    return f"it {what}, and erases them" + (f" later: {why}" if why else "")
 
 
 def _limit(r: control.ClusterTopology) -> int:

@@ -54,6 +54,7 @@ class Verbs:
             control.QuarantineRepair: self._quarantine_repair,
             control.Topology: self._topology,
             control.ClusterTopology: self._cluster_topology,
+            control.ForceElection: self._force_election,
             control.ConnectionsList: self._connections,
             control.Resolve: self._resolve,
         }
@@ -344,6 +345,11 @@ class Verbs:
     async def _cluster_topology(self, r: control.ClusterTopology) -> control.Reply:
         broker = self.broker
         return await (survey.alone(broker, r) if broker.cluster is None else broker.cluster.survey.topology(r))
+
+    async def _force_election(self, r: control.ForceElection) -> control.Reply:
+        if self.broker.cluster is None:
+            raise Refused("this broker is alone: it serves all its partitions", hint="for damaged ones: headrace quarantine list")
+        return await self.broker.cluster.electing.ask(r)
 
     async def _connections(self, r: control.ConnectionsList) -> control.Reply:
         return control.Connections(connections=tuple(c.info() for c in list(self.broker.sinks.values())[: limits.CONNECTIONS_MAX]))

@@ -2,7 +2,7 @@
 
 import typer
 
-from headrace.cli import cluster_config, cluster_recover, cluster_secret, cluster_status, tryout
+from headrace.cli import cluster_config, cluster_election, cluster_recover, cluster_secret, cluster_status, tryout
 
 app = typer.Typer(no_args_is_help=True, help="Try out a cluster, declare one, look at it, change it. Begin with: headrace cluster up")
 
@@ -12,5 +12,6 @@ app.command("plan")(cluster_config.plan)
 app.command("status")(cluster_status.status)
 app.command("members")(cluster_status.members)
 app.command("recover")(cluster_recover.recover)
+app.command("force-election")(cluster_election.force_election)
 app.add_typer(cluster_config.voter, name="voter")
 app.add_typer(cluster_secret.app, name="secret")

@@ -57,6 +57,9 @@ def _show(now: dict[str, Any], known: Members) -> None:
         print(f"  config     version {committed['version']} is committed")
     if config and (not committed or config["hash"] != committed["hash"]):
         print(f"  config     version {config['version']} is {'proposed' if committed else 'held'}, from {config['from']}")
+    if proposed := now.get("proposed"):
+        verdict = {"refuse": "is refused", "wait": "waits", "elsewhere": "waits"}.get(proposed["verdict"], "goes on")
+        print(f"  proposed   version {proposed['version']} {verdict}: {proposed['reason']}")
     configured = now.get("configured")
     for mistake in configured["mistakes"] if configured else ():
         print(f"  ! {mistake}")

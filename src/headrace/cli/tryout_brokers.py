@@ -13,13 +13,13 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
+from headrace.cli.ports import HOST, neighbours
 from headrace.cluster.etcd.child import Child, last_lines, spawn, strays
 from headrace.cluster.etcd.program import Program, find
 from headrace.model.errors import Invalid, ProgramMissing, ProgramUnsuitable, Unavailable
@@ -30,9 +30,6 @@ BROKERS_MAX: Final = 21
 STOP_S: Final = 40.0
 LOOK_S: Final = 0.05
 ASK_S: Final = 3.0
-HOST: Final = "127.0.0.1"
-PORTS: Final = (10_000, 32_000)
-"""Below those that systems give to outgoing connections."""
 BLOCK: Final = 6
 """Neighbouring ports of one broker: peers, gossip, etcd for clients, etcd for voters (docs/cluster.md), then clients and admin."""
 INSTALL: Final = (
@@ -205,28 +202,7 @@ class Brokers:
 
 def _places(count: int) -> list[Place]:
     names = [chr(ord("a") + n) for n in range(count)]
-    taken: set[int] = set()
-    return [Place(name, "voter" if n < VOTERS else "observer", _block(taken)) for n, name in enumerate(names)]
-
-
-def _block(taken: set[int]) -> int:
-    """The first of neighbouring ports that are free now; they are taken from then on."""
-    for _ in range(1_000):
-        first = PORTS[0] + BLOCK * secrets.randbelow((PORTS[1] - PORTS[0]) // BLOCK)
-        if first not in taken and all(_free(port) for port in range(first, first + BLOCK)):
-            taken.add(first)
-            return first
-    raise Unavailable(f"no {BLOCK} neighbouring ports are free on {HOST} between {PORTS[0]} and {PORTS[1]}", hint="stop what listens there")
-
-
-def _free(port: int) -> bool:
-    try:
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-            with socket.socket(socket.AF_INET, kind) as held:
-                held.bind((HOST, port))
-    except OSError:
-        return False
-    return True
+    return [Place(name, "voter" if n < VOTERS else "observer", neighbours(BLOCK)) for n, name in enumerate(names)]
 
 
 def _get(url: str) -> Any:

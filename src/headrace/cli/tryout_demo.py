@@ -129,7 +129,7 @@ def amiss(now: control.ClusterTopologyInfo) -> str:
     for row in now.partitions:
         if row.state not in ("serving", "idle"):
             return f"{row.name}/{row.partition} is {row.state}"
-        if any(f.lag < 0 or not f.in_sync for f in row.followers):
+        if any(not f.in_sync or (f.lag < 0 and row.state != "idle") for f in row.followers):  # nothing is counted of what nobody uses
             return f"{row.name}/{row.partition} is not fully copied"
     return "" if now.controller else "nobody is the controller"
 

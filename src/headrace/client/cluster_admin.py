@@ -14,7 +14,10 @@ import msgspec
 from headrace.model.errors import Invalid, Malformed, NotConnected, UnknownOutcome, WrongProtocol, from_wire
 from headrace.model.hosts import is_host
 from headrace.model.ports import DefaultPort
+from headrace.wire import control
+from headrace.wire.control import Election, ForceElection
 from headrace.wire.formation import AddVoter, Fed, Feed, Members, Planned, Secrets, SecretStage
+from headrace.wire.shown import shown
 
 DEFAULT_ADMIN: Final = f"http://127.0.0.1:{DefaultPort.ADMIN.value}"
 TIMEOUT_S: Final = 30.0
@@ -61,6 +64,14 @@ class ClusterAdmin:
         """Writes the next version, in which ``name`` is an observer, or (``leave``) is not listed. ``Conflict`` if the quorum would be lost."""
         return self._ask("DELETE", f"/voters/{quote(name, safe='')}{'?leave=true' if leave else ''}", None, Fed)
 
+    def force_election(self, name: str, partition: int = 0, *, chosen: str = "", accept: Election | None = None, by: str = "") -> Election:
+        """What it costs to have a copy of a partition serve that may lack confirmed messages: ``chosen`` (name or id of a broker), or the one that
+        reaches furthest. With ``accept``, an answer to that, it is done, and recorded as accepted ``by``. ``Conflict`` while somebody who holds
+        everything can serve, and if the partition has changed since."""
+        version, chosen = (accept.version, accept.chosen) if accept is not None else (0, chosen)
+        asked = ForceElection(name=name, partition=partition, chosen=chosen, accept_data_loss=accept is not None, version=version, by=by)
+        return self._ask("POST", "/elections", asked, Election)
+
     def secrets(self) -> Secrets:
         """Ids of the secrets that this broker accepts, and of those in its file."""
         return self._ask("GET", "/secrets", None, Secrets)
@@ -79,7 +90,8 @@ class ClusterAdmin:
                 hint = "is it started, with that admin address? give another with --admin or HEADRACE_ADMIN_URL"
                 raise NotConnected(f"no broker answers at {self.url}: {e.strerror or e}", hint=hint) from None
             try:
-                connection.request(method, PATH + path, None if body is None else msgspec.json.encode(body), {"content-type": "application/json"})
+                sent = None if body is None else msgspec.json.encode(shown(body))
+                connection.request(method, PATH + path, sent, {"content-type": "application/json"})
                 response = connection.getresponse()
                 raw = response.read(ANSWER_BYTES_MAX)
                 if response.length:  # what is left of the answer did not come, or is too much
@@ -96,6 +108,8 @@ class ClusterAdmin:
             value = msgspec.json.decode(raw)
             if isinstance(value, dict) and {"code", "error", "message"} <= value.keys() and "verdict" not in value:
                 raise from_wire(int(value["code"]), str(value["message"]), str(value.get("hint", "")))
+            if issubclass(answer, control.Message) and isinstance(value, dict):  # it comes without its tag
+                value = {"t": answer.__struct_config__.tag, **value}
             return msgspec.convert(value, answer)
         except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, ValueError, TypeError) as e:
             raise WrongProtocol(f"what answers at {self.url} is no Headrace broker of this release: {e}", hint="give its admin address") from None

@@ -234,6 +234,8 @@ class Consumer(Subscription):
         self._once_open = True
         self.lease_ms = self._asked_lease_ms or reply.lease_ms or self.lease_ms
         super().opened(reply)
+        if self._stopping:
+            self._refuse_more()
         again: list[bytes] = []
         self._settlements.again(self.channel, self._epochs, again)
         if again:
@@ -281,9 +283,12 @@ class Consumer(Subscription):
     def stop(self) -> None:
         """Ends the iteration; messages in hand can still be settled until ``close``."""
         self._stopping = True
+        self._refuse_more()
+        self._wake()
+
+    def _refuse_more(self) -> None:
         if self._open and not self._pull:
             self._connection.send([CREDIT.pack(16, Op.CREDIT, 0, self.channel, 0, -self.prefetch, 0)])
-        self._wake()
 
     async def close(self, unused: Iterable[Message] = ()) -> None:
         """Sends what was settled, gives everything else back and ends the subscription. ``unused``: messages taken that nobody looked at."""

@@ -3,7 +3,9 @@
 Owns which parts there are. Knows no message: a part knows when nothing of it is in the application's hands any more (``at_rest``).
 Invariants: H1 what is not assigned any more is closed, and the broker has answered that or cannot be reached, before the group is told that others
 may have it. H2 a part is opened with the generation in which it was assigned, so that its broker refuses it once another has it. H3 who loses a
-partition hands nothing of it out any more; what is in the application's hands may still be settled, for at most ``AT_REST_S``.
+partition hands nothing of it out any more; what is in the application's hands may still be settled, for at most ``AT_REST_S``. H4 what all parts
+have, and may still be sent, is never more than the prefetch of the whole, or one message a partition: a part is given its share once others have
+given theirs up.
 """
 
 import asyncio
@@ -19,6 +21,8 @@ from headrace.wire import control
 from headrace.wire.frames import CREDIT, Op
 
 LOOK_S: Final = 0.01
+FREE_S: Final = 0.05
+"""So often it is looked whether others have given up what a part is to have."""
 AT_REST_S: Final = 10.0
 """So long the application may take with what it has of a partition that goes to another member; then that is delivered there again."""
 
@@ -31,15 +35,26 @@ class Shared(Subscription):
     shown = 0
     """Generation in which its partition was assigned, or assigned again."""
     retired = False
+    """It hands nothing out any more."""
     fenced = False
     """Its partition was given to another member."""
     ended_to: Callable[[], None] | None = None
-    """Told when it has ended."""
+    """Told when it is open, and when it has ended."""
+    share = 0
+    """Its part of the prefetch."""
+    _granted = 0
+    _before = 0
+    """What it had been granted, as long as its broker may not know of less."""
+    _lowerings = 0
 
-    def retire(self) -> None:
-        """Hands nothing out any more, and takes nothing more."""
-        self.retired = True
-        self._regrant(0)
+    def here(self) -> int:
+        """How many messages or records of it are here and not done with."""
+        raise NotImplementedError
+
+    @property
+    def bound(self) -> int:
+        """How many may be here, as things are."""
+        return max(self.share, self._granted, self._before, self.here())
 
     def at_rest(self) -> bool:
         """Whether the application has nothing of it in its hands."""
@@ -51,15 +66,32 @@ class Shared(Subscription):
 
     def resize(self, prefetch: int) -> None:
         """Its share of the prefetch is another."""
-        if prefetch != self._granted and not self.retired:
-            self._regrant(prefetch)
-
-    _granted = 0
-
-    def _regrant(self, prefetch: int) -> None:
-        if self._open:
+        self.share = prefetch
+        if self._open and prefetch != self._granted:
             self._connection.send([CREDIT.pack(16, Op.CREDIT, 0, self.channel, 0, prefetch - self._granted, 0)])
+            if prefetch < self._granted:
+                self._before, self._lowerings = max(self._before, self._granted), self._lowerings + 1
             self._granted = prefetch
+
+    async def lowered(self) -> None:
+        """Returns once nothing can come any more that was sent before its broker knew of its share."""
+        lowerings = self._lowerings
+        with suppress(HeadraceError):  # with the connection what was granted on it is gone too
+            await self._connection.request(control.Topology(names=(self.name,)), control.TopologyInfo, again=False)
+        if lowerings == self._lowerings:
+            self._before = 0
+
+    def opened(self, reply: Any) -> None:
+        super().opened(reply)
+        self._before = 0
+        if self.seat:
+            self.resize(self.share)  # it may have changed meanwhile
+        if self.ended_to is not None:
+            self.ended_to()
+
+    def lost(self) -> None:
+        super().lost()
+        self._granted = self._before = 0
 
     def end(self, error: HeadraceError | None) -> None:
         if isinstance(error, Fenced):
@@ -77,9 +109,9 @@ class Sharing(Generic[P]):
     """See the module's head. ``parts`` is the list that ``whole`` hands out from, kept here."""
 
     def __init__(
-        self, whole: Subscription, membership: Membership, parts: list[P], *, make: Callable[[int, int], P], prefetch: Callable[[int], int]
+        self, whole: Subscription, membership: Membership, parts: list[P], *, make: Callable[[int, int, int], P], prefetch: int
     ) -> None:
-        """``make`` the part of a partition that is one of so many; ``prefetch`` of each of so many."""
+        """``make`` the part of a partition that is one of so many, with its share of ``prefetch``."""
         self.membership = membership
         membership.told = self._news_came
         self._whole = whole
@@ -92,6 +124,7 @@ class Sharing(Generic[P]):
         self._refused: dict[int, int] = {}
         """Partition to the generation that another member outran there."""
         self._said = -1
+        self._again: asyncio.TimerHandle | None = None
         self._tasks: dict[asyncio.Task[Any], None] = {}
 
     async def start(self, until: float) -> None:
@@ -152,7 +185,8 @@ class Sharing(Generic[P]):
         for part in leaving:
             self._parts.remove(part)
             self._leaving[part.partition] = part
-            part.retire()
+            part.retired = True
+            self._lower(part, 0)
             self._spawn(self._give_up(part))
         self._open_some()
         if member.generation != self._said:
@@ -165,20 +199,44 @@ class Sharing(Generic[P]):
         self._whole._wake()
 
     def _open_some(self) -> None:
-        """Opens what is assigned and not open; everything has its share of the prefetch."""
+        """Opens what is assigned and not open; everything has its share of the prefetch, as soon as that is free."""
         member = self.membership
         have = {part.partition: part for part in self._parts}
         count = max(1, len(member.assigned))
+        share = max(1, self._prefetch // count)
+        for part in self._parts:
+            part.shown = member.generation
+            if part.share > share:
+                self._lower(part, share)
+        free = max(self._prefetch, count) - sum(part.bound for part in (*self._parts, *self.given_up()))
+        waiting = False
         for number in member.assigned:
-            part = have.get(number)
-            if part is not None:
-                part.shown = member.generation
-                part.resize(self._prefetch(count))
-            elif number not in self._leaving and self._refused.get(number, -1) < member.generation:
-                part = self._make(number, count)
+            known = have.get(number)
+            given = min(share - (known.share if known is not None else 0), free)
+            if known is not None:
+                known.resize(known.share + max(0, given))
+            elif number in self._leaving or self._refused.get(number, -1) >= member.generation:
+                continue
+            elif given > 0:
+                part = self._make(number, count, given)
+                part.share = given
                 part.seat, part.shown, part.ended_to = member.token, member.generation, self._news_came
                 self._parts.append(part)
                 self._spawn(self._start(part))
+            free -= max(0, given)
+            waiting = waiting or number not in have or have[number].share < share
+        if self._again is not None:
+            self._again.cancel()
+        self._again = asyncio.get_running_loop().call_later(FREE_S, self._news_came) if waiting else None
+
+    def _lower(self, part: P, share: int) -> None:
+        part.resize(share)
+        if part._before:
+            self._spawn(self._lowered(part))
+
+    async def _lowered(self, part: P) -> None:
+        await part.lowered()
+        self._news.set()
 
     async def _start(self, part: P) -> None:
         with suppress(HeadraceError):  # ``_look`` sees it
@@ -199,8 +257,14 @@ class Sharing(Generic[P]):
         self._tasks[task] = None
         task.add_done_callback(lambda task: self._tasks.pop(task, None))
 
+    def given_up(self) -> tuple[P, ...]:
+        """Parts that others shall have, and that are not closed yet."""
+        return tuple(self._leaving.values())
+
     async def close(self) -> None:
         """Before the parts that are in use are closed: nothing is opened any more. Those that were given up are closed."""
+        if self._again is not None:
+            self._again.cancel()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()

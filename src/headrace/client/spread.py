@@ -107,12 +107,13 @@ class ConsumerPart(Shared, Consumer):
 
     def opening(self, *, resumed: bool) -> control.Message:
         self._drop_buffer()
+        if self.seat:
+            self.prefetch = max(1, self.share)
         self._granted = self.prefetch
         return msgspec.structs.replace(super().opening(resumed=resumed), seat=self.seat, generation=self.shown)
 
-    def resize(self, prefetch: int) -> None:
-        self.prefetch = prefetch
-        super().resize(prefetch)
+    def here(self) -> int:
+        return sum(len(held) for held in self._held.values()) + sum(d.end - d.first for d in self._buffer if d.auto_acked)
 
     async def finish(self) -> None:
         await self.close()
@@ -142,12 +143,13 @@ class ReaderPart(Shared, Reader):
     """A reader of one partition."""
 
     def opening(self, *, resumed: bool) -> control.Message:
+        if self.seat:
+            self._prefetch = max(1, self.share)
         self._granted = self._prefetch
         return msgspec.structs.replace(super().opening(resumed=resumed), seat=self.seat, generation=self.shown)
 
-    def resize(self, prefetch: int) -> None:
-        self._prefetch = prefetch
-        super().resize(prefetch)
+    def here(self) -> int:
+        return sum(d.end - d.first for d in self._buffer)
 
     async def finish(self) -> None:
         await self.close()
@@ -192,14 +194,18 @@ class SpreadConsumer(Consumer):
         member = Membership(self._connection, self.name, router=self._led_by, key=self.name, group=self._cohort, count=count)
         member.static_name = self._member
 
-        def make(number: int, count: int) -> ConsumerPart:
-            shares = _shares(self._options, count, self.prefetch, self._prefetch_bytes)
+        def make(number: int, count: int, share: int) -> ConsumerPart:
+            shares = {**_shares(self._options, count, self.prefetch, self._prefetch_bytes), "prefetch": share}
             return ConsumerPart(self._connection, self.name, **shares, partitions=(number,), router=self._led_by)
 
-        sharing = Sharing(self, member, self._parts, make=make, prefetch=lambda count: max(1, self.prefetch // count))
+        sharing = Sharing(self, member, self._parts, make=make, prefetch=self.prefetch)
         await _begin(sharing, self._parts, until)
         self.lease_ms = self._parts[0].lease_ms if self._parts else self.lease_ms
         return sharing
+
+    def here(self) -> int:
+        """How many messages of all partitions are here and not settled."""
+        return sum(part.here() for part in (*self._parts, *(self._sharing.given_up() if self._sharing is not None else ())))
 
     def next_ready(self) -> Message | None:
         if self._stopping:
@@ -293,13 +299,13 @@ class SpreadReader(Reader):
         member = Membership(self._connection, self.name, router=self._led_by, key=self._group, group=self._group, count=count)
         member.strategy, member.static_name = self._strategy, self._member
 
-        def make(number: int, count: int) -> ReaderPart:
-            shares = {**_shares(self._options, count, self._prefetch, self._prefetch_bytes), "partitions": (number,)}
+        def make(number: int, count: int, share: int) -> ReaderPart:
+            shares = {**_shares(self._options, count, self._prefetch, self._prefetch_bytes), "prefetch": share, "partitions": (number,)}
             part = ReaderPart(self._connection, self.name, **shares, router=self._led_by)
             part.positions = self.positions
             return part
 
-        sharing = Sharing(self, member, self._parts, make=make, prefetch=lambda count: max(1, self._prefetch // count))
+        sharing = Sharing(self, member, self._parts, make=make, prefetch=self._prefetch)
         await _begin(sharing, self._parts, until)
         return sharing
 

@@ -1,8 +1,8 @@
 """Which producer sequences a partition has stored, so that a publish tried again is stored once (I11).
 
 Per producer it remembers the epoch and the last ``PRODUCER_RANGES`` ranges of sequences with the offsets they got. A sequence beyond the last is new,
-also if some were skipped: those are remembered as not stored and may still come. Sequences count records and wrap at 2^31; inside, they are unwrapped
-integers, and a sequence on the wire means the nearest one.
+also if some were skipped: those are remembered as not stored, and come late if they do. Sequences count records and wrap at 2^31; inside, they are
+unwrapped integers, and a sequence on the wire means the nearest one.
 
 I1: a producer's ranges ascend, disjoint, below its ``next``. I2: below ``known_from`` nothing is known, from there on everything is.
 It knows neither batches nor the log. The table is rebuilt by telling it what the log holds, in order, any number of times.
@@ -36,8 +36,15 @@ class Partial(msgspec.Struct, frozen=True):
     error: HeadraceError
 
 
-Verdict = Duplicate | Partial | HeadraceError | None
+class Overtaken(msgspec.Struct, frozen=True):
+    """Nothing of it is stored, but later records of the same instance are: it was refused when it first came."""
+
+
+Verdict = Duplicate | Partial | Overtaken | HeadraceError | None
 """None: new."""
+
+
+_OVERTAKEN = Overtaken()
 
 
 class _Producer:
@@ -94,14 +101,9 @@ class ProducerTable:
             if low < high:
                 stored.append((low & MASK, high - low, producer.bases[i] + low - producer.firsts[i]))
         if not stored:
-            return None
+            return _OVERTAKEN
         error = Conflict(f"producer {producer_id}: only a part of this batch was stored before", hint="retry batches as they were first sent")
         return Partial(tuple(stored), error)
-
-    def overtaken(self, producer_id: int, epoch: int, first_sequence: int) -> bool:
-        """Whether later records of the same instance are stored: then what is new to ``check`` was refused when it first came."""
-        producer = self._producers.get(producer_id)
-        return producer is not None and producer.epoch == epoch and _nearest(producer.next, first_sequence) < producer.next
 
     def stored(self, producer_id: int, epoch: int, first_sequence: int, count: int, base_offset: int) -> None:
         """Records ``[first_sequence, first_sequence + count)`` were given offsets from ``base_offset`` on. O(1) for the next in line."""
@@ -161,7 +163,7 @@ class ProducerTable:
             return _too_old(producer_id, sequence)
         verdict = self.check(producer_id, epoch, sequence, 1)
         assert not isinstance(verdict, Partial), "one record is stored or not"
-        return verdict
+        return None if isinstance(verdict, Overtaken) else verdict
 
     def last_sequence(self, producer_id: int) -> int:
         """The last sequence stored for a producer in its current epoch, -1 = none."""

@@ -71,6 +71,10 @@ class Registered(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     release: Annotated[str, Meta(max_length=63)] = ""
     """Version of the software."""
     started_wall_ms: _Number = 0
+    writes_bytes_max: _Number = 0
+    """The largest entry that it may write as an owner; 0 = it does not say."""
+    takes_bytes_max: _Number = 0
+    """The largest entry that its log files take; 0 = it does not say."""
     draining: bool = False
     """It is going to stop: it hands over what it owns and is given nothing."""
     unfit: Annotated[tuple[PartitionId, ...], Meta(max_length=UNFIT_MAX)] = ()
@@ -189,7 +193,7 @@ class Placement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     registration_grace_ms: _Ms = 2_000
     """How long a registration must be gone before that alone proves its broker dead."""
     returning_wait_ms: _Ms = 10_000
-    """How long a broker that was gone is given nothing after it is back."""
+    """How long a broker that was gone is given nothing after it is back, and one that was in doubt (cut off, say) no owner back after that ended."""
     freeze_window_ms: _Ms = 10_000
     """Registrations that vanish within this time of each other, while their brokers are seen alive, point to the coordinator, not to the brokers."""
     emptied: Annotated[tuple[_Id, ...], Meta(max_length=1024)] = ()

@@ -26,8 +26,6 @@ def contradictions(config: Config) -> list[tuple[str, str]]:
             wrong.append((f"listen.{name}", f"{text} names no machine, so others could not reach it; give a host name or an address"))
     for name in ("mqtt", "mqtt_ws"):
         named = getattr(config.listen, name) not in ("", "off", "auto")
-        if config.coordination.mode == "coordinated" and named:
-            wrong.append((f"listen.{name}", "MQTT is served by a lone broker only: leave it out, or coordination.mode"))
         if named and config.mqtt.packet_bytes_max > config.storage.flush_bytes_max - 64 * KIB:
             wrong.append(("mqtt.packet_bytes_max", f"must be at least 64 KiB below storage.flush_bytes_max ({config.storage.flush_bytes_max})"))
     opened = names if config.coordination.mode == "coordinated" else names[:4]

@@ -138,6 +138,7 @@ class Run:
     lasts_s: tuple[float, float] = (5.0, 20.0)
     """How long there are faults."""
     first_fault_s = 1.0
+    wal_files_bytes: tuple[int, ...] = (1 * MIB, 64 * KIB)
     settings = SETTINGS
 
     def __init__(self, seed: int, *, rows_max: int | None = 0) -> None:
@@ -148,6 +149,8 @@ class Run:
         self.broken: list[str] = []
         self.healing = False
         self.over = False
+        self.works: dict[str, asyncio.Task[None]] = {}
+        """Who uses it; all of them end soon once it is over."""
         self.numbers = 0
         self.kinds = [kind for kind in self.all_kinds if chance.happens(0.5)] or ["kill"]
         self.pause_s = chance.choice([0.5, 2.0, 5.0])
@@ -156,7 +159,7 @@ class Run:
         self.datagrams = Datagrams(world.network)
         self.store: MemoryStore
         flush = chance.choice([(0.0002, 0.002), (0.002, 0.02)])
-        wal_file_bytes = chance.choice([1 * MIB, 64 * KIB])
+        wal_file_bytes = chance.choice(self.wal_files_bytes)
         storage = Storage(
             wal_file_bytes=wal_file_bytes, wal_bytes_max=64 * wal_file_bytes, flush_bytes_max=wal_file_bytes // 2, segment_own_bytes_min=64 * KIB,
             segment_file_bytes=128 * KIB, disk_free_bytes_min=0, ballast_bytes=0,
@@ -218,14 +221,14 @@ class Run:
                 async with self.at(machine, book.name, partition) as client:
                     publisher = client.publisher(book.name, confirm_timeout=TRY_S)
                     while not self.healing:
-                        await self._burst(publisher, book, partition)
+                        await self.burst(publisher, book, partition)
                         await asyncio.sleep(self.load.between(*self.rests_s))
             except (HeadraceError, TimeoutError):
                 await asyncio.sleep(self.load.between(0.02, 0.2))
             if self.healing:
                 return
 
-    async def _burst(self, publisher: headrace.client.publisher.Publisher, book: Book, partition: int) -> None:
+    async def burst(self, publisher: headrace.client.publisher.Publisher, book: Book, partition: int) -> None:
         waiting: dict[int, asyncio.Future[headrace.client.lane.Receipt]] = {}
         size = self.load.choice([10, 100, 3000])
         for _ in range(self.load.randint(1, 5)):
@@ -389,7 +392,7 @@ class Run:
     async def _go(self) -> None:
         loop = self.world.loop
         await self.begin()
-        works: dict[str, AsyncWork] = {}
+        works = self.works
         dead = self.world.machine("taker-dead")
         works[dead.name] = loop.spawn(dead, self.consume(dead, self.books["dead"], 0), dead.name)
         for book in (self.books["orders"], self.books["events"]):
@@ -405,6 +408,7 @@ class Run:
                 next_fault = loop.time() + self.faults.between(0.1, self.pause_s)
                 self.fault()
             await asyncio.sleep(0.05)
+        await self.act()
         await self._heal()
         self.over = True
         _, late = await asyncio.wait(works.values(), timeout=30.0)
@@ -442,14 +446,21 @@ class Run:
         """What has to come in bounded time after all is healed."""
         return book.missing()
 
-    async def _heal(self) -> None:
-        self.healing = True
+    async def act(self) -> None:
+        """What is done to the cluster after the faults and before all is healed."""
+
+    def mended(self) -> None:
+        """Nothing is wrong any more, but who is dead is still to be started."""
         self.away.clear()
-        loop = self.world.loop
         self.world.network.heal_all()
         for name, host in self.hosts.items():
             self.fast(host)
             self.store.unreachable(name, False)
+
+    async def _heal(self) -> None:
+        self.healing = True
+        self.mended()
+        loop = self.world.loop
         end = loop.time() + HEALED_S
         while loop.time() < end and not self.broken:
             self._start_some(1.0)
@@ -461,9 +472,6 @@ class Run:
             if missing and not self.broken:
                 kept = [f"{m} at {book.offsets.get(m, '?')}" for m in missing[:10]]
                 self.broken.append(f"K1 or K5: {len(missing)} of {book.name} were confirmed and are not delivered {HEALED_S} s after all: {kept}")
-
-
-AsyncWork = asyncio.Task[None]
 
 
 def campaign(first: int, last: int) -> Totals:

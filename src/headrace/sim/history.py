@@ -160,10 +160,18 @@ class Delivery(NamedTuple):
     origin: str = ""
 
 
+class Leased(NamedTuple):
+    """The lease that a broker has on a message. ``until``: when it runs out."""
+
+    attempt: int
+    epoch: int
+    until: float
+
+
 class Settle:
     """A settlement that a consumer sent. ``result``: "" = nobody asked or it was not answered."""
 
-    __slots__ = ("action", "at", "attempt", "consumer", "delay_ms", "id", "name", "offset", "partition", "result", "told_at")
+    __slots__ = ("action", "at", "attempt", "consumer", "delay_ms", "id", "leased", "name", "offset", "partition", "result", "told_at")
 
     def __init__(
         self, at: float, consumer: int, name: str, partition: int, offset: int, attempt: int, id: int, action: str, delay_ms: int = -1
@@ -178,6 +186,8 @@ class Settle:
         self.action = action
         """ack, retry, reject, drop or extend."""
         self.delay_ms = delay_ms
+        self.leased: Leased | None = None
+        """How the message was leased when this was sent, to whomever, if that could be seen."""
         self.result = ""
         self.told_at = 0.0
 
@@ -295,6 +305,8 @@ class History:
         """Up to where a partition is durable now, if it can be seen."""
         self.keeps: Callable[[str, int, int], bool] = lambda name, partition, epoch: True
         """Whether an epoch of a partition is durable now."""
+        self.leased: Callable[[str, int, int], Leased | None] = lambda name, partition, offset: None
+        """How a message is leased now, if it can be seen."""
         self.specs: dict[str, list[tuple[float, Spec]]] = {}
         """Settings by name, with the time from which they may have held; never taken out."""
         self.publishes: dict[int, Publish] = {}

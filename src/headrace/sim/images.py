@@ -200,7 +200,7 @@ class Sweep:
 
 
 def recorded(work: Work) -> Recorded:
-    return Recorded(EMPTY, work.recorder.ops, work.recorder.marks, View(work.journals))
+    return Recorded(EMPTY, work.recorder.ops, work.recorder.marks, View(work.begun))
 
 
 def _chosen(image: Image) -> bool:

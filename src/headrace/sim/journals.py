@@ -3,7 +3,8 @@
 Owns the journals as they were appended and, as of a point of the run, their bounds: what may be there (appended, begun) and what must be (reported
 durable, completed). Does not know disks; ``judge`` looks at a ``Found`` that others fill from a store.
 
-I1 Marks only ever raise bounds, but for a repair that ends. I2 A bound that must be met was told by the store itself through its interface.
+I1 Marks only ever raise bounds, but for damage that a repair is to cut, and a repair that ends. I2 A bound that must be met was told by the store
+itself through its interface.
 
 A problem begins with the promise of the product that is broken: I2 nothing from nowhere, I7 promised epochs survive, I13 what was confirmed is
 there (and no crash is taken for damage), I18 checkpoint and entries after it make the state that was.
@@ -31,7 +32,7 @@ class Mark(NamedTuple):
 
     @property
     def must(self) -> bool:
-        return self.what in ("durable", "checkpointed", "deleted", "repaired", "compacted", "kept", "opened")
+        return self.what in ("durable", "checkpointed", "deleted", "cut", "repaired", "compacted", "kept", "opened")
 
 
 class Journal:
@@ -149,6 +150,13 @@ class View:
             self.retained[pid] = max(number, self.retained.get(pid, 0))
         elif what in ("deleting", "deleted"):
             self.deleting[pid] = what == "deleted"
+        elif what == "hurt":
+            self.durable[pid] = min(number, self.durable.get(pid, 0))
+        elif what == "cut":
+            assert isinstance(value, tuple)
+            self.journals[pid], floor = value
+            self.appended[pid] = self.durable[pid] = number
+            self.retained[pid] = max(floor, self.retained.get(pid, 0))
         elif what in ("isolated", "repaired"):
             self.isolated[pid] = what == "isolated"
         elif what == "version":

@@ -6,7 +6,8 @@ Owns the members: some stay, some leave, some vanish without a word. The cluster
 G1 Where a partition is served one member of a group at a time is attached to it, and what is leased of a cohort's partition is leased to that one.
 G2 The generation of who holds a partition never goes back, not over owners either. G3 A member hands out nothing of a partition in a generation older
 than one in which another was handed something of it, once its broker and the group's home have heard of it again (checked while nothing is wrong).
-G4 After all is healed every partition is held by a member that is there, and everything is consumed. K1 to K7 of ``sim.clustered`` hold too.
+G4 After all is healed every partition is held by a member that is there, and everything is consumed. G5 A member never has more messages of all its
+partitions than its prefetch, or one of each. K1 to K7 of ``sim.clustered`` hold too.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ from msgspec.structs import replace
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.client.client import Client
+from headrace.client.spread import SpreadConsumer
 from headrace.model.errors import HeadraceError, StaleSettle, Unavailable
 from headrace.sim.clustered import Book, Totals
 from headrace.sim.following import Following
@@ -27,6 +29,7 @@ from headrace.sim.loop import Machine
 
 LOOK_S: Final = 0.5
 LEASE_S: Final = 300.0
+PREFETCH: Final = 20
 MEMBERS: Final = 3
 COHORT: Final = "team"
 READERS: Final = "billing"
@@ -58,6 +61,8 @@ class Members(Following):
         self.quiet = False
         """Nothing is wrong any more, and nothing was for a while."""
         self.moves = 0
+        self.consumers: list[SpreadConsumer] = []
+        """Those that are at work."""
 
     # ------------------------------------------------------------ members
 
@@ -89,8 +94,17 @@ class Members(Following):
                 await client.close()
 
     async def _consume(self, client: Client, book: Book, static: str, until: float, vanishes: bool) -> None:
-        consumer = client.consume(book.name, prefetch=20, lease=LEASE_S, cohort=COHORT, member=static)
+        consumer = client.consume(book.name, prefetch=PREFETCH, lease=LEASE_S, cohort=COHORT, member=static)
+        assert isinstance(consumer, SpreadConsumer)
         await consumer.start()
+        self.consumers.append(consumer)
+        try:
+            await self._take(consumer, book, until)
+        finally:
+            self.consumers.remove(consumer)
+        await (vanish(client) if vanishes else consumer.close())
+
+    async def _take(self, consumer: SpreadConsumer, book: Book, until: float) -> None:
         while not self.over and self.world.loop.time() < until:
             try:
                 async with asyncio.timeout(LOOK_S):
@@ -110,7 +124,6 @@ class Members(Following):
                 del book.acking[number]
                 book.acked[number] = message.attempt
                 self.totals.acked += 1
-        await (vanish(client) if vanishes else consumer.close())
 
     async def _read(self, client: Client, book: Book, static: str, until: float, vanishes: bool) -> None:
         reader = client.read(book.name, group=READERS, member=static, commit="explicit")
@@ -140,7 +153,11 @@ class Members(Following):
     # ------------------------------------------------------------ checks
 
     def look(self) -> None:
-        """G1 and G2, at who serves each partition in the newest epoch."""
+        """G1, G2 and G5, at who serves each partition in the newest epoch and at the members."""
+        for consumer in self.consumers:
+            here = consumer.here()
+            if here > max(PREFETCH, len(consumer.assigned)):
+                self.broken.append(f"G5 a member has {here} messages, its prefetch is {PREFETCH}")
         served: dict[tuple[str, int], QueuePartition | StreamPartition] = {}
         for host in self.hosts.values():
             if not host.serving or host.running is None:

@@ -22,7 +22,9 @@ from headrace.sim.loop import Machine, SimLoop
 from headrace.sim.recording import RecordedLane, Recorder
 from headrace.storage.api import Checkpoint, Flushed, StoredEntry
 from headrace.storage.flusher import Lane
+from headrace.storage.index import POSITION_BITS, POSITION_MASK
 from headrace.storage.store import DiskStore
+from headrace.storage.walfiles import name_of
 from headrace.wire.entry import RUN
 from headrace.wire.journal import Action, CursorEntry, Kind, Reason, pack_cursors, pack_leases, pack_records_head, pack_settlements
 
@@ -75,6 +77,8 @@ class Work:
         self.chance = chance = Chance(seed, "images")
         self.recorder: Recorder[Mark] = Recorder(disk or Disk())
         self.journals: dict[int, Journal] = {}
+        self.begun: dict[int, Journal] = {}
+        """The same as they began: one that a repair cut goes on as another."""
         self.config = small_config(chance.fork("config"))
         self.problems: list[str] = []
         self._mark = self.recorder.mark
@@ -193,7 +197,7 @@ class Work:
         known = [pid for pid in self.journals if not self._gone.get(pid) and self._busy.get(pid) not in ("delete", "repair")]
         if new and len(self.journals) < PARTITIONS and (not known or draw.happens(0.12)):
             pid = len(self.journals) + 1
-            self.journals[pid] = Journal(pid, stream=draw.happens(0.5))
+            self.journals[pid] = self.begun[pid] = Journal(pid, stream=draw.happens(0.5))
             return pid
         return draw.choice(known) if known else -1
 
@@ -372,13 +376,41 @@ class Work:
         self._mark(Mark("deleted", pid))
 
     async def _repair(self, pid: int) -> None:
-        """Somebody finds the partition suspicious; nothing is wrong with it, so a repair loses nothing."""
-        store, part = self._store, self._store._ground.part(pid)
-        last = self.journals[pid].last_index
-        await store.durable(part, last)
-        self._mark(Mark("isolated", pid))
-        store._ground.isolate(pid, "a drill", part.last_index, part.next_offset, 0)
-        self._loaded[pid] = False
-        await asyncio.sleep(self._draw.between(0.0001, 0.01))
-        await store.repair(pid, dry_run=False)
-        self._mark(Mark("repaired", pid))
+        """Somebody finds the partition suspicious. Nothing is wrong with it, and the repair loses nothing; or a byte of one of its entries in the
+        log is, and all from there on is cut."""
+        store, ground, draw = self._store, self._store._ground, self._draw
+        part = ground.part(pid)
+        await store.durable(part, self.journals[pid].last_index)
+        flushes = ground.wal.next_seq
+        if draw.happens(0.5):
+            await asyncio.sleep(0.03)
+        async with ground.moving:
+            first = max(part.moved.moved_to, part.checkpoint_index) + 1
+            followed = ground.wal._closed_last or ground.wal.next_seq > flushes  # else what is damaged would be taken for torn
+            hurt = draw.randint(first, part.last_index) if followed and first <= part.last_index else 0
+            self._mark(Mark("isolated", pid))
+            if hurt:
+                self._mark(Mark("hurt", pid, hurt - 1))
+                self._hurt(part.places[hurt - part.first_index], part.sizes[hurt - part.first_index])
+            ground.isolate(pid, "a drill", part.last_index, part.next_offset, 0)
+            self._loaded[pid] = False
+            await asyncio.sleep(draw.between(0.0001, 0.01))
+            done = await store._repairs.repair(pid, dry_run=False)
+            if hurt:
+                self._cut(pid, done.last_valid_index)
+            self._mark(Mark("repaired", pid))
+
+    def _hurt(self, place: int, nbytes: int) -> None:
+        """Turns a byte of an entry in the log into another."""
+        disk, at = self.recorder.disk, (place & POSITION_MASK) + nbytes - 1
+        handle = disk.open(f"{self._store._ground.wal_directory}/{name_of(place >> POSITION_BITS)}", write=True)
+        disk.pwrite(handle, bytes([disk.pread(handle, 1, at)[0] ^ 0x10]), at)
+        disk.fsync(handle)
+        disk.close(handle)
+
+    def _cut(self, pid: int, index: int) -> None:
+        """The journal goes on from there, in another way."""
+        old = self.journals[pid]
+        journal = self.journals[pid] = old.until(index)
+        self._durable[pid] = index
+        self._mark(Mark("cut", pid, index, (journal, old.floors[-1])))

@@ -20,7 +20,7 @@ from headrace.client.consumer import Consumer
 from headrace.model.errors import HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.sim.chance import Chance
-from headrace.sim.history import UNSEEN, History, value_of
+from headrace.sim.history import UNSEEN, History, Leased, value_of
 from headrace.sim.loop import Machine
 from headrace.sim.plan import Client, Name, Plan, draw, smaller
 from headrace.sim.programs import PROGRAMS, Hand, Stage, declare, note_read, told
@@ -54,7 +54,7 @@ class Workload:
         self.chance = chance
         history.now = world.loop.time
         history.broker_life = lambda: sum(broker.incarnation for broker in brokers)
-        history.watermark, history.keeps = self._watermark, self._keeps
+        history.watermark, history.keeps, history.leased = self._watermark, self._keeps, self._leased
         self.stage = Stage(world, "headrace://" + ",".join(broker.url.removeprefix("headrace://") for broker in brokers), plan, history)
         self._programs: list[tuple[Machine, asyncio.Task[None]]] = []
         self._began = False
@@ -78,6 +78,15 @@ class Workload:
         if found is None or not found.broker.durable:
             return True
         return epoch < found.epoch or (epoch == found.epoch and (found.epoch_kept or not found.active))
+
+    def _leased(self, name: str, partition: int, offset: int) -> Leased | None:
+        found = self._loaded(name, partition)
+        if not isinstance(found, QueuePartition):
+            return None
+        for _, _, lease in found.machine._state.leases.pieces(offset, offset + 1):
+            left_s = lease.deadline_ms / 1000 - found.broker.ambient.monotonic()
+            return Leased(lease.attempt, found.epoch, self.world.loop.time() + left_s)
+        return None
 
     # ------------------------------------------------------------ phase 1
 

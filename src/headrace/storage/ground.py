@@ -212,6 +212,14 @@ class Ground:
                 self.isolate(pid, why, part.checkpoint_index, part.next_offset, part.checkpoint_index - part.moved.moved_to)
         return part
 
+    def glance(self, pid: int) -> Part:
+        """As ``part``, for a look: what is made for it alone, and of an idle partition, is not kept."""
+        known = pid in self.parts
+        part = self.part(pid)
+        if not known:
+            self.forget(part)
+        return part
+
     def load_for_recovery(self, pid: int) -> Part:
         """As ``part``, before the log was read."""
         part = self.parts.get(pid)

@@ -33,6 +33,8 @@ SLICE_NS: Final = 500_000
 ENTRIES_MAX: Final = 250_000
 FILES_MAX: Final = 8
 """Every start begins a new log file: nearly empty ones must not pile up."""
+PILE_SHARE: Final = 16
+"""What piled up in the file that is written is given up from this share of it on, when nobody adds to it."""
 PAUSE_S: Final = 0.001
 COMMIT_PARTITIONS: Final = 128
 SWEEP_PARTITIONS: Final = 1024
@@ -61,6 +63,7 @@ class Mover:
         self._floors: dict[int, Part] = {}
         self._last_death: dict[int, int] = {}
         self._round = 0
+        self._seen_seq = 0
         self._forced = False
         storage = ground.config.storage
         self._threshold = min(storage.wal_bytes_max // 4, 4 * storage.wal_file_bytes)
@@ -96,6 +99,8 @@ class Mover:
             await self.pass_once()
         elif noted := self._only_noted():
             await self._pass(noted)
+        elif self._piled_up():
+            self._ground.wal.roll()
         await self._forget_deleted()
         await self._sweep()
         numbers = self._worth_rewriting()
@@ -118,6 +123,15 @@ class Mover:
                 break
             noted = file.file_id
         return noted
+
+    def _piled_up(self) -> bool:
+        """Whether the file that is written holds much, all of the system journal, and nothing was added since the last round: when many queues were
+        declared."""
+        wal = self._ground.wal
+        seen, self._seen_seq = self._seen_seq, wal.next_seq
+        last = wal.files()[-1]
+        much = last.end >= self._ground.config.storage.wal_file_bytes // PILE_SHARE
+        return much and seen == self._seen_seq and self._ground.file_pids.get(last.file_id) == {SYSTEM_PID}
 
     async def _pass(self, upto: int) -> int:
         """Moves the closed log files up to that one; how many could go."""

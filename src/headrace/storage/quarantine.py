@@ -57,8 +57,8 @@ class Repairs:
             await ground.on(ground.io, partial(self._set_aside_rows, part, set(bad), last_valid))
         if part.sizes or last_valid > part.moved.moved_to:
             await self._mover.evacuate(part, last_index=last_valid)
-        if tail_cut or part.sizes:
-            await self._truncate(part, last_valid + 1)
+        # always: a start may have left damaged entries out already, and without the mark the next one would find them again
+        await self._truncate(part, last_valid + 1)
         part.last_index = part.durable_index = last_valid
         part.next_offset = end
         if hurt:

@@ -21,6 +21,7 @@ from headrace.storage.index import Part
 from headrace.storage.installing import NOTHING, Installs, Staged, Staging
 from headrace.storage.intake import Intake
 from headrace.storage.reads import DamagedEntry, Reader, Row, raw_entries
+from headrace.storage.system import SYSTEM_PID
 from headrace.storage.walformat import Row as FlushRow
 from headrace.storage.walformat import encode_entry
 from headrace.wire.journal import OBEYED, TRUNCATE, Kind
@@ -78,6 +79,17 @@ class ReplicatedLog:
         """Why the partition is quarantined here, "" = it is not."""
         found = self._ground.damaged.get(pid)
         return found.why if found is not None else ""
+
+    def held(self) -> list[int]:
+        """The partitions of which anything is on the disk, whether it can be read or not. Blocks for a scan of the small state."""
+        ground = self._ground
+        known = {keys.number_of(prefix, key) for prefix in (keys.MOVED, keys.CHECKPOINT) for key, _ in ground.state.scan(prefix, damaged=[])}
+        known.update(ground.damaged, (p.pid for p in ground.parts.values() if p.last_index or p.promised))
+        return sorted(known - {SYSTEM_PID})
+
+    def keeps(self, pid: int) -> bool:
+        """Whether anything of the partition is on the disk but what it has promised."""
+        return pid in self._ground.damaged or self._ground.part(pid).last_index > 0
 
     def found(self, pid: int) -> Found:
         """To be asked before anything is appended."""

@@ -339,6 +339,12 @@ class DiskStore:
         found.discard(SYSTEM_PID)
         return sorted(found)
 
+    def busy(self) -> Sequence[int]:
+        """Partitions of which the log has something that was not moved, with timers or with unfinished work."""
+        held = {p.pid for p in self._ground.parts.values() if p.last_index > p.moved.moved_to}
+        held.discard(SYSTEM_PID)
+        return sorted(held.union(self.partitions()))
+
     def damaged(self) -> dict[int, Damage]:
         return {pid: shown(q) for pid, q in self._ground.damaged.items()}
 
@@ -375,7 +381,7 @@ class DiskStore:
         return self._ground.part(pid).first_offset()
 
     def log_bytes(self, pid: int) -> int:
-        return self._ground.part(pid).stored_bytes()
+        return self._ground.glance(pid).stored_bytes()
 
     # ------------------------------------------------------------ dropping
 

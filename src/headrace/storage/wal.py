@@ -109,6 +109,19 @@ class _Flight:
         self.started_ns = started_ns
 
 
+def entry_bytes_max(file_bytes: int) -> int:
+    """The largest entry that a log file of that size takes."""
+    return _reserve_at(file_bytes) - DATA_START - HEAD_BYTES - (_rows_max(file_bytes) + 1) * ROW.size - 512
+
+
+def _rows_max(file_bytes: int) -> int:
+    return max(16, min(ROWS_MAX, file_bytes // 512))
+
+
+def _reserve_at(file_bytes: int) -> int:
+    return file_bytes - padded(HEAD_BYTES + _rows_max(file_bytes) * ROW.size) - _RESERVE_FLUSHES * 512
+
+
 class Wal:
     """See the module's head. ``start()`` before anything else."""
 
@@ -145,14 +158,14 @@ class Wal:
         self._random_u64 = random_u64
         self._wall_ms = wall_ms
         self._now_ns = now_ns
-        self._rows_max = max(16, min(ROWS_MAX, file_bytes // 512))
+        self._rows_max = _rows_max(file_bytes)
         self._inline_bytes_max = inline_bytes_max
         self._inlining = False
         self._write_ns = 0
         """Moving average of what one small durable write takes."""
         self._inline_from_ns = 0
-        self._reserve_at = file_bytes - padded(HEAD_BYTES + self._rows_max * ROW.size) - _RESERVE_FLUSHES * 512
-        self._entry_bytes_max = self._reserve_at - DATA_START - HEAD_BYTES - (self._rows_max + 1) * ROW.size - 512
+        self._reserve_at = _reserve_at(file_bytes)
+        self._entry_bytes_max = entry_bytes_max(file_bytes)
         self._flush_bytes_max = min(flush_bytes_max, self._entry_bytes_max)
         if self._entry_bytes_max < 4096:
             raise Invalid(f"a log file of {file_bytes} bytes is too small")
@@ -177,6 +190,7 @@ class Wal:
         self._seq = after.next_seq
         self._previous = after.previous
         self._starved = False
+        self._rolling = False
         self._full = False
         self._closed_last = False
         self._ended_ns = 0
@@ -273,6 +287,13 @@ class Wal:
             else:
                 self._arm()
 
+    def roll(self) -> None:
+        """Goes on in a new file, if one is ready and the log is idle; else nothing happens. What is in the old one can then be given up."""
+        running = self.error is None and self._stopping is None and not self._stopped
+        if running and self._flight is None and self._closed_last and not self.gathering.slots:
+            self._rolling = True
+            self._write([], CLOSING)
+
     async def close(self) -> None:
         """Flushes what gathered, ends with a closing flush and closes the files. ``SyncFailed`` if something could not be made durable."""
         stopped: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -307,12 +328,17 @@ class Wal:
         entry_bytes = sum([s.slot_bytes for s in slots])
         needed = padded(HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows) + entry_bytes)
         header: bytes | None = None
+        fresh: OpenFile | None = None
         if self._end + needed > (self._reserve_at if slots else self._file_bytes):
             fresh = self._set.take()
             if fresh is None:
                 self.gathering.give_back(slots)
                 self._starve()
                 return
+        elif self._rolling:
+            fresh = self._set.take()
+        self._rolling = False
+        if fresh is not None:
             told = self._header(
                 fresh, previous_id=file.file_id, previous_end=self._end, previous_salt=self._salt, previous_seq=self._seq - 1
             )

@@ -12,7 +12,7 @@ import msgspec
 from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.wire.message import Message as Message
 from headrace.wire.mqtt_control import MqttReply, MqttRequest
-from headrace.wire.topology import BrokerRow, PartitionRow
+from headrace.wire.topology import BrokerRow, CopyRow, PartitionRow
 
 # ---------------------------------------------------------------- opening
 
@@ -590,6 +590,40 @@ class ClusterTopologyInfo(Message, tag="topology.cluster.info"):
     more: bool = False
 
 
+class ForceElection(Message, tag="election.force"):
+    """What it would cost to have a copy serve a partition that may lack confirmed messages, for a partition that nobody may serve otherwise; with
+    ``accept_data_loss`` it is done: ``Election``. Any broker takes it; the controller carries it out."""
+
+    name: str
+    partition: int = 0
+    chosen: str = ""
+    """Name or id of the broker that shall own it; "" = the one whose copy reaches furthest."""
+    accept_data_loss: bool = False
+    version: int = 0
+    """Of the answer that was looked at: what is accepted is what that showed."""
+    by: str = ""
+    """Who accepts it; it is recorded."""
+
+
+class Election(Message, tag="election"):
+    """What an election with accepted loss costs, or has cost."""
+
+    name: str
+    partition: int
+    version: int
+    """To be named by who accepts it."""
+    chosen: str
+    """Id of the broker that would own it, or does."""
+    reason: str
+    """What it holds, and what is lost, in a sentence."""
+    given_up: tuple[str, ...] = ()
+    """Members that may hold confirmed messages beyond it."""
+    copies: tuple[CopyRow, ...] = ()
+    elected: bool = False
+    epoch: int = 0
+    """In which it owns the partition; 0 = nothing was done."""
+
+
 class ConnectionsList(Message, tag="connections.list"):
     pass
 
@@ -736,6 +770,7 @@ Request = (
     | QuarantineRepair
     | Topology
     | ClusterTopology
+    | ForceElection
     | ConnectionsList
     | MqttRequest
 )
@@ -755,6 +790,7 @@ Reply = (
     | Quarantine
     | TopologyInfo
     | ClusterTopologyInfo
+    | Election
     | Connections
     | MqttReply
 )

@@ -79,6 +79,10 @@ class Service(IntEnum):
     """Declared configurations and their promises."""
     SURVEY = 6
     """How the partitions stand that a broker owns, for whoever shows the whole cluster."""
+    COPY_ENDS = 7
+    """How far a copy reaches, before an election with accepted loss."""
+    MQTT = 8
+    """Connections of MQTT clients relayed to their session's owner, and what owners of sessions tell each other (``wire.mqtt_peer``)."""
 
 
 _Id = Annotated[str, Meta(max_length=64)]

@@ -33,14 +33,34 @@ class BrokerRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Partitions of which it holds a copy, those that it owns among them."""
 
 
+class CopyRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One copy of a partition that nobody may serve, as an election with accepted loss sees it."""
+
+    broker: str
+    name: str
+    state: str
+    """alive, suspect, dead; damaged: it is there and calls its copy so."""
+    why: str = ""
+    index: int = UNKNOWN
+    """Of the last entry that is on its disk."""
+    epoch: int = UNKNOWN
+    """Of that entry."""
+    committed: int = UNKNOWN
+    """It knows that everything up to this entry is committed."""
+    next_offset: int = UNKNOWN
+    """Offset that would follow the last message that it has taken in."""
+    in_sync: bool = False
+    """Recorded as holding all that was confirmed."""
+
+
 class FollowerRow(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How far a copy has come that is not the owner's, as its owner says."""
 
     broker: str
     link: str = "unknown"
-    """What goes on between the two: ``follows``, or what keeps it from that."""
+    """What goes on between the two: ``follows``, ``idle`` with the partition, or what keeps it from that."""
     in_sync: bool = False
-    """Whether it is recorded as in sync; of a majority, whether it follows."""
+    """Whether it is recorded as in sync; of a majority, whether it follows, or is idle."""
     held: int = UNKNOWN
     """Exclusive end of the entries that it holds durably, -1 = not known."""
     lag: int = UNKNOWN

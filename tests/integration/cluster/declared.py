@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from headrace import connect
+from headrace.model.specs import Durability
 from tests.integration.cluster.members import WAIT_S, Member
 
 Status = dict[str, Any]
@@ -121,11 +122,14 @@ class Brokers:
             member.end()
 
 
-async def publish(brokers: Brokers, names: str, these: list[bytes], *, name: str = "orders", copies: int = 3) -> None:
-    """Confirmed by two brokers, to a queue of three copies, or as many as there are brokers."""
+async def publish(
+    brokers: Brokers, names: str, these: list[bytes], *, name: str = "orders", copies: int = 3, durability: Durability = "replica_durable"
+) -> None:
+    """Confirmed by two brokers, to a queue of three copies, or as many as there are brokers. Who has just come back is given nothing for ten seconds:
+    if two have, a confirm takes as long."""
     url = "headrace://" + ",".join(brokers[n].native for n in names)
-    async with connect(url, wait=WAIT_S) as connected:
-        await connected.declare_queue(name, replication_factor=copies, durability="replica_durable", min_in_sync_replicas=2)
+    async with connect(url, wait=WAIT_S, confirm_timeout=WAIT_S) as connected:
+        await connected.declare_queue(name, replication_factor=copies, durability=durability, min_in_sync_replicas=2)
         for value in these:
             await connected.publish(name, value)
 

@@ -19,6 +19,7 @@ from headrace.client.client import Client, Connecting
 from headrace.cluster.etcd.child import Child, Record
 from tests.integration.coordination.etcds import binary
 from tests.integration.formation.nodes import ports
+from tests.plain import PLAIN
 
 NAMES = ("a", "b", "c")
 WAIT_S = 60.0
@@ -59,12 +60,17 @@ class Member:
                     await asyncio.sleep(0.05)
         except TimeoutError:
             raise AssertionError(self.log.read_text()) from None
-        said = json.loads(self.ready_file.read_text())
+        said = self.said()
         assert {name: said[name] for name in ("url", "admin")} == {"url": f"headrace://{self.native}", "admin": f"http://{self.admin}"}
+
+    def said(self) -> dict[str, str]:
+        """Its ready file."""
+        found: dict[str, str] = json.loads(self.ready_file.read_text())
+        return found
 
     async def get(self, what: str) -> httpx.Response:
         """Asks its admin interface, once that listens."""
-        async with asyncio.timeout(2 * WAIT_S), httpx.AsyncClient(timeout=WAIT_S) as http:
+        async with asyncio.timeout(2 * WAIT_S), httpx.AsyncClient(timeout=WAIT_S, verify=PLAIN) as http:
             while True:
                 with suppress(httpx.ConnectError):
                     return await http.get(f"http://{self.admin}/admin/api/{what}")
@@ -102,7 +108,9 @@ class Member:
 
 
 class Three:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *flags: str) -> None:
+        """``flags``: what else each is started with."""
+        self.flags = flags
         self.secret = folder / "cluster-secret"
         self.secret.write_text("a secret of the tests' cluster\n")
         self.secret.chmod(0o600)
@@ -115,7 +123,7 @@ class Three:
     def start(self, names: Iterable[str], *, declared: Path | None = None) -> None:
         """With all as voters, or with the config in that file."""
         for name in names:
-            self[name].start(*(("--voters", self.voters) if declared is None else ("--cluster", str(declared))), secret=self.secret)
+            self[name].start(*(("--voters", self.voters) if declared is None else ("--cluster", str(declared))), *self.flags, secret=self.secret)
 
     def declare(self, version: int, names: Iterable[str], path: Path) -> Path:
         """A config with these voters."""

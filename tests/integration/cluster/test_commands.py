@@ -10,7 +10,7 @@ import pytest
 
 from headrace.client.cluster_admin import ClusterAdmin
 from headrace.model.errors import Conflict, NotConnected
-from tests.integration.cluster.declared import Brokers, headrace, publish, values
+from tests.integration.cluster.declared import PATIENCE_S, Brokers, headrace, publish, values
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
@@ -82,6 +82,8 @@ async def test_no_argument_reads_the_configured_file_again_and_another_path_is_f
     begun = (await brokers.command("a", "apply", "--json")).json
     assert (begun["verdict"], begun["source"]) == ("begun", str(configured))
     id = await brokers.together("a", 1)
+    last = await brokers.command("a", "voter", "remove", "a", code=64)
+    assert "a is the last voter" in last.err
     elsewhere = tmp_path / "elsewhere.toml"
     elsewhere.write_text(brokers.config(5, "a"))
     assert (await brokers.command("a", "apply", str(elsewhere), "--json")).json["verdict"] == "begun"
@@ -221,6 +223,7 @@ async def test_recovery_shows_what_is_at_risk_asks_and_goes_on_with_one(brokers:
     id = await brokers.together("abc", 1)
     sent = [b"%03d" % n for n in range(20)]
     await publish(brokers, "abc", sent)
+    await publish(brokers, "abc", sent, name="many", durability="majority_durable")
     offline = ("cluster", "recover", "--data-dir", str(brokers["a"].data), "--name", "a")
     running = await headrace(*offline, code=73)
     assert "another process" in running.err or "in use" in running.err
@@ -244,6 +247,15 @@ async def test_recovery_shows_what_is_at_risk_asks_and_goes_on_with_one(brokers:
     brokers.start("a")
     status = await brokers.until("a", lambda s: s.get("code") == "serving")
     assert (status["cluster_id"], status["generation"]) == (done["recovered"], 2)
+    async with asyncio.timeout(PATIENCE_S):  # until it is the controller, and holds the others for dead
+        while (looked := await brokers.command("a", "force-election", "many", code=None)).code:
+            await asyncio.sleep(1)
+    assert "confirmed messages too" in looked.out
+    assert "nothing was done" in looked.out
+    elected = await brokers.command("a", "force-election", "many", "--accept-data-loss")
+    assert "a owns partition 0 of many" in elected.out
+    had = await values(brokers, "a", 1, name="many")
+    assert set(had) <= set(sent), "what the survivor had is served again"
     brokers.start("bc")
     assert await brokers.together("abc", 1) == done["recovered"]
     assert (await brokers["b"].cluster())["generation"] == 2, "the old ones do not undo it"

@@ -1,6 +1,7 @@
 """A broker that was alone becomes the first member of a cluster: everything it has goes on, and the others get copies when that is asked for."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import subprocess
@@ -52,6 +53,26 @@ async def fill(client: Client) -> None:
             await (await consumer.__anext__()).ack(confirmed=True)
 
 
+@contextlib.asynccontextmanager
+async def served(client: Client, name: str) -> AsyncIterator[None]:
+    """Its broker answers and reads that queue all the time, over one connection."""
+
+    async def asks() -> None:
+        while True:
+            async with asyncio.timeout(WAIT_S):
+                assert await client.inspect(name, limit=1)
+            await asyncio.sleep(0.02)
+
+    asking = asyncio.ensure_future(asks())
+    try:
+        yield
+        assert not asking.done(), asking.exception()
+    finally:
+        asking.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asking
+
+
 async def left(client: Client, count: int) -> list[bytes]:
     got: dict[bytes, bool] = {}
     async with asyncio.timeout(WAIT_S), client.consume("orders") as consumer:
@@ -76,8 +97,14 @@ async def test_a_lone_brokers_data_go_on_in_a_cluster(three: Three, tmp_path: Pa
 
     declared = three.declare(1, "abc", tmp_path / "cluster.toml")
     declared.write_text('gospel = "a"\n' + declared.read_text())
-    three.start("bca", declared=declared)
-    await three.ready("abc")
+    three.start("a", declared=declared)
+    await a.ready()  # at once, with nobody else there
+    async with headrace.connect(f"headrace://{a.native}") as client, served(client, "orders"):
+        three.start("bc", declared=declared)
+        await three.ready("bc")
+        async with asyncio.timeout(WAIT_S):
+            while (await a.cluster())["consensus_members"] != dict.fromkeys("abc", "voter"):
+                await asyncio.sleep(0.1)
     async with three.connect() as client:
         async with asyncio.timeout(WAIT_S):
             while (info := await client.describe("orders")).ready + info.leased != 25:

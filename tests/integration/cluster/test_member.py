@@ -226,6 +226,14 @@ async def test_an_asked_drain_ends_it_whether_it_serves_or_not(formation: Told) 
     assert formation.around.error is None
 
 
+async def test_a_config_that_says_exit_ends_it(formation: Told) -> None:
+    formation.says(Standing(State.REMOVED, "removed", "version 2 removed it"))
+    formation.around.exit("version 2 removed it")
+    async with asyncio.timeout(WAIT_S):
+        await formation.around.stopped.wait()
+    assert formation.around.error is None
+
+
 async def test_an_address_of_its_own_that_is_in_use_ends_it_and_nothing_stays_open(formation: Told) -> None:
     gossip = parse_address(formation.config.listen.gossip)
     taken = await asyncio.start_server(lambda reader, writer: None, gossip.host, gossip.port)

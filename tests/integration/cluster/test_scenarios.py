@@ -98,7 +98,7 @@ async def test_clusters_that_meet_merge_only_as_was_confirmed(brokers: Brokers) 
 
 
 async def test_a_wiped_machine_comes_back_and_loses_nobodys_data(brokers: Brokers) -> None:
-    """Scenarios 6 and 7."""
+    """Scenarios 6 and 7; then another machine takes the place of one that is gone for good."""
     id = await formed(brokers, "abc", gospel="b")
     await publish(brokers, "abc", SENT)
     await killed(brokers, "b")
@@ -121,6 +121,13 @@ async def test_a_wiped_machine_comes_back_and_loses_nobodys_data(brokers: Broker
     assert (await brokers.apply("a", brokers.config(3, "abc")))["verdict"] == "begun"
     assert await brokers.together("abc", 3) == id
     assert await values(brokers, "b", len(SENT)) == SENT
+
+    await killed(brokers, "c")
+    brokers.start("d")
+    assert (await brokers.apply("b", brokers.config(4, "abd")))["verdict"] == "begun"
+    assert await brokers.together("abd", 4) == id
+    await brokers.until("a", lambda s: s["consensus_members"] == dict.fromkeys("abd", "voter"))
+    assert await values(brokers, "d", len(SENT)) == SENT
 
 
 async def test_the_leader_and_another_leave_at_once_step_by_step(brokers: Brokers) -> None:

@@ -10,11 +10,11 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+from headrace.cli.ports import HOST, neighbours
 from headrace.cluster.coordinator import Coordinator, Registration
 from headrace.cluster.etcd.calls import Access
 from headrace.cluster.etcd.client import EtcdCoordinator
 from headrace.cluster.etcd.command import Voter, timings
-from headrace.cluster.etcd.opening import free_port
 from headrace.cluster.etcd.program import Program, find
 from headrace.cluster.etcd.supervisor import Pace, Supervisor
 from headrace.model.config import Address
@@ -40,7 +40,7 @@ def program() -> Program:
 
 
 def here() -> Address:
-    return free_port(Address("127.0.0.1", 0))
+    return Address(HOST, neighbours(1))
 
 
 class Member:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from headrace.cli.ports import neighbours
 from headrace.cluster.etcd.child import Child, Record
 from headrace.cluster.formation.addresses import ETCD_PEER
 from tests.integration.coordination.etcds import binary
@@ -21,22 +21,11 @@ from tests.integration.coordination.etcds import binary
 SECRET = "a secret of these brokers, long enough"
 PATIENCE_S = 60.0
 Status = dict[str, Any]
-_given: set[int] = set()
 
 
 def ports() -> int:
-    """The first of four neighbours that are free now, below those that the system gives to connections."""
-    while True:
-        base = 10_000 + 4 * (int.from_bytes(os.urandom(2), "big") % 5_000)
-        try:
-            for port in range(base, base + ETCD_PEER + 1):
-                with socket.socket() as held:
-                    held.bind(("127.0.0.1", port))
-        except OSError:
-            continue
-        if base not in _given:
-            _given.add(base)
-            return base
+    """The first of a broker's four neighbours: for brokers, gossip and both of etcd."""
+    return neighbours(ETCD_PEER + 1)
 
 
 class Ended(AssertionError):
@@ -67,7 +56,9 @@ class Node:
         etcd = f'binary = "{binary()}"\n' if binary() else "tryout = true\n"
         etcd += f"endpoints = {json.dumps(self.endpoints)}\n" if self.endpoints else ""
         cluster = ""
-        if self.declared:
+        if self.declared and self.name == "b" and "[members]\n" in self.declared:  # as well as in a file it may stand here
+            cluster = "[cluster.declared]\n" + self.declared.replace("[members]\n", "[cluster.declared.members]\n")
+        elif self.declared:
             (self.folder / "cluster.toml").write_text(self.declared)
             cluster = f'[cluster]\nfile = "{self.folder}/cluster.toml"\n'
         path = self.folder / "headrace.toml"

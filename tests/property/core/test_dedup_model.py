@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 from hypothesis import given
 
-from headrace.core.dedup import Duplicate, Partial, ProducerTable
+from headrace.core.dedup import Duplicate, Overtaken, Partial, ProducerTable
 from headrace.model.errors import Fenced, SequenceTooOld
 from headrace.model.ids import SEQUENCE_MODULUS
 from headrace.model.limits import PRODUCER_RANGES
@@ -33,8 +33,9 @@ def test_every_sequence_is_stored_once(start: int, publishes: list[tuple[int, in
         first = nexts[producer] + (back if back < 0 or gap else 0)
         verdict = table.check(producer, epochs[producer], first % SEQUENCE_MODULUS, count)
         had = [s for s in range(first, first + count) if s in mine]
-        if verdict is None:
+        if verdict is None or isinstance(verdict, Overtaken):
             assert not had, "stored twice"
+            assert isinstance(verdict, Overtaken) == any(s > first for s in mine)
             table.stored(producer, epochs[producer], first % SEQUENCE_MODULUS, count, offset)
             log.append((producer, epochs[producer], first % SEQUENCE_MODULUS, count, offset))
             if not mine:

@@ -44,6 +44,7 @@ class Machine:
     present: bool = True
     since_ms: int = 0
     returned: bool = False
+    doubted_ms: int | None = None
     unfit: set[PartitionId] = field(default_factory=set)
 
     def seen(self) -> Seen:
@@ -54,6 +55,7 @@ class Machine:
             returned=self.returned,
             swim="alive" if self.up else "dead",
             probe_failed=not self.up,
+            doubted_ms=self.doubted_ms,
             unfit=frozenset(self.unfit),
         )
 
@@ -155,6 +157,12 @@ class Controlled(RuleBasedStateMachine):
             machine.registered = replace(machine.registered, incarnation=life, draining=False)
             machine.up = machine.present = machine.returned = True
             machine.since_ms = self.now
+
+    @rule(pick=st.integers(0, 100))
+    def a_broker_was_in_doubt(self, pick: int) -> None:
+        machine = self.pick(pick, lambda m: m.up)
+        if machine:
+            machine.doubted_ms = self.now
 
     @rule(what=st.sampled_from(["drain", "drain", "empty", "damage", "damage", "settings"]), pick=st.integers(0, 100), other=st.integers(0, 100))
     def something_rare(self, what: str, pick: int, other: int) -> None:
@@ -291,6 +299,8 @@ class Controlled(RuleBasedStateMachine):
         else:
             self.judge(before.assignment, new)
         if change.act == "restore":
+            doubted_ms = self.machines[new.owner].doubted_ms
+            assert doubted_ms is None or self.now - doubted_ms >= self.settings.returning_wait_ms, "an owner goes back to one that was just in doubt"
             self.handovers.append(self.now)
         self.put(new)
         return True

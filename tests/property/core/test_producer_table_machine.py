@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import hypothesis.strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from headrace.core.dedup import Duplicate, Partial, ProducerTable
+from headrace.core.dedup import Duplicate, Overtaken, Partial, ProducerTable
 from headrace.model.errors import Fenced, SequenceTooOld
 from headrace.model.ids import SEQUENCE_MODULUS
 from headrace.model.limits import PRODUCER_RANGES
@@ -63,8 +63,9 @@ class ProducersAgainstAList(RuleBasedStateMachine):
         if isinstance(verdict, SequenceTooOld):
             assert first < self.lost.get((id, epoch), -1), "forgotten only what left the window"
             return
-        if verdict is None:
+        if verdict is None or isinstance(verdict, Overtaken):
             assert not had, "I11: stored twice"
+            assert isinstance(verdict, Overtaken) == any(s > first for s in producer.offsets), "late is what later ones are stored of"
             self.store(id, producer, first, count)
         elif isinstance(verdict, Duplicate):
             assert had == {first + k: verdict.base_offset + k for k in range(count)}

@@ -289,8 +289,7 @@ class QueueModel(RuleBasedStateMachine):
             filter=BLUE if blue_only else None,
             replenish=replenish,
         )
-        leased = [m for m in self.model.of("leased") if m.token == token and replenish]
-        self.parties[self.next_id] = Party(consumer, False, credit + len(leased), nbytes + sum(m.size for m in leased))
+        self.parties[self.next_id] = Party(consumer, False, credit, nbytes)
         self.machine.attach(consumer)
         self.next_id += 1
 

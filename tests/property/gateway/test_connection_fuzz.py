@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from headrace.gateways.native.connection import NativeConnection
 from headrace.wire import control
-from headrace.wire.frames import HEADER, PREAMBLE, Op
+from headrace.wire.frames import HEADER, PREAMBLE, Op, frame
 from tests.fuzz.native import HELLO, OPENING, PUBLISHES, Rig, Wire, campaign, frames, hostile_hot, hostile_request, mutated, request
 
 QUICK = settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
@@ -155,3 +155,36 @@ def test_a_short_campaign_of_the_fuzzer() -> None:
     totals, watch = asyncio.run(campaign(20_000, 77))
     assert totals.closes > 100
     assert not watch.found, "\n".join(watch.first.values())
+
+
+def test_a_peer_that_is_sent_much_is_asked_for_a_sign_of_life_before_it_is_taken_for_dead() -> None:
+    """A broker that answers without a pause has no reason of its own to say PING, and its peer may have nothing to say either."""
+
+    async def test(rig: Rig) -> None:
+        for answers in (True, False):
+            connection, wire = rig.connect(keep=True)
+            assert rig.feed(connection, wire, PREAMBLE + HELLO)
+            await rig.turn(3)
+            assert wire.kept is not None
+            beat_ms, now_ms, ended = connection.heartbeat_ms, rig.broker.now_ms, False
+            for _ in range(12):
+                now_ms += beat_ms
+                connection.sent_ms = now_ms  # something was written just now
+                wire.kept.clear()
+                connection.beat(now_ms)
+                ops = [op for op, _ in frames(b"".join(wire.kept))]
+                ended = ended or Op.ERROR in ops
+                if answers and Op.PING in ops:
+                    assert rig.feed(connection, wire, frame(Op.PONG))
+            assert ended != answers
+            connection.close(None)
+
+        connection, wire = rig.connect(keep=True)
+        assert rig.feed(connection, wire, PREAMBLE + HELLO)
+        await rig.turn(3)
+        assert wire.kept is not None
+        connection.beat(rig.broker.now_ms + 100 * connection.heartbeat_ms)  # the broker stood still: nobody was asked
+        assert Op.ERROR not in [op for op, _ in frames(b"".join(wire.kept))]
+        connection.close(None)
+
+    run(test)

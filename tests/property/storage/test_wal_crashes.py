@@ -16,6 +16,7 @@ OPS = st.one_of(
     st.tuples(st.just("flush"), st.integers(0, 4), st.just(0)),
     st.tuples(st.just("idle"), st.just(0), st.just(0)),
     st.tuples(st.just("retire"), st.just(0), st.just(0)),
+    st.tuples(st.just("roll"), st.integers(0, 4), st.just(0)),
     st.tuples(st.just("crash"), st.integers(1, 6), st.integers(0, 9000)),
     st.tuples(st.just("stop"), st.just(0), st.just(0)),
 )
@@ -136,6 +137,10 @@ def test_confirmed_is_recovered(ops: list[tuple[str, int, int]]) -> None:
                 if len(run.rig.wal.files()) > 2:
                     run.rig.wal.retire(run.rig.wal.files()[0].file_id)
                     run.retired = True
+            case "roll":
+                run.rig.wal.roll()
+                for _ in range(a):
+                    run.rig.step()
             case "crash":
                 run.crash(a, b)
             case _:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from headrace.cli.ports import HOST, neighbours
 from headrace.cluster.etcd import child as children
 from headrace.cluster.etcd.command import Voter, arguments, timings
-from headrace.cluster.etcd.opening import free_port
 from headrace.cluster.etcd.program import Program, fault_of, find
 from headrace.cluster.etcd.supervisor import Pace, Supervisor
 from headrace.errors import CoordinatorUnavailable, Invalid, ProgramMissing, ProgramUnsuitable
@@ -56,7 +56,7 @@ class StandIn:
         self.program = folder / "stand-in"
         self.program.write_text(STAND_IN.format(python=sys.executable, behaviour=str(self.behaviour)))
         self.program.chmod(self.program.stat().st_mode | stat.S_IXUSR)
-        self.client, self.peer = free_port(Address("127.0.0.1", 0)), Address("127.0.0.1", 1)
+        self.client, self.peer = Address(HOST, neighbours(1)), Address("127.0.0.1", 1)
         self.made: list[Supervisor] = []
 
     def voter(self, **changes: object) -> Voter:
@@ -307,6 +307,7 @@ def test_arguments_say_everything_and_names_are_resolved_only_to_listen(tmp_path
         "--heartbeat-interval=50",
         "--election-timeout=500",
         "--pre-vote=true",
+        "--strict-reconfig-check=false",
         "--snapshot-count=4000",
     ):
         assert wanted in made

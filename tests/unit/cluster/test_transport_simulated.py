@@ -139,6 +139,18 @@ def test_a_machine_without_power_is_silent_and_a_killed_process_resets() -> None
         simulated(scenario)
 
 
+def test_who_has_proven_itself_ran_after_the_connection_began() -> None:
+    async def scenario(world: World) -> None:
+        for name, other in (("a", B), ("b", A)):
+            transport = world.ends[name].transport
+            remote = transport.peer(other)
+            assert remote is not None
+            assert remote.link is not None
+            assert transport.answered_ms(other) == remote.link.since_ms > 0, "before the first beat"
+
+    simulated(scenario)
+
+
 def test_who_stood_still_holds_no_silence_against_others_and_trusts_no_old_frame() -> None:
     async def scenario(world: World) -> None:
         a, b = world.ends["a"].transport, world.ends["b"].transport

@@ -1,6 +1,6 @@
 """What a partition says to a publish that may have been stored before."""
 
-from headrace.core.dedup import Duplicate, Partial, ProducerTable
+from headrace.core.dedup import Duplicate, Overtaken, Partial, ProducerTable
 from headrace.model.errors import Conflict, Fenced, SequenceTooOld
 from headrace.model.ids import NO_PRODUCER, SEQUENCE_MODULUS
 from headrace.model.limits import PRODUCERS_PER_PARTITION_MAX
@@ -38,7 +38,7 @@ def test_contiguous_sequences_at_distant_offsets_are_told_apart() -> None:
 
 def test_skipped_sequences_may_still_come() -> None:
     made = table((0, 5, 0), (20, 5, 5))
-    assert made.check(7, 0, 5, 15) is None
+    assert isinstance(made.check(7, 0, 5, 15), Overtaken)
     made.stored(7, 0, 5, 15, 10)
     assert made.check(7, 0, 5, 15) == Duplicate(10)
     assert made.last_sequence(7) == 24
@@ -46,7 +46,7 @@ def test_skipped_sequences_may_still_come() -> None:
 
 def test_sequences_before_the_first_seen_were_never_stored() -> None:
     made = table((100, 5, 0))
-    assert made.check(7, 0, 90, 10) is None
+    assert isinstance(made.check(7, 0, 90, 10), Overtaken)
     assert made.resolve(7, 0, 95) is None
 
 
@@ -88,11 +88,11 @@ def test_the_longest_idle_producers_are_forgotten_and_unknown_ones_are_not_resol
 
 def test_what_was_skipped_was_overtaken() -> None:
     table = ProducerTable()
-    assert not table.overtaken(1, 0, 5)
+    assert table.check(1, 0, 5, 1) is None
     table.stored(1, 0, 5, 2, 100)
-    assert table.overtaken(1, 0, 4)
-    assert not table.overtaken(1, 0, 7)
+    assert table.check(1, 0, 7, 1) is None
     table.stored(1, 0, 9, 1, 102)
-    assert table.overtaken(1, 0, 7)
-    assert not table.overtaken(1, 1, 7)
-    assert not table.overtaken(2, 0, 7)
+    assert isinstance(table.check(1, 0, 7, 2), Overtaken)
+    assert isinstance(table.check(1, 0, 8, 1), Overtaken)
+    assert table.check(1, 1, 7, 1) is None
+    assert table.check(2, 0, 7, 1) is None

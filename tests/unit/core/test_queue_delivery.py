@@ -175,6 +175,21 @@ def test_a_suspended_consumer_keeps_its_leases_and_resuming_releases_what_never_
     assert [(g.first, g.count, g.attempt) for g in machine.grant(10, 10)] == [(2, 3, 1)]
 
 
+def test_what_is_leased_to_a_consumer_that_comes_back_counts_in_its_window() -> None:
+    machine = given(100)
+    given_consumer(machine, credit=20)
+    machine.grant(now_ms=0, wall_ms=0)
+    restarted = replayed(machine, given(100))
+    for kept in (machine, restarted):
+        consumer = Consumer(2, owner_token=1001, credit=Credit(20, 1 << 60))
+        kept.attach(consumer)
+        assert consumer.credit.messages == 0
+        kept.resume(2, [(0, 5)], 0, 0)
+        assert consumer.credit.messages == 15
+        kept.grant(now_ms=0, wall_ms=0)
+        assert sum(end - first for first, end, _ in kept._state.leases) == 20
+
+
 def test_what_could_not_be_sent_is_taken_back_without_counting() -> None:
     machine = given(4)
     given_consumer(machine)

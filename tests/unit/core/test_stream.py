@@ -461,6 +461,20 @@ def test_trimming_moves_readers_and_cursors_and_says_so() -> None:
     assert machine.trim(20) == []
 
 
+def test_what_was_acked_above_a_gap_that_is_trimmed_is_not_sent_again() -> None:
+    machine = stream(12)
+    open_reader(machine, 1, cursor="c")
+    send_all(machine)
+    assert machine.ack(1, [(4, 4), (9, 1)]) == []
+    open_reader(machine, 2, cursor="c", messages=3)
+    send_all(machine)
+    assert machine.position(2) == 3
+    machine.trim(4)
+    assert machine.position(2) == 8
+    machine.credit(2, 10, 0)
+    assert spans(machine) == [(2, 8, 9)]
+
+
 def test_trimming_stops_at_the_high_watermark() -> None:
     machine = stream(10, tier="speculative")
     machine.appended(15)

@@ -9,7 +9,7 @@ from headrace.storage.walfiles import name_of
 from headrace.storage.walformat import DATA_START, PROMISE, TRUNCATE
 from tests.unit.storage.rig import DIRECTORY, Collected, Key, Rig, reopened
 
-FILE_BYTES = 64 * 1024
+FILE_BYTES = 32 * 1024
 SWEEPS = pytest.mark.parametrize(
     ("closed", "step"), [pytest.param(False, 1, marks=[pytest.mark.slow, pytest.mark.timeout(600)]), (False, 29), (True, 29)]
 )
@@ -24,7 +24,7 @@ def written(*, closed: bool) -> tuple[Rig, set[Key]]:
         flush += 1
         for pid in range(1 + flush % 3, 8, 1 + flush % 4):
             for _ in range(1 + (pid + flush) % 2):
-                rig.add(pid, numbers.randbytes(numbers.choice((0, 30, 900, 2000))), epoch=1 + flush // 10)
+                rig.add(pid, numbers.randbytes(numbers.choice((0, 30, 500, 1500))), epoch=1 + flush // 10)
         if flush % 7 == 3:
             rig.add(2, bytes(12), kind=TRUNCATE, index=max(1, rig.last[2] - 1), epoch=1 + flush // 10)
             rig.add(2, b"anew", epoch=1 + flush // 10)

@@ -85,3 +85,70 @@ async def test_a_full_disk_leaves_a_partition_that_was_to_be_deleted() -> None:
     state.full = False
     await rig.store.delete([1])
     assert rig.store.partitions() == []
+
+
+async def declare_many(rig: Rig) -> dict[bytes, bytes]:
+    """More of the catalogue than a log file is kept for."""
+    made = {b"names/%04d" % n: bytes(100) for n in range(600)}
+    for at in range(0, 600, 20):
+        await rig.store.commit_state(dict(list(made.items())[at : at + 20]))
+    return made
+
+
+async def quiet(rig: Rig) -> None:
+    """Some rounds in which nobody declares anything."""
+    for _ in range(4):
+        for call in rig.timers[:]:
+            rig.timers.remove(call)
+            call()
+        await rig.store.maintenance()
+
+
+async def test_what_many_queues_were_declared_with_is_given_up_once_it_is_in_the_small_state() -> None:
+    rig = await Rig().start()
+    made = await declare_many(rig)
+    before = rig.store.stats()["wal_bytes"]
+    await rig.store.maintenance()
+    assert rig.store.stats()["wal_bytes"] >= before, "more may be declared at once"
+    await quiet(rig)
+    assert rig.store.stats()["wal_bytes"] < before / 4
+    assert len(rig.store._ground.wal.files()) == 1
+    passes = rig.store.stats()["move_passes"]
+    await quiet(rig)
+    assert rig.store.stats()["move_passes"] == passes, "once"
+    await rig.crash()
+    assert {key: rig.state.get(key) for key in made} == made
+    await lose_state(rig)
+    assert {key: rig.state.get(key) for key in made} == made
+    await rig.store.close()
+
+
+async def test_a_file_with_messages_in_it_is_not_given_up_early() -> None:
+    rig = await Rig().start()
+    rig.put(1)
+    await rig.flush()
+    await declare_many(rig)
+    before = rig.store.stats()["wal_bytes"]
+    await quiet(rig)
+    assert rig.store.stats()["wal_bytes"] >= before
+    await rig.store.close()
+
+
+async def test_wherever_giving_it_up_is_killed_the_catalogue_is_whole() -> None:
+    step, done = 0, False
+    while not done:
+        step += 1
+        rig = await Rig(seed=step).start()
+        made = await declare_many(rig)
+        rig.kill_at(step)
+        try:
+            await quiet(rig)
+            done = not rig.dead
+        except Killed:
+            pass
+        await rig.crash()
+        assert {key: rig.state.get(key) for key in made} == made, step
+        await lose_state(rig)
+        assert {key: rig.state.get(key) for key in made} == made, step
+        await rig.store.close()
+    assert step > 8

@@ -159,6 +159,36 @@ def test_a_closing_flush_once_idle() -> None:
     assert rig.wal.flushes == flushes, "closed already"
 
 
+def test_an_idle_log_goes_on_in_a_new_file_when_asked() -> None:
+    rig = Rig()
+    rig.put((1, b"a"))
+    rig.wal.roll()
+    assert len(rig.wal.files()) == 1, "no closing flush yet: something may follow at once"
+    rig.run_timers()
+    rig.wal.roll()
+    first, second = rig.wal.files()
+    rig.put((1, b"b"))
+    assert rig.wal.files()[-1].end > second.end
+    rig.wal.retire(first.file_id)
+    rig.stop()
+    found = Collected(rig.files)
+    assert found.log.clean
+    assert not found.log.damaged()
+    assert [index for _, index in found.entries] == [2]
+
+
+def test_a_log_with_no_file_to_go_on_in_stays_where_it_is() -> None:
+    rig = Rig(MemoryFiles(capacity=64 * 1024 + 100))
+    rig.put((1, b"a"))
+    rig.run_timers()
+    rig.wal.roll()
+    assert len(rig.wal.files()) == 1
+    rig.put((1, b"b"))
+    rig.stop()
+    assert rig.wal.error is None
+    assert Collected(rig.files).entries == rig.truth
+
+
 def test_files_follow_each_other_and_are_used_again() -> None:
     rig = Rig(spares_max=2)
     for n in range(300):

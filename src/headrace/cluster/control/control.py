@@ -15,6 +15,7 @@ from headrace.cluster.control.picturing import PREFIXES, Picturing
 from headrace.cluster.control.presence import Presence
 from headrace.cluster.control.topology import Topology
 from headrace.cluster.coordinator import Coordinator
+from headrace.core.control.fitting import misfit
 from headrace.log import get_logger
 from headrace.model import config
 from headrace.model.cluster import Incarnation, Mode, Placement, Planning, Registered
@@ -42,7 +43,7 @@ class Control:
         self._coordinator = coordinator
         self._placement = placement
         self.mirror = Mirror(coordinator, (*PREFIXES, *prefixes))
-        self.presence = Presence(coordinator, me, ttl_ms=ttl_ms, lost=lost, displaced=displaced)
+        self.presence = Presence(coordinator, me, ttl_ms=ttl_ms, fits=self._fits, lost=lost, displaced=displaced)
         self.picturing = Picturing(self.mirror, evidence)
         self.topology = Topology(me.id, self.mirror, self.picturing)
         self.controller = Controller(coordinator, self.mirror, self.picturing, evidence, self.presence, begin=self._begin)
@@ -77,6 +78,10 @@ class Control:
 
     async def set_planning(self, mode: Mode, *, by: str, reason: str = "") -> Planning:
         return await settling.change_planning(self._coordinator, mode, by=by, reason=reason)
+
+    async def _fits(self, me: Registered) -> str:
+        await self.mirror.synced.wait()
+        return misfit(me, self.picturing.present().values())
 
     async def _begin(self) -> None:
         await settling.begin(self._coordinator, self._placement)

@@ -1,7 +1,8 @@
 """The picture on which the controller plans, taken from the documents and from what was seen.
 
-Owns since when each broker is there or gone, by this broker's own clock, and what is done with documents that cannot be read: an unreadable
-assignment withholds its queue or stream from planning, an unreadable registration or setting counts as it was before. Decides nothing.
+Owns since when each broker is there or gone, and when it was last in doubt, by this broker's own clock, and what is done with documents that cannot
+be read: an unreadable assignment withholds its queue or stream from planning, an unreadable registration or setting counts as it was before. Decides
+nothing.
 
 I1 every broker keeps the times, elected or not, so that a new controller knows who has been gone for how long. I2 nothing here is lost by a reread:
 it is told as differences.
@@ -15,7 +16,7 @@ from headrace.cluster.control.evidence import Evidence
 from headrace.cluster.control.mirror import Mirror
 from headrace.cluster.coordinator import Document
 from headrace.core.control.changes import Finding
-from headrace.core.control.liveness import secluded
+from headrace.core.control.liveness import secluded, verdict
 from headrace.core.control.picture import Picture, Seen, Stored
 from headrace.log import get_logger
 from headrace.model.cluster import (
@@ -55,6 +56,10 @@ class Picturing:
         self._evidence = evidence
         self._began_ms = 0
         self._seen: dict[BrokerId, Seen] = {}
+        self._doubted_ms: dict[BrokerId, int] = {}
+        """When a broker was last seen in doubt."""
+        self._in_doubt: frozenset[BrokerId] = frozenset()
+        """Those who were when it was last looked."""
         self._unreadable: dict[str, str] = {}
         """Key and why."""
         self.stored: dict[PartitionId, Stored] = {}
@@ -72,6 +77,7 @@ class Picturing:
         for key in (PLACEMENT_KEY, PLANNING_KEY, CONTROLLER_KEY):
             mirror.on_change(key, self._setting)
         mirror.on_turn(self._turned)
+        evidence.on_news(self._look)
 
     # ------------------------------------------------------------ looking
 
@@ -99,7 +105,7 @@ class Picturing:
         return Seen(
             registered=seen.registered, present=seen.present, since_ms=seen.since_ms, returned=seen.returned, swim=clues.swim,
             probe_failed=clues.probe_failed, reset_ms=clues.reset_ms, refused_ms=clues.refused_ms, frame_ms=clues.frame_ms,
-            unfit=frozenset(seen.registered.unfit),
+            doubted_ms=self._doubted_ms.get(broker), unfit=frozenset(seen.registered.unfit),
         )  # fmt: skip
 
     def secluded(self) -> str:
@@ -108,6 +114,7 @@ class Picturing:
 
     def picture(self, recent_handovers_ms: tuple[int, ...] = ()) -> Picture:
         """How things stand now. Linear in all there is; the caller may plan on another thread."""
+        self._look()
         withheld = {PartitionId(int(key[len(PARTITIONS_PREFIX) :])) for key in self._unreadable if _numbered(key)}
         items = [item(d) for _, d in sorted(self.declared.items()) if not withheld.intersection(d.partitions)]
         brokers = [seen for id in sorted(self._seen) if (seen := self.seen(id)) is not None]
@@ -220,6 +227,15 @@ class Picturing:
             for id in gone:
                 if id not in holding:
                     del self._seen[id]
+                    self._doubted_ms.pop(id, None)
+        self._look()
+
+    def _look(self) -> None:
+        """Notes who is in doubt, or was until now."""
+        now_ms = self.now_ms()
+        doubted = frozenset(id for id in self._seen if (seen := self.seen(id)) is not None and verdict(seen, self.settings, now_ms).state != "alive")
+        self._doubted_ms.update(dict.fromkeys(doubted | (self._in_doubt & self._seen.keys()), now_ms))
+        self._in_doubt = doubted
 
 
 def _numbered(key: str) -> bool:

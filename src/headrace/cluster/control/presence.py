@@ -10,7 +10,7 @@ two processes with one id must not take turns. R2 ``registered`` is set exactly 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from msgspec.structs import replace
@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from headrace.cluster.coordinator import Coordinator, Registration
 from headrace.log import get_logger
 from headrace.model.cluster import Incarnation, Registered, broker_key, decode, encode
-from headrace.model.errors import Conflict, HeadraceError
+from headrace.model.errors import Conflict, HeadraceError, Refused
 
 _log = get_logger("cluster")
 
@@ -29,7 +29,8 @@ DISPLACED_S: Final = 1.0
 
 
 class Presence:
-    """See the module's head. ``lost`` is told the reason, ``displaced`` the incarnation of the other process; both at once within the loop."""
+    """See the module's head. ``fits`` says why it cannot be one of those that are registered ("": it can), ``lost`` is told the reason,
+    ``displaced`` the incarnation of the other process; both at once within the loop."""
 
     def __init__(
         self,
@@ -37,12 +38,13 @@ class Presence:
         me: Registered,
         *,
         ttl_ms: int,
+        fits: Callable[[Registered], Awaitable[str]] | None = None,
         lost: Callable[[str], None] = lambda reason: None,
         displaced: Callable[[Incarnation], None] = lambda other: None,
     ) -> None:
         self._coordinator = coordinator
         self._ttl_ms = ttl_ms
-        self._lost, self._displaced = lost, displaced
+        self._fits, self._lost, self._displaced = fits, lost, displaced
         self._registration: Registration | None = None
         self._task: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
@@ -114,6 +116,9 @@ class Presence:
             await self._step_back()
 
     async def _enter(self) -> Registration:
+        why = await self._fits(self.me) if self._fits is not None else ""
+        if why:
+            raise Refused(f"this broker does not fit to those that are registered: {why}")
         self._news.clear()
         registration = await self._coordinator.register(broker_key(self.me.id), encode(self.me), ttl_ms=self._ttl_ms)
         self._registration = registration

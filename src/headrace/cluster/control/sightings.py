@@ -199,6 +199,8 @@ class Sightings:
                     else:
                         one.clues = replace(one.clues, reset_ms=reset_ms, refused_ms=())
                     one.clues = replace(one.clues, probe_failed=True)
+                if not self._close(one):
+                    one.clues = NONE  # nobody here looks any more: it would be told for ever
                 self._tell()
                 if not self._close(one) or not self._suspect(one):
                     return

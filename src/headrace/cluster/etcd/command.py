@@ -74,6 +74,7 @@ def arguments(voter: Voter, version: Version, listen: Mapping[str, str]) -> list
         "heartbeat-interval": str(voter.heartbeat_ms),
         "election-timeout": str(voter.election_ms),
         "pre-vote": "true",
+        "strict-reconfig-check": "false",  # it would let nobody in while a voter is away: the dead could not be replaced. Voting asks instead
         "snapshot-count": str(voter.snapshot_count),
         "quota-backend-bytes": str(QUOTA_BYTES),
         "auto-compaction-mode": "revision",

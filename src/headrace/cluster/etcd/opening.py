@@ -1,24 +1,13 @@
-"""From the configuration to a client of etcd: which files are read, which addresses are asked; and ports for those who run several on one host."""
+"""From the configuration to a client of etcd: which files are read, which addresses are asked."""
 
 import asyncio
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 
 from headrace.cluster.etcd.calls import Access
 from headrace.cluster.etcd.client import SPACE, EtcdCoordinator
-from headrace.model.config import Address, Config
+from headrace.model.config import Config
 from headrace.model.errors import Invalid
-
-
-def free_port(address: Address) -> Address:
-    """``address``, with a port that is free now in the place of 0: for tests and for several brokers on one host."""
-    if address.port:
-        return address
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family) as held:
-        held.bind((address.host, 0))
-        return Address(address.host, held.getsockname()[1])
 
 
 async def open_client(config: Config, voters: Sequence[str] = (), *, space: str = SPACE) -> EtcdCoordinator:

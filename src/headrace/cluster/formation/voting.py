@@ -11,7 +11,8 @@ V1 a seat's data is that of this seat only: one that is founded or joins begins 
 is started with the members as they are now, read from a majority each time it is tried. V3 what is remembered of members is never used: every look
 and every request reads them. V4 a survivor is started alone once and then as any other, so that a crash later does not throw out those who have
 joined since; and not before its log begins with a snapshot: etcd takes what it had applied, and not yet noted as committed, out of the log of a
-member that goes on alone, so who would learn that log from its beginning would lack it.
+member that goes on alone, so who would learn that log from its beginning would lack it. V5 etcd's own check of changes is off, for it lets nobody in
+while a voter is away, so that the dead could not be replaced: nobody who votes is taken out before a majority of the others has just answered.
 """
 
 import asyncio
@@ -330,16 +331,19 @@ class Voting:
 
     async def _answers(self, client: EtcdCoordinator, revision: int) -> bool:
         """Whether the own member has, by its own word, all that a majority had when it was asked before."""
-        own = self._own_client
-        seat = next((s for s in client.calls.seats if s.address == own), None)
+        status = await self._status(client, self._own_client)
+        return status is not None and bool(status.leader) and status.header.revision >= revision
+
+    async def _status(self, client: EtcdCoordinator, address: str) -> Any:
+        """What the member there says of itself, None = it is not used, or does not answer."""
+        seat = next((s for s in client.calls.seats if s.address == address), None)
         if seat is None:
-            return False
+            return None
         try:
             metadata = await client.calls.metadata(seat, leader=False)
-            status = await seat.maintenance.Status(pb.StatusRequest(), timeout=FIRST_TRY_S, metadata=metadata)
+            return await seat.maintenance.Status(pb.StatusRequest(), timeout=FIRST_TRY_S, metadata=metadata)
         except (RpcError, Closed):
-            return False
-        return bool(status.leader) and status.header.revision >= revision
+            return None
 
     async def _members(self) -> tuple[Listed, ...]:
         return (await self._read(self._need())).members
@@ -376,7 +380,20 @@ class Voting:
         if isinstance(request, Promote):
             await client.promote_member(found.id)
         else:
+            await self._leaves_quorum(client, found, read.members)
             await client.remove_member(found.id)
+
+    async def _leaves_quorum(self, client: EtcdCoordinator, leaving: Listed, members: Sequence[Listed]) -> None:
+        """``CoordinatorUnavailable`` unless a majority of the voters that remain answers now, each for itself (V5)."""
+        rest = [m for m in members if not m.member.learner and m.id != leaving.id]
+        if leaving.member.learner:
+            return
+        answers = await asyncio.gather(*(self._status(client, self._own_client if m.member.name == self._name else m.client) for m in rest))
+        if sum(status is not None and bool(status.leader) for status in answers) < len(rest) // 2 + 1:
+            silent = ", ".join(m.member.name for m, status in zip(rest, answers, strict=True) if status is None or not status.leader)
+            raise CoordinatorUnavailable(
+                f"without {leaving.member.name} there would be no quorum: {silent or 'nobody else'} of the other voters does not answer"
+            )
 
     def view(self) -> dict[str, Any]:
         supervisor = self._supervisor

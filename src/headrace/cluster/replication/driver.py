@@ -10,7 +10,7 @@ known as such in the small state before it begins anew.
 
 import asyncio
 import heapq
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -19,6 +19,7 @@ from headrace.ambient import ambient
 from headrace.cluster.replication import marks
 from headrace.cluster.replication.heads import pack, unpack
 from headrace.cluster.replication.interface import FlushRow, Log, Peers, Store, Swaps, Told
+from headrace.cluster.replication.knocking import Knocking, owner_to_wake
 from headrace.cluster.replication.messages import Offer, Want
 from headrace.cluster.replication.messages import Part as CopyPart
 from headrace.cluster.replication.outbox import Outbox
@@ -39,7 +40,7 @@ from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 from headrace.model.config import Config
-from headrace.model.errors import Malformed, Refused
+from headrace.model.errors import Malformed, Refused, StorageError
 from headrace.wire import replication as wire
 from headrace.wire.journal import Kind
 from headrace.wire.peer import Introduction
@@ -54,17 +55,17 @@ _PROMISE: Final = int(Kind.PROMISE)
 
 
 class Heard(Mapping[BrokerId, int]):
-    """When the last frame of each broker came, of whatever partition."""
+    """When the last frame of each broker came, of whatever partition, or when it surely ran last, as ``when`` says."""
 
-    def __init__(self, peers: Peers, links: Mapping[BrokerId, str]) -> None:
-        self._peers = peers
+    def __init__(self, when: Callable[[BrokerId], int], links: Mapping[BrokerId, str]) -> None:
+        self._when = when
         self._links = links
 
     def __getitem__(self, broker: BrokerId) -> int:
-        heard_ms = self._peers.heard_ms(broker)
-        if heard_ms == _NEVER:
+        at_ms = self._when(broker)
+        if at_ms == _NEVER:
             raise KeyError(broker)
-        return heard_ms
+        return at_ms
 
     def __iter__(self) -> Iterator[BrokerId]:
         return iter(self._links)
@@ -79,9 +80,12 @@ class Driver:
     def __init__(
         self, me: BrokerId, incarnation: Incarnation, peers: Peers, swaps: Swaps, *, pace: Pace = Pace(), memory: Memory | None = None,
         catch_up_bytes_per_second: int = CATCH_UP_BYTES_PER_SECOND, part_bytes: int = limits.READ_CHUNK_BYTES,
+        take_up: Callable[[int], None] = lambda pid: None,
     ) -> None:  # fmt: skip
+        """``take_up``: opens a partition of which another broker speaks, if there is a copy of it here that is not open yet."""
         self.me = me
         self.incarnation = incarnation
+        self._take_up = take_up
         self.partitions: dict[int, Replicated] = {}
         self.links: dict[BrokerId, Incarnation] = {}
         self._loop = asyncio.get_running_loop()
@@ -90,9 +94,12 @@ class Driver:
         self._swaps = swaps
         self._pace = pace
         self._memory = memory or Memory()
-        self._heard = Heard(peers, self.links)
+        self._heard = Heard(peers.heard_ms, self.links)
+        self._sure = Heard(peers.answered_ms, self.links)
+        self._draining: dict[BrokerId, bool] = {}
         self._outboxes: dict[BrokerId, Outbox] = {}
         self._crowded: dict[BrokerId, dict[int, Replicated]] = {}
+        self._knocking = Knocking(self._loop, self._knock)
         self._dirty: dict[int, Replicated] = {}
         self._scheduled = self.ended = False
         self._due: list[tuple[int, int]] = []
@@ -127,7 +134,11 @@ class Driver:
         self._store = store
         self._log = store.replicated(self, self.flushed)
         self._marks = marks.unpack(store.state.get(marks.KEY))
-        await store.commit_state({marks.KEY: marks.pack(clean=False, suspect=self._marks.suspect)})
+        await self._mark()
+
+    async def _mark(self) -> None:
+        last = self._marks
+        await self._store.commit_state({marks.KEY: marks.pack(clean=False, suspect=last.suspect, given_up=last.given_up)})
 
     def open(self, pid: int, told: Told) -> Replicated:
         """What this broker has of a partition, if anything; to be called soon after ``start``, or when it is given a copy."""
@@ -153,13 +164,15 @@ class Driver:
             base_epoch=found.base_epoch,
             runs=found.runs,
             unclean=not empty and (not last.clean or pid in last.unclean),
-            suspect=pid in last.suspect,
+            suspect=pid in last.suspect or pid in last.given_up,
         )
         if self._log.damage(pid):
             recovered = Recovered(promised=found.promised, generation=found.generation, version=found.version, suspect=True)
-        replica = Replica(self.me, self.incarnation, recovered, self._heard, pace=self._pace)
+        replica = Replica(self.me, self.incarnation, recovered, self._heard, sure=self._sure, pace=self._pace)
         for broker, incarnation in self.links.items():
             replica.connected(broker, incarnation, self.now_ms())
+        for broker in self._draining:
+            replica.draining(broker, True)
         return replica
 
     def unfit(self, pid: int) -> bool:
@@ -167,7 +180,7 @@ class Driver:
         the controller is told of (``cluster.control``), from before this broker is given anything."""
         partition = self.partitions.get(pid)
         if partition is None:
-            return bool(self._log.damage(pid)) or pid in self._marks.suspect
+            return bool(self._log.damage(pid)) or pid in self._marks.suspect or pid in self._marks.given_up
         replica = partition.replica
         return bool(partition.halted) or replica.journal.suspect or replica.follower.phase in (Phase.QUARANTINED, Phase.RENEWING)
 
@@ -199,13 +212,40 @@ class Driver:
         found = self._log.found(pid)
         return found.end > 1 or bool(found.promised)
 
+    def keeps(self, pid: int) -> bool:
+        """Whether there are data of that partition on this broker's disk, more than what it has promised."""
+        return self._log.keeps(pid)
+
+    async def give_up(self, pid: int) -> None:
+        """Others have all of it and nobody counts on the copy here any more: its data go. What it has promised stays, and it counts as one that has
+        lost something if it is a member in an older document that comes back. ``StorageError``: not all of that was done; ask again."""
+        self._end(pid, "it was moved to other brokers")
+        trouble: list[StorageError] = []
+        await asyncio.shield(self.settle(self._give_up(pid, trouble)))
+        if trouble:
+            raise trouble[0]
+
+    async def _give_up(self, pid: int, trouble: list[StorageError]) -> None:
+        self._marks = replace(self._marks, given_up=tuple({*self._marks.given_up, pid}))
+        try:
+            await self._mark()
+            await self._log.replace(pid, None, 0)
+        except StorageError as e:
+            trouble.append(e)
+
     def close(self, pid: int) -> None:
         """Nothing of it is here any more: it was deleted and its data are gone."""
-        partition = self.partitions.get(pid)
+        self._end(pid, "it was deleted")
+        last = self._marks
+        suspect, given_up = (tuple(other for other in pids if other != pid) for pids in (last.suspect, last.given_up))
+        self._marks = replace(last, suspect=suspect, given_up=given_up)
+
+    def _end(self, pid: int, why: str) -> None:
+        partition = self.partitions.pop(pid, None)
         if partition is not None:
-            partition.halt("it was deleted")
-            del self.partitions[pid]
+            partition.halt(why)
             self._dirty.pop(pid, None)
+            self._collecting.pop(pid, None)
             for crowd in self._crowded.values():
                 crowd.pop(pid, None)
 
@@ -243,21 +283,31 @@ class Driver:
         _log.warning("partition %d begins anew: %s", pid, reason)
         partition.halt(f"it begins anew: {reason}")
         self._marks = replace(self._marks, suspect=tuple({*self._marks.suspect, pid}))
-        await self._store.commit_state({marks.KEY: marks.pack(clean=False, suspect=self._marks.suspect)})
+        await self._mark()
         await self._log.replace(pid, None, 0)
         if not self.ended:
             partition.renewed(self._replica(pid))
+            self._knocking.knock(partition)
+
+    def held(self) -> Collection[int]:
+        """The partitions of which anything is on this broker's disk. Blocks for a scan of the small state."""
+        return self._log.held()
 
     async def stop(self) -> None:
-        """Cleanly: everything appended is durable, nothing is answered any more, and the next life is told so. Before the store is closed."""
+        """Cleanly: everything appended is durable, nothing is answered any more, and the next life is told so. Before the store is closed. What an
+        earlier life has left in doubt of copies that were not opened stays so."""
         self.abandon()
         while self._settling:
             await asyncio.wait(self._settling)
         for partition in self.partitions.values():
             await self._log.durable(partition.pid)
+        last = self._marks
         unclean = [p.pid for p in self.partitions.values() if p.replica.journal.unclean]
+        unclean += [pid for pid in self._log.held() if pid not in self.partitions and (not last.clean or pid in last.unclean)]
         suspect = [p.pid for p in self.partitions.values() if p.replica.journal.suspect]
-        await self._store.commit_state({marks.KEY: marks.pack(clean=True, unclean=unclean, suspect=suspect)})
+        suspect += [pid for pid in last.suspect if pid not in self.partitions]
+        given_up = [pid for pid in last.given_up if pid not in self.partitions]
+        await self._store.commit_state({marks.KEY: marks.pack(clean=True, unclean=unclean, suspect=suspect, given_up=given_up)})
 
     def abandon(self, reason: str = "this broker stops") -> None:
         """Does nothing more, as after a failed write: what waits has an unknown outcome."""
@@ -366,6 +416,7 @@ class Driver:
         if partition is not None:
             partition.replica.assigned(document, self.now_ms())
             self.stir(partition)
+            self._knocking.knock(partition)
 
     def swap(self, partition: Replicated, effect: effects.Swap) -> None:
         replica = partition.replica
@@ -400,7 +451,16 @@ class Driver:
         for partition in self.partitions.values():
             partition.replica.connected(peer, self.links[peer], self.now_ms())
             self.stir(partition)
+            self._knocking.knock(partition)
         self.news()
+
+    def _knock(self, partition: Replicated) -> bool:
+        owner = owner_to_wake(partition, self.me)
+        if self.ended or owner not in self.links or self.partitions.get(partition.pid) is not partition:
+            return False
+        self.outbox(owner).acknowledge(partition.pid, 0, 0, 0)
+        self.stir(partition)
+        return True
 
     def lost(self, peer: BrokerId, why: Lost) -> None:
         self._broken(peer)
@@ -428,6 +488,11 @@ class Driver:
             self.stir(partition)
 
     def draining(self, peer: BrokerId, draining: bool) -> None:
+        """That broker is about to go, or is not any more."""
+        if draining:
+            self._draining[peer] = True
+        else:
+            self._draining.pop(peer, None)
         for partition in self.partitions.values():
             partition.replica.draining(peer, draining)
             self.stir(partition)
@@ -443,7 +508,7 @@ class Driver:
         for item in items:
             message = unpack(item.head)
             if isinstance(message, (Offer, Want, CopyPart)):
-                partition = self.partitions.get(item.pid)
+                partition = self._spoken_of(item.pid)
                 if partition is not None and not partition.halted:
                     partition.installs.received(peer, message, b"".join(item.entries))
                 continue
@@ -456,10 +521,15 @@ class Driver:
             self._received(peer, item.pid, message, now_ms)
 
     def _received(self, peer: BrokerId, pid: int, message: AnyMessage, now_ms: int) -> None:
-        partition = self.partitions.get(pid)
+        partition = self._spoken_of(pid)
         if partition is not None and not partition.halted:
             partition.replica.received(peer, message, now_ms)
             self.stir(partition)
+
+    def _spoken_of(self, pid: int) -> Replicated | None:
+        if pid not in self.partitions:
+            self._take_up(pid)
+        return self.partitions.get(pid)
 
     # ------------------------------------------------------------ the log
 

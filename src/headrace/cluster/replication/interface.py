@@ -1,6 +1,6 @@
 """What replication needs from outside, and what a partition is told by it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
 from headrace.core.replica.effects import Outcome
@@ -28,6 +28,8 @@ class Peers(Protocol):
     def send(self, peer: BrokerId, service: Service, *parts: bytes) -> bool: ...
 
     def heard_ms(self, peer: BrokerId) -> int: ...
+
+    def answered_ms(self, peer: BrokerId) -> int: ...
 
 
 class Found(Protocol):
@@ -80,6 +82,10 @@ class Log(Protocol):
     """The log as replicas use it; the one on disk is ``storage.replicated``'s, where its words are explained."""
 
     def damage(self, pid: int) -> str: ...
+
+    def held(self) -> Collection[int]: ...
+
+    def keeps(self, pid: int) -> bool: ...
 
     def found(self, pid: int) -> Found: ...
 

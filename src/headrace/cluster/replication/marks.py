@@ -22,14 +22,16 @@ class Marks(msgspec.Struct, frozen=True, array_like=True):
     """Partitions in doubt in spite of a clean stop."""
     suspect: tuple[int, ...] = ()
     """Partitions that are known to have lost something."""
+    given_up: tuple[int, ...] = ()
+    """Partitions that were moved to others and whose data here were erased, or are about to be: as good as ``suspect`` if they come back."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Marks).decode
 
 
-def pack(*, clean: bool, unclean: Iterable[int] = (), suspect: Iterable[int] = ()) -> bytes:
-    return _encode(Marks(clean, tuple(unclean), tuple(suspect)))
+def pack(*, clean: bool, unclean: Iterable[int] = (), suspect: Iterable[int] = (), given_up: Iterable[int] = ()) -> bytes:
+    return _encode(Marks(clean, tuple(unclean), tuple(suspect), tuple(given_up)))
 
 
 def unpack(raw: bytes | None) -> Marks:

@@ -96,7 +96,7 @@ class Link(asyncio.Protocol):
         """The peer's, once it is known."""
         self.heard_ms = self.since_ms
         self.answered_ms = 0
-        """Sending time of the newest own ping that was answered, 0 = none yet."""
+        """Sending time of the newest own ping that was answered; until then when this side began, whose nonce the proof answers. 0 = no proof yet."""
         self.round_trip_ms = 0
         self.full = self.told_full = False
         self.address = ""
@@ -223,6 +223,7 @@ class Link(asyncio.Protocol):
         answer = opening.receive(op, frame)
         if opening.opened is not None:
             self.opened = opening.opened
+            self.answered_ms = self.since_ms
             self._opening = None
             self._frame_bytes_max = self.ends.settings.frame_bytes_max
         if answer:

@@ -276,7 +276,8 @@ class Transport:
 
     def answered_ms(self, peer: BrokerId) -> int:
         """The newest moment of which it is certain that its current incarnation ran and heard this broker later than that: the sending time of the
-        newest beat it has answered. Nothing that lay in a buffer while anybody stood still makes it younger. 0 = none."""
+        newest beat it has answered, or before that the beginning of the connection, whose nonce its proof answers. Nothing that lay in a buffer while
+        anybody stood still makes it younger. 0 = none."""
         remote = self._remotes.get(peer)
         return NEVER if remote is None else remote.answered_ms
 

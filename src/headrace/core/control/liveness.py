@@ -46,6 +46,8 @@ class Broker(msgspec.Struct, frozen=True, kw_only=True):
     """Gone for so long that its copies are made elsewhere."""
     at_home_ms: int
     """How long it has been here."""
+    steady: bool
+    """Nothing has spoken against it for so long that owners may go back to it."""
 
     @property
     def id(self) -> BrokerId:
@@ -112,9 +114,12 @@ def judged(picture: Picture) -> tuple[dict[BrokerId, Broker], list[int]]:
         passed_ms = now_ms - seen.since_ms
         settled = not (seen.present and seen.returned and passed_ms < settings.returning_wait_ms)
         lost = judgement.state == "dead" and not seen.present and passed_ms >= settings.replace_after_ms
+        steady_ms = 0 if seen.doubted_ms is None else seen.doubted_ms + settings.returning_wait_ms
         brokers[id] = Broker(
-            seen=seen, state=judgement.state, reason=judgement.reason, settled=settled, lost=lost, at_home_ms=passed_ms if seen.present else 0
-        )
+            seen=seen, state=judgement.state, reason=judgement.reason, settled=settled, lost=lost, at_home_ms=passed_ms if seen.present else 0,
+            steady=judgement.state == "alive" and now_ms >= steady_ms,
+        )  # fmt: skip
+        moments.append(steady_ms)
         if judgement.until_ms is not None:
             moments.append(judgement.until_ms)
         waits = (settings.returning_wait_ms, settings.preferred_after_ms) if seen.present and seen.returned else ()

@@ -87,7 +87,7 @@ def assign_new(draft: Draft) -> None:
 
 
 def restore_preferred(draft: Draft) -> None:
-    """Gives partitions back to their preferred owners, a few at a time."""
+    """Gives partitions back to their preferred owners, a few at a time, and only to those against whom nothing has spoken for a while."""
     left = draft.handovers_left() if draft.settings.rebalance else 0
     for stored in draft.untouched():
         a = stored.assignment
@@ -97,7 +97,7 @@ def restore_preferred(draft: Draft) -> None:
             continue
         preferred = draft.broker(a.preferred)
         back = not preferred.seen.returned or preferred.at_home_ms >= draft.settings.preferred_after_ms
-        if not draft.is_open(preferred) or not back or a.preferred in a.elr:
+        if not draft.is_open(preferred) or not preferred.steady or not back or a.preferred in a.elr:
             continue
         why = f"it is the preferred owner and in sync, in place of {draft.broker(a.owner).name}"
         draft.change(stored, elected(draft, a, a.preferred), act="restore", reason=_sentence(draft, a, a.preferred, why))

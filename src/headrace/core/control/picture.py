@@ -53,6 +53,8 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """When connections to it were refused (nobody listens; silence is no refusal), ascending."""
     frame_ms: int | None = None
     """When any other broker last got a frame of it."""
+    doubted_ms: int | None = None
+    """When anything last spoke against it, None = never."""
     unfit: frozenset[PartitionId] = frozenset()
     """Partitions whose copy it calls damaged or suspect itself."""
 

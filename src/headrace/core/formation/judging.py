@@ -95,6 +95,8 @@ def _gospel(config: Declared, here: Here, known: Known, reachable: Known, witnes
         return _end(config, here, known, f"the data of {gospel} shall survive, and it held none")
     if gospel == here.name:
         return Judgement(Verdict.COMMIT)
+    if hello is not None and hello.condition == "removed" and hello.cluster_id != here.cluster_id:
+        return _refuse("gospel_removed", f"{gospel} was removed from cluster {hello.cluster_id} and stands for no data: name a member", gospel)
     if hello is None or (reachable(gospel) is None and not _elsewhere(hello, here)):
         if incarnation is not None:
             return Judgement(Verdict.COMMIT)

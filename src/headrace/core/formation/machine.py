@@ -56,6 +56,8 @@ class Formation:
         self._aside_ms: int | None = None
         self._exited = False
         self._draining = ""
+        self._refused: tuple[int, str] = (0, "")
+        """The version that was fed last with other content than is known here, and what was answered."""
         self._step(now_ms)
 
     # ------------------------------------------------------------ verbs
@@ -66,7 +68,11 @@ class Formation:
         answer = self.weigh(config)
         if answer.verdict is Verdict.BEGUN:
             self._books.hold(config, source)
-            self._step(now_ms)
+        elif answer.verdict is Verdict.CONFLICT:
+            self._refused = (answer.version, answer.reason)
+        else:
+            return answer
+        self._step(now_ms)
         return answer
 
     def weigh(self, config: Declared) -> Answer:
@@ -333,6 +339,8 @@ class Formation:
         if charter is None:
             return
         mine = mark(charter.config)
+        if self._refused[0] == mine[0]:
+            books.alarm("config_conflict", f"refused: {self._refused[1]}")
         found = []
         for name in books.peers.names():
             hello = books.hello(name)
@@ -343,7 +351,7 @@ class Formation:
 
     def _leave(self, standing: Standing) -> None:
         """Ends the process where the config says so."""
-        config = self._books.held
+        config = self.current
         if config is None or self._exited:
             return
         removed = standing.state is State.REMOVED and config.on_removed == "exit"
@@ -418,6 +426,7 @@ class Formation:
             "generation": charter.generation if charter else 0,
             "config": {"version": held.config.version, "hash": digest(held.config), "from": held.source} if held else None,
             "committed": {"version": charter.config.version, "hash": digest(charter.config), "revision": charter.revision} if charter else None,
+            "proposed": self._proposed(),
             "leader": books.consensus.leader,
             "quorum": {"need": len(voters) // 2 + 1 if voters else 0, "have": answering},
             "consensus_members": {m.name: "learner" if m.learner else "voter" for m in books.consensus.members},
@@ -427,6 +436,14 @@ class Formation:
             "last_error": books.last_error,
             "peers": {name: self._peer(name) for name in names},
         }
+
+    def _proposed(self) -> dict[str, Any] | None:
+        """A younger config than the committed one, and what it waits for or why it is refused."""
+        pending, config = self._membership.pending(), self._books.proposed
+        if pending is None or config is None:
+            return None
+        what = {"version": config.version, "verdict": pending.verdict.value, "code": pending.code}
+        return what | {"reason": pending.reason or "it can be committed", "on": list(pending.on)}
 
     def _peer(self, name: str) -> dict[str, Any]:
         books = self._books

@@ -266,13 +266,17 @@ class Membership:
             return Standing(State.WAIT, "setting_aside", "the data is set aside", (books.name,))
         if enrolled is None or enrolled.incarnation != identity.incarnation:
             self._follow(charter.cluster_id, self._voters(charter))
-            return Standing(State.WAIT, "not_enrolled", "waits for the cluster to take this directory in", tuple(n for n, _ in self._voters(charter)))
+            leader = books.consensus.leader
+            if not leader:
+                return Standing(State.WAIT, "no_quorum", "waits for a quorum of the voters, to be taken in by it", self._silent(charter))
+            return Standing(State.WAIT, "not_enrolled", "waits for the cluster to take this directory in", (leader,))
         if self._settle(identity, charter, enrolled):
             return Standing(State.CATCHUP, "seating", "takes its seat", (books.name,))
         self._rejoin(identity, charter)
-        if lost and not self.active:
+        standing = self._serve(charter, enrolled)
+        if lost and not self.active:  # its own cluster has no quorum; once it has, it goes on serving what it has
             return Standing(State.HALTED, "would_lose_data", lost)
-        return self._serve(charter, enrolled)
+        return standing
 
     def _standing(self, identity: Identity, charter: Charter) -> Standing | None:
         """Removed or replaced; and what has to be noted of the charter."""
@@ -390,6 +394,17 @@ class Membership:
             books.ask(Commit(books.number(), charter.revision, replace(charter, revision=charter.revision + 1, config=config, reset=reset)))
         else:
             self._say(judgement, config)
+
+    def pending(self) -> Judgement | None:
+        """What becomes of a younger config that this broker holds and its cluster has not committed; None = there is none."""
+        books = self._books
+        config = books.proposed
+        if config is None or books.condition not in ("formed", "standalone"):
+            return None
+        judgement = judge(config, books.here(), books.peers.known, books.hello, witness=books.witness)
+        if judgement.verdict in (Verdict.COMMIT, Verdict.END) and books.condition == "formed" and not books.consensus.leader:
+            return Judgement(Verdict.WAIT, "no_leader", "the coordinator has no leader to commit it", judgement.on)
+        return judgement
 
     def picture(self, charter: Charter) -> Picture:
         """What the plan is made from."""

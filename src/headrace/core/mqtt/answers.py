@@ -27,10 +27,12 @@ class Answer:
 class Answers:
     """See the module's head. ``durable`` is told of the answers whose turn it is, in their order."""
 
-    def __init__(self, durable: Callable[[Answer], None]) -> None:
+    def __init__(self, durable: Callable[[Answer], None], unsure: Callable[[], None]) -> None:
+        """``unsure``: called instead, when whether something is durable will not be known."""
         self.unacked = 0
         """Publishes of QoS 1 whose acknowledgement was not sent yet."""
         self._durable = durable
+        self._unsure = unsure
         self._now: Answer | None = None
         self._waiting: deque[Answer] = deque()
 
@@ -72,8 +74,8 @@ class Answers:
         """It gets the retained messages after the SUBACK of this read."""
         self._open().retained.append(subscription)
 
-    def end_read(self, committed: Callable[[Callable[[], None]], None]) -> None:
-        """Closes the answer of this read; ``committed`` calls back once what it acknowledges is durable."""
+    def end_read(self, committed: Callable[[Callable[[], None], Callable[[], None]], None]) -> None:
+        """Closes the answer of this read; ``committed`` (``Host.committed``) calls back once what it acknowledges is durable."""
         answer, self._now = self._now, None
         if answer is None:
             return
@@ -82,7 +84,7 @@ class Answers:
             answer.waits -= 1
             self._send()
 
-        committed(done)
+        committed(done, self._unsure)
 
     def _send(self) -> None:
         waiting = self._waiting

@@ -23,7 +23,7 @@ from headrace.core.mqtt.sending import Sending
 from headrace.core.mqtt.session import Session, Subscription
 from headrace.core.mqtt.terms import Terms
 from headrace.core.mqtt.topics import filter_fault, matches, split_shared
-from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault
+from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault, Unavailable
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Auth, Connect, Disconnect, Pingreq, Subscribe, Unsubscribe
@@ -50,7 +50,7 @@ class Connection:
         self.keep_alive_ms = 0
         self.published = 0
         self.sending = Sending(host, terms.write_bytes_high, shell, self.replaced)
-        self.answers = Answers(self._answer)
+        self.answers = Answers(self._answer, self._unsure)
         self.natives = Natives(self)
         self._done: list[int] = []
         self._aliases: dict[int, str] = {}
@@ -116,6 +116,10 @@ class Connection:
                     self.router.send_retained(session, subscription, self.host.wall_ms)
         self.host.touch(self.shell)
 
+    def _unsure(self) -> None:
+        """Whether what was asked for is durable nobody will know: it is not acknowledged."""
+        self.fail(Reason.SERVER_BUSY, "a session partition has just moved to another broker")
+
     # ------------------------------------------------------------ CONNECT
 
     def _on_connect(self, asked: Connect) -> None:
@@ -126,6 +130,9 @@ class Connection:
         granted = grant(asked, self.host, self.terms)
         if isinstance(granted, Refusal):
             self._refuse(granted.reason, granted.why)
+            return
+        if not self.router.serves(granted.client_id):
+            self._refuse(Reason.SERVER_UNAVAILABLE, "nobody serves the partition of this client's session now")
             return
         self.client_id = granted.client_id
         self.keep_alive_ms = granted.keep_alive_ms
@@ -189,11 +196,15 @@ class Connection:
             if prop.MESSAGE_EXPIRY_INTERVAL in found:
                 expires_ms = wall_ms + found[prop.MESSAGE_EXPIRY_INTERVAL] * 1000
         if qos:
+            if qos == 2 and publish.packet_id in session.receiving:
+                session.receiving[publish.packet_id].append(self._awaiting(publish.packet_id))
+                return
             if qos == 2 and publish.packet_id in session.received:
                 self.router.await_session(session)
                 self.answers.reply(encoding.ack(encoding.PUBREC, publish.packet_id))  # [MQTT-4.3.3-10]
                 return
-            if self.version == 5 and self.answers.unacked + len(session.received) >= self.terms.receive_maximum:
+            under_way = self.answers.unacked + len(session.received) + len(session.receiving)
+            if self.version == 5 and under_way >= self.terms.receive_maximum:
                 raise MqttFault("more publishes are in flight than the receive maximum allows", reason=Reason.RECEIVE_MAXIMUM_EXCEEDED)
         self.published += 1
         reason = int(Reason.SUCCESS)
@@ -206,7 +217,7 @@ class Connection:
         elif topic.startswith("$queue/") and (target := addressed(topic)) is not None and target.settles >= 0:
             self._capture(session, publish, None, target)
             return
-        elif qos and self.router.captures(topic):
+        elif qos and self.router.awaits(topic, publish.retain):
             self._capture(session, publish, Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id))
             return
         else:
@@ -227,22 +238,36 @@ class Connection:
     def _capture(self, session: Session, publish: Publish, message: Message | None, target: Capture | None = None) -> None:
         """A publish of QoS 1 or 2 that queues or streams get, or (``target``) of any QoS that settles what one has delivered: acknowledged once
         that is durable, too."""
-        version, qos, packet_id = self.version, publish.qos, publish.packet_id
+        version, qos, packet_id, router = self.version, publish.qos, publish.packet_id, self.router
         if not qos:
             assert target is not None
             self.natives.settle(target.name, target.settles, publish, _whatever)
             return
         known = self.answers.later(counts=qos == 1)
         kind = encoding.PUBACK if qos == 1 else encoding.PUBREC
-        if qos == 2:
-            self.router.receive(session, packet_id)
+        after = qos == 2 and message is not None and router.spreads(message.topic, message.retain)
+        if after:  # what a crash keeps of it here must not be more than what other brokers have
+            session.receiving[packet_id] = []
+        elif qos == 2:
+            router.receive(session, packet_id)
 
         def stored(error: HeadraceError | None) -> None:
+            if after:
+                waiting = session.receiving.pop(packet_id)
+                if error is None and router.holds(session):
+                    router.receive(session, packet_id)
+                    waiting.append(lambda _: known(encoding.ack(kind, packet_id, 0, version)))
+                    self.host.committed(lambda: _tell(waiting), self._unsure)
+                    return
+                for again in waiting:
+                    again(error or Unavailable("its session has moved"))
             if error is not None and (version == 4 or not error.definite):
                 self.fail(error.mqtt, str(error))  # 3.1.1 cannot say it otherwise; what nobody knows is not said
                 return
+            if isinstance(error, Unavailable):
+                error = LimitExceeded(str(error))  # 0x97: PUBACK knows no unavailable server
             reason = 0 if error is None else error.mqtt if error.mqtt in ALLOWED[Type.PUBACK] else int(Reason.IMPLEMENTATION_SPECIFIC_ERROR)
-            if error is not None and qos == 2 and self.session is session:
+            if error is not None and qos == 2 and not after and self.session is session:
                 self.router.complete(session, packet_id)
             known(encoding.ack(kind, packet_id, reason, version))
 
@@ -254,6 +279,18 @@ class Connection:
             stored(LimitExceeded("there is no room for one more retained message"))
             return
         self.router.publish(message, self.host.wall_ms, stored)
+
+    def _awaiting(self, packet_id: int) -> Callable[[HeadraceError | None], None]:
+        """The same QoS 2 publish has come before, on another connection of the session, and other brokers do not have it yet."""
+        known = self.answers.later()
+
+        def resolved(error: HeadraceError | None) -> None:
+            if error is None:
+                known(encoding.ack(encoding.PUBREC, packet_id, 0, self.version))
+            else:
+                self.fail(Reason.SERVER_BUSY, str(error))
+
+        return resolved
 
     def _named(self, topic: str, found: Properties) -> str:
         """The topic that an alias stands for."""
@@ -336,7 +373,8 @@ class Connection:
         if opening:
             self.natives.subscribed(asked, reasons, opening)
         else:
-            self.answers.reply(encoding.suback(self.version, asked.packet_id, reasons))
+            known = self.answers.later()
+            self.host.announced(lambda: known(encoding.suback(self.version, asked.packet_id, reasons)))
 
     def _on_unsubscribe(self, asked: Unsubscribe) -> None:
         if self.session is None:
@@ -362,11 +400,11 @@ class Connection:
         self.lost(with_will=said.reason != 0, expiry_s=expiry_s)  # [MQTT-3.14.4-3]
         self._last(b"")
 
-    def replaced(self) -> None:
-        """Another connection has the session."""
+    def replaced(self, reason: int) -> None:
+        """Another connection, or another broker, has the session."""
         self.session = None
         self.natives.lost()
-        self._last(encoding.disconnect(5, Reason.SESSION_TAKEN_OVER) if self.version == 5 and self.sending.accepted else b"")
+        self._last(encoding.disconnect(5, reason) if self.version == 5 and self.sending.accepted else b"")
 
     # ------------------------------------------------------------ out
 
@@ -418,6 +456,11 @@ class Connection:
 
 def _nothing() -> None:
     pass
+
+
+def _tell(waiting: list[Callable[[HeadraceError | None], None]]) -> None:
+    for resolved in waiting:
+        resolved(None)
 
 
 def _whatever(error: HeadraceError | None) -> None:

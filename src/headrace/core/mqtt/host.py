@@ -17,8 +17,12 @@ class Host(Protocol):
     def wall_ms(self) -> int:
         """The wall clock of this turn."""
 
-    def committed(self, answer: Callable[[], None]) -> None:
-        """Calls ``answer`` once all that the router has changed so far is durable; at once, if it is."""
+    def committed(self, answer: Callable[[], None], unsure: Callable[[], None] | None = None) -> None:
+        """Calls ``answer`` once all that the router has changed so far is durable; at once, if it is. ``unsure`` is called instead where it will
+        not be known of some of it, since a session partition has left this broker; without it, ``answer`` is, once the rest is durable."""
+
+    def announced(self, answer: Callable[[], None]) -> None:
+        """Calls ``answer`` once other brokers know the subscriptions there are now, or have had the time; at once, if nobody else has to."""
 
     def touch(self, connection: Any) -> None:
         """The connection has something to send: ``output`` is called at the end of this turn."""

@@ -92,6 +92,8 @@ class Queued(Op, frozen=True, tag="q", array_like=True):
 
     message: Stored
     to: list[To]
+    source: tuple[str, int] | None = None
+    """Of one that another broker has sent: which life of a broker, and its number there for this partition."""
 
 
 class Done(Op, frozen=True, tag="d", array_like=True):
@@ -127,6 +129,8 @@ class Retained(Op, frozen=True, tag="t", array_like=True):
 
     topic: str
     message: Stored | None
+    source: tuple[str, int] | None = None
+    """As of ``Queued``."""
 
 
 AnyOp = Opened | Closed | Ended | WillDone | Subscribed | Unsubscribed | Queued | Done | Released | Received | Completed | Retained
@@ -154,6 +158,8 @@ class Image(msgspec.Struct, frozen=True, array_like=True):
     messages: list[Stored]
     sessions: list[SessionImage]
     retained: list[Stored]
+    taken: list[tuple[str, int]] = []
+    """Of each broker's life the last message that was taken from it."""
 
 
 _encoder = msgspec.msgpack.Encoder()

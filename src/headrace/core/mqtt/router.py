@@ -10,63 +10,24 @@ its delay is over or its session ends, whichever comes first [MQTT-3.1.2-10]. R4
 
 import heapq
 from collections.abc import Callable, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.capture import Capture, Kind, addressed, is_native
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill, message_of
+from headrace.core.mqtt.routes import Outlet, Remote, Route, Routes
 from headrace.core.mqtt.session import NEVER, Delivery, Session, Subscription
 from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
 from headrace.core.mqtt.tree import NameTree, TopicTree
 from headrace.model.errors import HeadraceError
+from headrace.wire.mqtt.reasons import Reason
 
 ROUTES_MAX: Final = 10_000
-_Entry = tuple[Session, Subscription] | Group | Capture
+_Entry = tuple[Session, Subscription] | Group | Capture | Remote
 Stored = Callable[[HeadraceError | None], None]
 """Told once all queues and streams that get a publish have it, or why one has not."""
-
-
-class Outlet(Protocol):
-    """A session's connection, as the router sees it."""
-
-    version: int
-
-    def send(self, message: Message, retain: bool, ids: tuple[int, ...]) -> None:
-        """A message of QoS 0, now or never."""
-
-    def wake(self) -> None:
-        """There is something in the session's inbox."""
-
-    def replaced(self) -> None:
-        """Another connection has taken the session over: it is told [MQTT-3.1.4-3] and closed."""
-
-
-class Route:
-    """What one session gets of a topic."""
-
-    __slots__ = ("ids", "local", "qos", "retain", "session", "subscriptions")
-
-    def __init__(self, session: Session, subscriptions: list[Subscription]) -> None:
-        self.session = session
-        self.subscriptions = subscriptions
-        self.qos = max(s.qos for s in subscriptions)
-        self.retain = any(s.retain_as_published for s in subscriptions)
-        self.ids = tuple(s.identifier for s in subscriptions if s.identifier)
-        self.local = not any(s.no_local for s in subscriptions)
-        """Whether it gets its own messages too."""
-
-
-class Routes:
-    """What a topic matches."""
-
-    __slots__ = ("captures", "groups", "routes")
-
-    def __init__(self, routes: list[Route], groups: list[Group], captures: list[Capture]) -> None:
-        self.routes = routes
-        self.groups = groups
-        self.captures = captures
 
 
 class Router:
@@ -95,9 +56,10 @@ class Router:
 
     # ------------------------------------------------------------ start
 
-    def recovered(self, wall_ms: int) -> None:
-        """The shards hold what the journal says: whoever was connected when it ended is not any more."""
-        for shard in self.shards:
+    def recovered(self, wall_ms: int, shards: Sequence[Shard] | None = None) -> None:
+        """The shards (None: all) hold what the journal says: whoever was connected when it ended is not any more."""
+        shards = self.shards if shards is None else shards
+        for shard in shards:
             for client_id in list(shard.unclosed):
                 session = shard.sessions[client_id]
                 will = shard.wills.get(client_id)
@@ -111,13 +73,21 @@ class Router:
                 self._wake_at(due_ms, client_id)
             for message in shard.retained.values():
                 self._index(message)
-        for shard in self.shards:  # now that everybody is there who may get their wills
+        for shard in shards:  # now that everybody is there who may get their wills
             for session in list(shard.sessions.values()):
                 if not session.durable:
                     self._end(shard, session, wall_ms)
 
     def shard(self, key: str) -> Shard:
         return self.shards[self._shard_of(key)]
+
+    def holds(self, session: Session) -> bool:
+        """Whether it is still one of those that are kept here."""
+        return self.shard(session.client_id).sessions.get(session.client_id) is session
+
+    def serves(self, client_id: str) -> bool:
+        """Whether the session of that client is kept here."""
+        return True
 
     def _touched(self, shard: Shard) -> None:
         if shard.journalling:
@@ -136,7 +106,7 @@ class Router:
         if old is not None and old.outlet is not None:
             replaced = old.outlet
             self.disconnected(old, with_will=True, wall_ms=wall_ms)
-            replaced.replaced()
+            replaced.replaced(Reason.SESSION_TAKEN_OVER)
             old = shard.sessions.get(client_id)
         if old is not None and (clean or (not old.durable)):
             self._end(shard, old, wall_ms)  # [MQTT-3.1.2-4]
@@ -223,8 +193,7 @@ class Router:
             return
         group = self.groups.get(subscription.filter)
         if group is None:
-            group = self.groups[subscription.filter] = Group(subscription.filter)
-            self.tree.put(subscription.path, subscription.filter + "\0", group)
+            group = self._found(subscription.filter, subscription.path)
         group.members[session.client_id] = (session, subscription)
 
     def _leave(self, session: Session, subscription: Subscription) -> None:
@@ -236,9 +205,21 @@ class Router:
             return
         group = self.groups[subscription.filter]
         del group.members[session.client_id]
-        if not group.members:
-            del self.groups[subscription.filter]
-            self.tree.remove(subscription.path, subscription.filter + "\0")
+        if group.empty:
+            self._dissolve(subscription.filter, subscription.path)
+
+    def _found(self, name: str, path: str) -> Group:
+        group = self.groups[name] = self.make_group(name)
+        self.tree.put(path, name + "\0", group)
+        return group
+
+    def _dissolve(self, name: str, path: str) -> None:
+        del self.groups[name]
+        self.tree.remove(path, name + "\0")
+
+    def make_group(self, name: str) -> Group:
+        """Without members."""
+        return Group(name)
 
     # ------------------------------------------------------------ queues and streams
 
@@ -250,6 +231,14 @@ class Router:
             self._bindings[name] = tuple(dict.fromkeys(filters))
         for filter in self._bindings.get(name, ()):
             self.tree.put(filter, name + "\1", Capture(kind, name, bound=True))
+
+    def awaits(self, topic: str, retain: bool) -> bool:
+        """Whether ``publish`` has to say when others than the sessions here have a message to ``topic``."""
+        return bool(self._routes_of(topic).captures)
+
+    def spreads(self, topic: str, retain: bool) -> bool:
+        """Whether other brokers are among them."""
+        return False
 
     def captures(self, topic: str) -> Sequence[Capture]:
         """The queues and streams that get what is published to ``topic``, each once."""
@@ -307,6 +296,7 @@ class Router:
             found: dict[str, tuple[Session, list[Subscription]]] = {}
             groups: list[Group] = []
             captured: dict[str, Capture] = {}
+            remotes: dict[int, None] = {}
             own = addressed(topic)
             if own is not None:
                 captured[own.name] = own
@@ -317,13 +307,17 @@ class Router:
                 if isinstance(entry, Capture):
                     captured[entry.name] = entry
                     continue
+                if isinstance(entry, Remote):
+                    remotes[entry.number] = None
+                    continue
                 session, subscription = entry
                 known = found.get(session.client_id)
                 if known is None:
                     found[session.client_id] = (session, [subscription])
                 else:
                     known[1].append(subscription)
-            routes = Routes([Route(session, subscriptions) for session, subscriptions in found.values()], groups, list(captured.values()))
+            matched = [Route(session, subscriptions) for session, subscriptions in found.values()]
+            routes = Routes(matched, groups, list(captured.values()), list(remotes))
             if len(self._routes) >= ROUTES_MAX:
                 self._routes.clear()
             self._routes[topic] = routes
@@ -424,15 +418,19 @@ class Router:
         """What a new subscription gets at once [MQTT-3.3.1-9]; a shared one gets nothing."""
         if subscription.group:
             return
-        ids = (subscription.identifier,) if subscription.identifier else ()
         for message in list(self.retained.match(subscription.path)):
-            if message.expired(wall_ms) or (subscription.no_local and message.publisher == session.client_id):
-                continue
-            qos = min(message.qos, subscription.qos)
-            if qos:
-                self._queue(session, message, qos, True, ids, "")  # [MQTT-3.3.1-8]
-            elif session.outlet is not None:
-                session.outlet.send(message, True, ids)
+            self.send_kept(session, subscription, message, wall_ms)
+
+    def send_kept(self, session: Session, subscription: Subscription, message: Message, wall_ms: int) -> None:
+        """One retained message of a new subscription."""
+        if message.expired(wall_ms) or (subscription.no_local and message.publisher == session.client_id):
+            return
+        ids = (subscription.identifier,) if subscription.identifier else ()
+        qos = min(message.qos, subscription.qos)
+        if qos:
+            self._queue(session, message, qos, True, ids, "")  # [MQTT-3.3.1-8]
+        elif session.outlet is not None:
+            session.outlet.send(message, True, ids)
 
     # ------------------------------------------------------------ wills, and what is due
 
@@ -480,7 +478,7 @@ class Router:
         assert self.subscriptions == sum(len(s.subscriptions) for s in sessions)
         assert self.retained.count == sum(len(shard.retained) for shard in self.shards)
         assert self.retained_bytes == sum(m.nbytes for shard in self.shards for m in shard.retained.values())
-        assert all(group.members for group in self.groups.values())
+        assert not any(group.empty for group in self.groups.values())
 
 
 def _nowhere(message: Message, captures: Sequence[Capture], stored: Stored | None) -> None:

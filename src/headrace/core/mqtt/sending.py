@@ -23,9 +23,9 @@ _ENDLESS: Final = 1 << 62
 
 
 class Sending:
-    """See the module's head. ``taken_over`` is called when another connection has the session."""
+    """See the module's head. ``taken_over`` is called with the reason when it has the session no more."""
 
-    def __init__(self, host: Host, write_bytes_high: int, shell: Any, taken_over: Callable[[], None]) -> None:
+    def __init__(self, host: Host, write_bytes_high: int, shell: Any, taken_over: Callable[[int], None]) -> None:
         self.host = host
         self.shell = shell
         self.version = 0
@@ -114,10 +114,10 @@ class Sending:
 
         self.host.committed(durable)
 
-    def replaced(self) -> None:
-        """Another connection has the session: its own books are closed already."""
+    def replaced(self, reason: int) -> None:
+        """It has the session no more: its own books are closed already."""
         self.session = None
-        self._taken_over()
+        self._taken_over(reason)
 
     # ------------------------------------------------------------ out
 

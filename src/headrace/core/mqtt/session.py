@@ -8,11 +8,13 @@ within its bounds but for what was sent before. S5 what was sent once is never d
 """
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Final
 
 import msgspec
 
 from headrace.core.mqtt.message import Message
+from headrace.model.errors import HeadraceError
 
 PACKET_IDS: Final = 65_535
 NEVER: Final = 0xFFFF_FFFF
@@ -77,6 +79,8 @@ class Session:
         self._lent_id = PACKET_IDS
         self.received: dict[int, None] = {}
         """Packet identifiers of QoS 2 publishes of the client that wait for its PUBREL."""
+        self.receiving: dict[int, list[Callable[[HeadraceError | None], None]]] = {}
+        """Packet identifiers of those that other brokers do not have yet, with who else waits for their PUBREC: of this broker's life alone."""
         self.next_sequence = 0
         self.receive_maximum = PACKET_IDS
         self.dropped = 0

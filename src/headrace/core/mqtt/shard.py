@@ -4,6 +4,7 @@ Owns every change of a session, so that what a replay makes is what was there; `
 
 Invariants: P1 snapshot and replay of the rest is what replay of everything makes. P2 a change of a durable session is in the journal before anybody
 is told of it (the caller waits for the journal). P3 a session without expiry leaves nothing in the journal but its will.
+P4 a message that another broker sends again, to whoever serves the partition then, is taken once: its number stands in the entry that it causes.
 """
 
 from collections.abc import Callable
@@ -36,6 +37,8 @@ from headrace.model.errors import Damaged
 ENTRY_BYTES: Final = 1024 * 1024
 OP_BYTES: Final = 128
 """What an operation counts for beside its payload."""
+SENDERS_MAX: Final = 64
+"""Lives of other brokers whose messages are told apart; who has not sent for longest is forgotten first."""
 
 
 class Shard:
@@ -52,7 +55,11 @@ class Shard:
         self.unclosed: dict[str, None] = {}
         """Sessions that had a connection when the journal ended (after a replay), or have one."""
         self._journal: list[AnyOp] = []
-        self._queue: list[tuple[Message, list[To]]] = []
+        self._queue: list[tuple[Message, list[To], tuple[str, int] | None]] = []
+        self.taken: dict[str, int] = {}
+        """Number of the last message that each other broker has sent, by its incarnation."""
+        self.source: tuple[str, int] | None = None
+        """Where the message comes from that is being taken."""
         self._apply: dict[type[Any], Callable[[Any], None]] = {
             Opened: self._opened,
             Closed: self._closed,
@@ -121,7 +128,7 @@ class Shard:
         session.queue(Delivery(message, qos, retain, ids, group, sequence))
         if session.durable:
             if not self._queue or self._queue[-1][0] is not message:  # another one came between: the order of each session is kept
-                self._queue.append((message, []))
+                self._queue.append((message, [], self.source))
             self._queue[-1][1].append(To(session.client_id, sequence, qos, retain, ids, group))
 
     def done(self, session: Session, sequences: list[int]) -> None:
@@ -148,12 +155,21 @@ class Shard:
         return True
 
     def retain(self, topic: str, message: Message | None) -> None:
-        op = Retained(topic, ops.stored(message) if message is not None else None)
+        op = Retained(topic, ops.stored(message) if message is not None else None, self.source)
         if message is not None:
             self.retained[topic] = message
         else:
             self.retained.pop(topic, None)
         self._note(op)
+
+    def take(self, incarnation: str, sequence: int) -> bool:
+        """Whether a message of another broker is new here; it is not from now on (P4)."""
+        if self.taken.get(incarnation, 0) >= sequence:
+            return False
+        if self.taken.pop(incarnation, None) is None and len(self.taken) >= SENDERS_MAX:
+            del self.taken[next(iter(self.taken))]
+        self.taken[incarnation] = sequence
+        return True
 
     def _note(self, op: AnyOp) -> None:
         self._gather()
@@ -163,7 +179,7 @@ class Shard:
         """What was queued comes before what is noted after it."""
         if self._queue:
             queue, self._queue = self._queue, []
-            self._journal.extend(Queued(ops.stored(message), to) for message, to in queue)
+            self._journal.extend(Queued(ops.stored(message), to, source) for message, to, source in queue)
 
     def take_journal(self) -> list[bytes]:
         """The changes since the last call, as the payloads of entries: each of ``ENTRY_BYTES`` or little more, or of one message that is larger."""
@@ -230,6 +246,8 @@ class Shard:
 
     def _queued(self, op: Queued) -> None:
         message = ops.message_of(op.message)
+        if op.source is not None:
+            self.take(*op.source)
         for to in op.to:
             session = self._session(to.client_id)
             session.next_sequence = to.sequence
@@ -257,6 +275,8 @@ class Shard:
         self._session(op.client_id).received.pop(op.packet_id, None)
 
     def _retained(self, op: Retained) -> None:
+        if op.source is not None:
+            self.take(*op.source)
         if op.message is None:
             self.retained.pop(op.topic, None)
         else:
@@ -288,7 +308,7 @@ class Shard:
                 to = To(session.client_id, delivery.sequence, delivery.qos, delivery.retain, delivery.ids, delivery.group)
                 deliveries.append((number, to, delivery.sent or session.client_id in self.unclosed, delivery.released))
             sessions.append(self._image(session, deliveries))
-        return ops.pack_image(Image(messages, sessions, [ops.stored(m) for m in self.retained.values()]))
+        return ops.pack_image(Image(messages, sessions, [ops.stored(m) for m in self.retained.values()], list(self.taken.items())))
 
     def _image(self, session: Session, deliveries: list[tuple[int, To, bool, bool]]) -> SessionImage:
         client_id = session.client_id
@@ -330,6 +350,7 @@ class Shard:
             session.next_sequence = kept.next_sequence
             if kept.connected:
                 self.unclosed[kept.client_id] = None
+        self.taken = dict(image.taken)
         for message in image.retained:
             self.retained[message.topic] = ops.message_of(message)
 

@@ -17,6 +17,10 @@ class Group:
         """The filter as its subscribers write it."""
         self.members: dict[str, tuple[Session, Subscription]] = {}
 
+    @property
+    def empty(self) -> bool:
+        return not self.members
+
     def choose(self, publisher: str = "") -> tuple[Session, Subscription] | None:
         """Whose turn it is: the first that is connected with room in its receive maximum, else the first that is connected, else the first durable
         one. Its next turn comes after all others'."""

@@ -14,6 +14,17 @@ from headrace.model.limits import DELAY_MS_MAX
 from headrace.wire.journal import Action, Reason
 
 
+def charge(state: State, holder: Holder) -> None:
+    """Takes the credit of what a consumer's token leases already from its window: it is given back like that of any other."""
+    consumer = holder.consumer
+    if consumer is not None and consumer.replenish:
+        size = state.extents.size
+        restored = ((first, end) for first, end, lease in state.leases.restored if lease.owner_token == holder.token)
+        for first, end in (*((first, end) for first, end, _ in holder.leases), *restored):
+            consumer.credit.messages -= end - first
+            consumer.credit.bytes -= size(first, end)
+
+
 def repay(state: State, holder: Holder, pieces: Sequence[Piece]) -> None:
     """Gives a consumer's window the credit of ``pieces`` back."""
     consumer = holder.consumer

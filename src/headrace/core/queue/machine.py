@@ -83,13 +83,14 @@ class QueueMachine(Administration):
     # ------------------------------------------------------------ consumers
 
     def attach(self, consumer: Consumer) -> None:
-        """Adds a consumer; leases of its token are its own again. Whoever was attached under its id or token is replaced."""
+        """Adds a consumer; leases of its token are its own again, and count in its window. Whoever was attached under its id or token is replaced."""
         leases = self._state.leases
         self._live = True
         for holder in (leases.holders.get(consumer.owner_token), leases.by_consumer.get(consumer.id)):
             if holder is not None and holder.consumer is not None:
                 self._leave(holder)
         holder = leases.attach(consumer)
+        fates.charge(self._state, holder)
         self._ring.append(holder)
         lookahead = self._state.lookahead
         if lookahead is not None:

@@ -13,7 +13,8 @@ What a driver owes the machines:
 - It calls ``step`` once a turn in which something came in, and at ``next_deadline_ms``, and does the effects of ``take`` in their order. One frame a
   peer and turn carries the messages of all partitions.
 - Messages come as a connection delivers them; ``connected`` and ``disconnected`` name lives of brokers, and no message of a life that has ended is
-  handed in. ``heard`` is one map for all partitions, renewed by every frame.
+  handed in. ``heard`` is one map for all partitions, renewed by every frame; ``sure`` another, renewed by answers to what was sent
+  at that moment: an owner that stood still must not deliver because of what its sockets had kept.
 - Completions come in the order of the log. ``durable`` is called once a flush and partition. ``Cut`` and ``Promise`` are entries of the log
   (TRUNCATE, PROMISE), so that they are durable in order with the others.
 - A start finds in ``Recovered`` what ``snapshot`` says: the high watermark as a lower bound (what checkpoints and moved data cover); ``unclean``

@@ -30,17 +30,18 @@ LOOK_MS = 50
 
 
 class Owner(Opening):
-    """See the module's head. ``out`` takes its effects; ``heard`` says when the last frame of each broker came, of whatever partition."""
+    """See the module's head. ``out`` takes its effects; ``heard`` says when the last frame of each broker came, of whatever partition, ``sure`` when
+    it certainly ran: what had lain in a buffer while this broker stood still does not count there."""
 
     def __init__(
         self, me: BrokerId, document: Assignment, journal: Journal, heard: Mapping[BrokerId, int], known: Known,
-        out: list[AnyEffect], *, numbers: list[int], now_ms: int,
+        out: list[AnyEffect], *, sure: Mapping[BrokerId, int], numbers: list[int], now_ms: int,
     ) -> None:  # fmt: skip
         super().__init__(me, document, journal, known, out, now_ms=now_ms)
         self.change: Change | None = None
         """The change of the document that is in flight."""
         self.waiting = Waiting()
-        self._heard = heard
+        self._sure = sure
         self._numbers = numbers
         self._configurations: tuple[Configuration, ...] = (configuration(document),)
         self._view = insync.View(document, me, self.peers, heard)
@@ -282,7 +283,7 @@ class Owner(Opening):
         return self._view.needed
 
     def _hears(self, peer: Peer, now_ms: int) -> bool:
-        return bool(peer.incarnation) and now_ms - self._heard.get(peer.broker, -ISOLATION_MS) < ISOLATION_MS
+        return bool(peer.incarnation) and now_ms - self._sure.get(peer.broker, -ISOLATION_MS) < ISOLATION_MS
 
     # ------------------------------------------------------------ the end
 

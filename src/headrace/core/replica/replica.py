@@ -37,9 +37,13 @@ from headrace.model.cluster import Assignment, BrokerId, Incarnation
 
 
 class Replica:
-    """See the module's head. ``heard``: when a frame of each broker came last, kept up to date by the driver for all partitions together."""
+    """See the module's head. ``heard``: when a frame of each broker came last, ``sure``: when it surely ran last (None: the same), both kept up to
+    date by the driver for all partitions together."""
 
-    def __init__(self, me: BrokerId, incarnation: Incarnation, found: Recovered, heard: Mapping[BrokerId, int], *, pace: Pace = Pace()) -> None:
+    def __init__(
+        self, me: BrokerId, incarnation: Incarnation, found: Recovered, heard: Mapping[BrokerId, int], *,
+        sure: Mapping[BrokerId, int] | None = None, pace: Pace = Pace(),
+    ) -> None:  # fmt: skip
         self.me = me
         self.incarnation = incarnation
         self.journal = Journal(found)
@@ -48,6 +52,7 @@ class Replica:
         self._out: list[AnyEffect] = []
         self.follower = Follower(self.journal, self._out, incarnation)
         self._heard = heard
+        self._sure = heard if sure is None else sure
         self._pace = pace
         self._known = Known()
         self._wish: Wish | None = None
@@ -96,7 +101,9 @@ class Replica:
             return
         if document.incarnation == self.incarnation and document.epoch > self.journal.promising:
             self.follower.step_down(document.epoch)
-            self.owner = Owner(self.me, document, self.journal, self._heard, self._known, self._out, numbers=self._numbers, now_ms=now_ms)
+            self.owner = Owner(
+                self.me, document, self.journal, self._heard, self._known, self._out, sure=self._sure, numbers=self._numbers, now_ms=now_ms
+            )
             self.owner.pace = self._pace
             if self._wish is not None:
                 self.owner.wish(self._wish)

@@ -89,15 +89,18 @@ class StreamMachine(Ledger):
         self.start_offset = start
         self._trimmed = self._trimmed or journal
         moved: list[Moved] = []
+        forwarded: dict[str, int] = {}
+        """Cursors that had a gap in what is gone: they pass what was acked right above it, and their readers with them."""
         for name, cursor in self.cursors.items():
             if cursor.next_offset < start:
                 moved.append(Moved(-1, name, cursor.next_offset, start))
                 cursor.forward(start, self.end)
+                forwarded[name] = cursor.next_offset
                 self._dirty[name] = None
         for reader in self.readers.values():
             if reader.position < start:
                 moved.append(Moved(reader.id, "", reader.position, start))
-                reader.jump(start)
+                reader.jump(forwarded.get(reader.cursor.name, start) if reader.cursor is not None else start)
             if reader.held and reader.held.first < start:
                 reader.release(0, start)
             self._place(reader)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from headrace.core.mqtt.capture import Capture
 from headrace.core.mqtt.message import Message
@@ -26,7 +26,6 @@ from headrace.wire.ingress import Run
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
     from headrace.broker.catalogue import Item
-    from headrace.broker.partition import Partition
 
 Stored = Callable[[HeadraceError | None], None]
 BATCH_BYTES_MAX = 256 * 1024
@@ -34,6 +33,17 @@ BATCH_RECORDS_MAX = 500
 UNOPENED_MAX = 10_000
 """Publishes that wait for queues or streams that are being declared."""
 _log = get_logger("mqtt")
+
+
+class Target(Protocol):
+    """What takes a batch: a partition of this broker (``broker.partition.Partition``), or whoever gives it to another's."""
+
+    pid: int
+    item: Item
+    message_bytes_max: int
+
+    def append_own(self, run: Run, blob: bytes, done: Callable[[int, HeadraceError | None], None]) -> None:
+        """``done(base_offset, error)`` is called once it is committed, or why it is not."""
 
 
 class _Kept:
@@ -58,7 +68,7 @@ class _Batch:
 
     __slots__ = ("expires_ms", "kept", "nbytes", "partition", "records")
 
-    def __init__(self, partition: Partition, expires_ms: int) -> None:
+    def __init__(self, partition: Target, expires_ms: int) -> None:
         self.partition = partition
         self.expires_ms = expires_ms
         self.records: list[Record] = []
@@ -79,6 +89,10 @@ class Appends:
         self._turn = 0
         self._scheduled = False
         self._told: dict[str, str] = {}
+
+    def partition(self, item: Item, number: int) -> Target:
+        """What takes what is for that partition; raises ``HeadraceError``."""
+        return self.broker.partition(item, number)
 
     def keep(self, message: Message, captures: Sequence[Capture], stored: Stored | None) -> None:
         """Takes a publish into all of them."""
@@ -126,7 +140,7 @@ class Appends:
             else:
                 self._turn += 1
                 number = self._turn % count
-            partition = broker.partition(item, number)
+            partition = self.partition(item, number)
             nbytes = len(message.payload) + sum(len(k) + len(v) + 8 for k, v in record.headers) + len(record.key or b"") + 64
             most = partition.message_bytes_max or broker.config.limits.message_bytes_max
             if nbytes > most:
@@ -165,13 +179,8 @@ class Appends:
 
     def _append(self, batch: _Batch) -> None:
         kept, item = batch.kept, batch.partition.item
-        blob = encode_publish(
-            encode_batch(batch.records, base_timestamp_ms=batch.records[0].timestamp_ms),
-            channel=0,
-            correlation=0,
-            flags=Level.QUEUE,
-            expires_at_ms=batch.expires_ms,
-        )
+        encoded = self.encoded(batch.partition, batch.records)
+        blob = encode_publish(encoded, channel=0, correlation=0, flags=Level.QUEUE, expires_at_ms=batch.expires_ms)
         run = Run()
         run.record_count, run.frame_bytes, run.nbytes, run.expires_at_ms = len(batch.records), len(blob), len(blob), batch.expires_ms
 
@@ -182,6 +191,10 @@ class Appends:
                 one.done(error)
 
         batch.partition.append_own(run, blob, done)
+
+    def encoded(self, partition: Target, records: list[Record]) -> bytes:
+        """They as one batch for that partition."""
+        return encode_batch(records, base_timestamp_ms=records[0].timestamp_ms)
 
     def _refuse(self, capture: Capture, kept: _Kept, error: HeadraceError) -> None:
         self._count(capture.name, 1, error)

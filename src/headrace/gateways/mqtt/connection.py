@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from headrace.core.mqtt.connection import Connection
@@ -42,6 +43,8 @@ class MqttConnection(asyncio.Protocol):
         self.since_ms = self.broker.wall_ms
         self.opened_ms = self.heard_ms = self.broker.now_ms
         self.consuming: Consuming | None = None
+        self.take: Callable[[bytes], None] = self.machine.feed
+        """Where what is read goes."""
         self._websocket = websocket
         self._transport: asyncio.Transport | None = None
         self._tick_bytes = 0
@@ -85,7 +88,7 @@ class MqttConnection(asyncio.Protocol):
         try:
             if self._websocket is not None:
                 data = self._unwrap(data)
-            machine.feed(data)
+            self.take(data)
             if machine.parser.fault is not None:
                 broker.counters.protocol_errors += 1
         finally:
@@ -184,7 +187,7 @@ class MqttConnection(asyncio.Protocol):
     def close(self, error: HeadraceError | None) -> None:
         """Ends the connection; a 5.0 client is told why."""
         self.broker.refresh()
-        reference = self.server.hub.terms.server_reference
+        reference = self.server.hub.reference()
         reason = Reason.SERVER_SHUTTING_DOWN if error is None or isinstance(error, Draining) else error.mqtt
         self.machine.fail(reason, str(error) if error is not None else "", reference)
         self.flush()

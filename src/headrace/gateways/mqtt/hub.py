@@ -12,23 +12,27 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from headrace import __version__
+from headrace.broker.catalogue import MQTT
 from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.connection import Connection
+from headrace.core.mqtt.lending import Consumers
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.router import Router
 from headrace.core.mqtt.terms import Terms
 from headrace.gateways.mqtt.appends import Appends
+from headrace.gateways.mqtt.connection import MqttConnection
 from headrace.gateways.mqtt.consuming import Consuming
-from headrace.gateways.mqtt.partition import NAME, SessionPartition, item
+from headrace.gateways.mqtt.partition import SessionPartition, item
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import Damaged, Malformed, Quarantined
+from headrace.model.errors import Damaged, HeadraceError, Malformed, Quarantined
 from headrace.wire.mqtt.packets import Connect
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
     from headrace.broker.catalogue import Item
-    from headrace.gateways.mqtt.connection import MqttConnection
+    from headrace.gateways.mqtt.server import MqttServer
+    from headrace.gateways.mqtt.websocket import WebSocket
 
 TICK_S = 0.25
 BEAT_MS = 500
@@ -44,22 +48,34 @@ def _packet_room(flush_bytes_max: int) -> int:
 _log = get_logger("mqtt")
 
 
+Answer = Callable[[], None]
+
+
 class _Round:
     """Answers that wait for the same entries: all that the shards of one turn journal."""
 
-    __slots__ = ("answers", "landed_count", "shards")
+    __slots__ = ("answers", "lacking", "landed_count", "shards")
 
     def __init__(self) -> None:
-        self.answers: list[Callable[[], None]] = []
+        self.answers: list[tuple[Answer, Answer | None]] = []
         self.shards: dict[int, None] = {}
         self.landed_count = 0
+        self.lacking = False
 
     def landed(self) -> None:
         """One of its entries is durable."""
         self.landed_count += 1
         if self.landed_count == len(self.shards):
-            for answer in self.answers:
-                answer()
+            for answer, unsure in self.answers:
+                if unsure is not None and self.lacking:
+                    unsure()
+                else:
+                    answer()
+
+    def lost(self, why: HeadraceError) -> None:
+        """Whether one of them is nobody will know."""
+        self.lacking = True
+        self.landed()
 
 
 class Hub:
@@ -77,7 +93,10 @@ class Hub:
             retained_bytes_max=settings.retained_bytes_max,
             session_expiry_s_max=settings.session_expiry_s_max,
         )
-        packet_bytes_max = min(settings.packet_bytes_max, _packet_room(broker.config.storage.flush_bytes_max))
+        room = broker.config.storage.flush_bytes_max
+        if broker.cluster is not None:
+            room = min(room, limits.FRAME_BYTES_MAX)  # between brokers it goes in one frame
+        packet_bytes_max = min(settings.packet_bytes_max, _packet_room(room))
         self.terms = Terms(
             packet_bytes_max=packet_bytes_max,
             connect_bytes_max=min(limits.MQTT_CONNECT_BYTES_MAX, packet_bytes_max),
@@ -88,9 +107,10 @@ class Hub:
             refused_filters=settings.refused_filters,
             server_reference=settings.server_reference,
         )
-        self.partitions: list[SessionPartition] = []
+        self.partitions: dict[int, SessionPartition] = {}
+        """Those that are served here, by number."""
         self.router: Router
-        self.appends = Appends(broker)
+        self.appends: Appends = Appends(broker)
         self.connections: dict[int, MqttConnection] = {}
         self._ticking: asyncio.Task[None] | None = None
         self._told_ms = self._beat_ms = 0
@@ -102,7 +122,7 @@ class Hub:
         """Loads the session partitions; sessions of before the restart are there from then on. Raises ``Quarantined`` if one is damaged."""
         broker = self.broker
         pids = await broker.catalogue.allotted("mqtt", limits.MQTT_SESSION_PARTITIONS)
-        described = item(NAME, pids)
+        described = item(MQTT, pids)
         for number, pid in enumerate(pids):
             partition = SessionPartition(broker, described, number)
             damage = broker.store.damaged().get(pid)
@@ -114,19 +134,23 @@ class Hub:
                 raise Quarantined(f"session partition {number} (partition {pid}) is damaged, so MQTT is not served: {e}") from e
             partition.journalled = self._journalled
             broker.partitions[pid] = partition
-            self.partitions.append(partition)
+            self.partitions[number] = partition
         count = len(self.partitions)
-        self.router = Router(self.bounds, [p.shard for p in self.partitions], lambda key: zlib.crc32(key.encode()) % count)
-        self.router.keep = self.appends.keep
-        for name, (kind, filters) in broker.catalogue.bound.items():
-            self.router.bind(kind, name, filters)
-        broker.catalogue_watchers.append(self._catalogue_changed)
+        self.router = Router(self.bounds, [p.shard for p in self.partitions.values()], lambda key: zlib.crc32(key.encode()) % count)
+        self._follow_bindings()
         self.router.recovered(broker.wall_ms)
         self.committed(_nothing)
         sessions = self.sessions
         if sessions or self.router.retained.count:
             _log.info("%d MQTT sessions and %d retained messages were there before", sessions, self.router.retained.count)
         self._ticking = broker.spawn(self._tick())
+
+    def _follow_bindings(self) -> None:
+        broker = self.broker
+        self.router.keep = self.appends.keep
+        for name, (kind, filters) in broker.catalogue.bound.items():
+            self.router.bind(kind, name, filters)
+        broker.catalogue_watchers.append(self._catalogue_changed)
 
     def _catalogue_changed(self, item: Item, change: str) -> None:
         self.router.bind(item.kind, item.name, () if change == "deleted" else item.spec.bindings)
@@ -152,10 +176,22 @@ class Hub:
                     if i % 512 == 511:
                         await asyncio.sleep(0)
                         broker.refresh()
+            self.ticked()
             interval_ms = broker.config.mqtt.sys_interval_s * 1000
             if interval_ms and broker.now_ms - self._told_ms >= interval_ms:
                 self._told_ms = broker.now_ms
                 self._tell()
+
+    def ticked(self) -> None:
+        """Several times a second."""
+
+    def connection(self, server: MqttServer, id: int, websocket: WebSocket | None = None) -> MqttConnection:
+        """For a client that has just connected."""
+        return MqttConnection(server, id, websocket)
+
+    def reference(self) -> str:
+        """Where a client of 5.0 is sent when this broker goes away; empty = nowhere."""
+        return self.terms.server_reference
 
     # ------------------------------------------------------------ what connections ask (``Host``)
 
@@ -163,7 +199,7 @@ class Hub:
     def wall_ms(self) -> int:
         return self.broker.wall_ms
 
-    def committed(self, answer: Callable[[], None]) -> None:
+    def committed(self, answer: Answer, unsure: Answer | None = None) -> None:
         self.appends.flush()
         changed = self.router.changed
         if not changed:
@@ -172,18 +208,21 @@ class Hub:
         round = self._round
         if round is None:
             round = self._round = _Round()
-        round.answers.append(answer)
+        round.answers.append((answer, unsure))
         for number in changed:
             if number not in round.shards:
                 round.shards[number] = None
                 partition = self.partitions[number]
                 self.broker.mark(partition)
-                partition.when_committed(round.landed)
+                partition.when_committed(round.landed, round.lost)
 
     def _journalled(self, number: int) -> None:
         """A partition has taken what its shard had to journal; what changes from now on waits for the next round."""
         self.router.changed.pop(number, None)
         self._round = None
+
+    def announced(self, answer: Answer) -> None:
+        answer()
 
     def touch(self, connection: Any) -> None:
         self.broker.touch(connection)
@@ -194,7 +233,7 @@ class Hub:
     def refusing(self) -> bool:
         return self.broker.refusing
 
-    def consumers(self, connection: Connection) -> Consuming:
+    def consumers(self, connection: Connection) -> Consumers:
         shell: MqttConnection = connection.shell
         shell.consuming = Consuming(self.broker, shell, connection)
         return shell.consuming
@@ -211,8 +250,13 @@ class Hub:
             self._past = (self._past[0] + machine.published, self._past[1] + machine.sending.delivered, self._past[2] + machine.sending.dropped)
 
     @property
+    def connected(self) -> int:
+        """Connections of clients to this broker."""
+        return len(self.connections)
+
+    @property
     def sessions(self) -> int:
-        return sum(len(p.shard.sessions) for p in self.partitions)
+        return sum(len(p.shard.sessions) for p in self.partitions.values())
 
     @property
     def received(self) -> int:
@@ -235,7 +279,7 @@ class Hub:
         router, broker = self.router, self.broker
         if not router.tree.match("$SYS/broker/version"):
             return
-        connected = len(self.connections)
+        connected = self.connected
         known = self.sessions
         figures = {
             "version": f"headrace {__version__}",

@@ -31,7 +31,14 @@ async def listen(broker: Broker, verbs: Verbs) -> tuple[dict[str, str], Callable
         if name in server.ports:
             address = advertised(mqtt_address(broker.config, name), "", port=server.ports[name], hostname=socket.gethostname())
             urls[name] = f"{scheme}://{address}{path}"
-    if urls:
+    if broker.cluster is not None:
+        from headrace.gateways.mqtt.cluster_verbs import ClusterVerbs  # a lone broker needs none of it
+
+        verbs.add(ClusterVerbs(server.hub).handlers())
+        broker.figures.append(server.figures)
+        if "mqtt" in urls:
+            broker.cluster.advertise(mqtt=urls["mqtt"])
+    elif urls:
         verbs.add(MqttVerbs(server.hub).handlers())
         broker.figures.append(server.figures)
     return urls, server.stop

@@ -30,10 +30,23 @@ class MqttServer:
 
     def __init__(self, broker: Broker) -> None:
         self.broker = broker
-        self.hub = Hub(broker)
+        self.hub = self._make_hub()
         self.ports: dict[str, int] = {}
         self._servers: list[asyncio.Server] = []
         self._next_id = FIRST_ID
+
+    def _make_hub(self) -> Hub:
+        if self.broker.cluster is None:
+            return Hub(self.broker)
+        from headrace.gateways.mqtt.cluster import ClusterHub  # a lone broker needs none of it
+
+        return ClusterHub(self.broker, self._make_far)
+
+    def _make_far(self) -> MqttConnection:
+        from headrace.gateways.mqtt.relay import FarConnection
+
+        self._next_id += 1
+        return FarConnection(self, self._next_id)
 
     async def start(self) -> None:
         """Opens those that are configured. Raises ``OSError`` if one that was asked for by name cannot be."""
@@ -57,13 +70,13 @@ class MqttServer:
 
     def _make(self) -> MqttConnection:
         self._next_id += 1
-        return MqttConnection(self, self._next_id)
+        return self.hub.connection(self, self._next_id)
 
     def _make_websocket(self) -> MqttConnection:
         from headrace.gateways.mqtt.websocket import WebSocket  # its library only where there is such a listener
 
         self._next_id += 1
-        return MqttConnection(self, self._next_id, WebSocket(self.hub.terms.packet_bytes_max))
+        return self.hub.connection(self, self._next_id, WebSocket(self.hub.terms.packet_bytes_max))
 
     def opened(self, connection: MqttConnection) -> None:
         self.hub.connections[connection.id] = connection
@@ -85,7 +98,7 @@ class MqttServer:
         hub = self.hub
         return Figures(
             gauges={
-                "mqtt_connections": float(len(hub.connections)),
+                "mqtt_connections": float(hub.connected),
                 "mqtt_sessions": float(hub.sessions),
                 "mqtt_subscriptions": float(hub.router.subscriptions),
                 "mqtt_retained_messages": float(hub.router.retained.count),

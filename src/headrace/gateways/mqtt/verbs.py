@@ -81,7 +81,7 @@ class MqttVerbs:
         return asked.MqttRetainedList(items=tuple(_shown(m, max(0, r.payload_bytes_max)) for m in page), more=more)
 
     def _all(self, pattern: str) -> Iterable[Session]:
-        for partition in self.hub.partitions:
+        for partition in self.hub.partitions.values():
             for session in partition.shard.sessions.values():
                 if glob_matches(pattern, session.client_id):
                     yield session
@@ -157,10 +157,10 @@ class MqttVerbs:
         if r.retain and not is_native(r.topic) and not self.hub.router.retain(message):
             raise LimitExceeded("there is no room for one more retained message", hint="see mqtt.retained_messages_max and mqtt.retained_bytes_max")
         kept: asyncio.Future[HeadraceError | None] = self.hub.broker.loop.create_future()
-        captured = bool(self.hub.router.captures(r.topic))
+        awaited = self.hub.router.awaits(r.topic, r.retain)
         count = self.hub.router.publish(message, wall_ms, lambda why: None if kept.done() else kept.set_result(why))
         await self._durable()
-        if captured and (error := await kept) is not None:
+        if awaited and (error := await kept) is not None:
             raise error
         return control.Done(count=count)
 

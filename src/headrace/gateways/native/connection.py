@@ -81,6 +81,9 @@ class NativeConnection(asyncio.Protocol):
         self._closing = False
         self._ended = False
         self._heard_bytes = 0
+        self._asked_ms = 0
+        self._asked = 0
+        """PINGs since something was heard, and when the last of them was sent."""
         self._room = asyncio.Event()
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
@@ -474,21 +477,31 @@ class NativeConnection(asyncio.Protocol):
             self.publishers[publisher.channel] = publisher
 
     def beat(self, now_ms: int) -> None:
-        """Called once a second: pings a silent peer, drops one that stays silent or reads nothing of what it was sent."""
+        """Called once a second: pings a silent peer, drops one that leaves two PINGs unanswered or reads nothing of what it was sent.
+
+        The PINGs count, not only the time: while this broker stood still, or was busy answering a peer, nobody was asked for a sign of life.
+        """
         if self._closing:
             return
         if self.bytes_in != self._heard_bytes or (self._holding and not self.blocked):
             self._heard_bytes = self.bytes_in
             self.heard_ms = now_ms
+            self._asked = 0
+        silent_ms = now_ms - self.heard_ms
         if self.attachments is None:
             if now_ms - self.opened_ms > self.server.config.connection.preamble_timeout_ms:
                 self.close(Unavailable("no hello came in time"))
                 return
-        elif now_ms - self.heard_ms > 3 * self.heartbeat_ms:
+        elif silent_ms > 3 * self.heartbeat_ms and (self.blocked or self._asked >= 2):
             why = "what it was sent was not read" if self._holding else "nothing was heard"
-            self.close(Unavailable(f"{why} for {now_ms - self.heard_ms} ms"))
+            self.close(Unavailable(f"{why} for {silent_ms} ms"))
             return
-        if self._transport is not None and now_ms - self.sent_ms >= self.heartbeat_ms and not self.blocked:
+        if self._transport is None or self.blocked:
+            return
+        unasked = silent_ms >= self.heartbeat_ms and (not self._asked or now_ms - self._asked_ms >= self.heartbeat_ms)
+        if unasked or now_ms - self.sent_ms >= self.heartbeat_ms:
+            self._asked_ms = now_ms
+            self._asked += 1
             self._write(frame(Op.PING))
             self.flush()
 

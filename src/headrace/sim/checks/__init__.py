@@ -18,9 +18,10 @@ __all__ = ["CHECKS", "Seen", "Violation", "check", "judge"]
 
 CHECKS: tuple[Callable[[Seen], Iterator[Violation]], ...] = (
     messages.from_nowhere, messages.lost, messages.one_value, messages.out_of_order, messages.stored_twice, messages.too_soon, leases.unexplained,
-    leases.leased_twice, leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors, streams.unacked, streams.not_told,
-    streams.starts, streams.told_starts, times.too_early, times.expiry, times.extended, times.paused, times.ready_order, leases.lost_at_a_restart,
-    restarts.ended, shares.interleaved, inside.told_figures, rules.limits, rules.overflowed, rules.purged, rules.tiers, rules.skipped,
+    leases.leased_twice, leases.settled_for_others, leases.key_order, leases.dead_letters, streams.lost, streams.gaps, streams.cursors,
+    streams.unacked, streams.not_told, streams.starts, streams.told_starts, times.too_early, times.expiry, times.extended, times.paused,
+    times.ready_order, leases.lost_at_a_restart, restarts.ended, shares.interleaved, inside.told_figures, rules.limits, rules.overflowed,
+    rules.purged, rules.tiers, rules.skipped,
 )  # fmt: skip
 """Those that need the history alone."""
 FORGETFUL: tuple[Callable[[Seen], Iterator[Violation]], ...] = (messages.from_nowhere, inside.told_figures)

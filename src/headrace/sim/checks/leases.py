@@ -7,12 +7,15 @@ goes on. So what is said here about order is said of attempts wherever it can be
 
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Final
 
 from headrace.sim.checks.seen import TERMINAL, Place, Seen, Violation, place_text
 from headrace.sim.history import Arrival, Delivery, Settle
 
 EPSILON_S = 0.002
 """Deadlines are kept in whole milliseconds."""
+LOOKS: Final = ("describe", "inspect")
+"""Verbs that change nothing."""
 
 
 def sound_places(seen: Seen) -> Iterator[tuple[Place, list[Arrival]]]:
@@ -87,7 +90,7 @@ def _given_again(seen: Seen, d: Delivery) -> bool:
 
 
 def leased_twice(seen: Seen) -> Iterator[Violation]:
-    """I10: within an epoch no attempt is handed to an application twice; nobody's late settlement counts; what is done does not come again."""
+    """I10: within an epoch no attempt is handed to an application twice; what is done does not come again."""
     for place, deliveries in seen.deliveries.items():
         if not seen.sound(place[0], place[1]):
             continue
@@ -126,12 +129,37 @@ def _after(seen: Seen, place: Place, settle: Settle, deliveries: list[Delivery])
         if settle.action == "retry" and a.epoch > epoch and a.attempt < settle.attempt + certain:
             yield Violation("I9", f"{place_text(place)}: attempt {a.attempt} {a.at:.4f} s after {settle!r}: {_story(seen, place)}")
             return
-    if settle.action == "extend":
-        return
-    others = [a for a in seen.arrivals.get(place, ()) if a.consumer != settle.consumer and a.attempt > settle.attempt and a.at < settle.at]
-    again = any(a.consumer == settle.consumer and a.attempt > settle.attempt for a in seen.arrivals.get(place, ()))
-    if others and not again and not seen.broken_between(seen.client_of(settle.consumer), settle.at, seen.end):
-        yield Violation("I10", f"{place_text(place)}: late, and yet it counted: {settle!r}: {_story(seen, place)}")
+
+
+def settled_for_others(seen: Seen) -> Iterator[Violation]:
+    """I10: while one consumer certainly has a message, nobody else's settlement or extension of it counts.
+
+    "Certainly" is what the broker's own lease says when the settlement is sent, and that nothing can have ended it early until the answer came: its
+    holder neither settled, left, nor lost a connection, no operator took it away. Who has a lease by an attempt is told by where that one arrived.
+    """
+    for place, settles in seen.settles.items():
+        if not seen.sound(place[0], place[1]):
+            continue
+        for s in settles:
+            if s.result != "done" or s.leased is None or s.told_at >= s.leased.until - EPSILON_S:
+                continue
+            holders = [a for a in seen.arrivals.get(place, ()) if (a.attempt, a.epoch) == (s.leased.attempt, s.leased.epoch)]
+            if len(holders) == 1 and holders[0].consumer != s.consumer and _keeps(seen, place, holders[0], s):
+                had = f"{place_text(place)}: consumer {holders[0].consumer} had it"
+                yield Violation("I10", f"{had}, and yet it counted: {s!r}: {_story(seen, place)}")
+
+
+def _keeps(seen: Seen, place: Place, holder: Arrival, settle: Settle) -> bool:
+    """Whether the lease of that arrival cannot have ended early before ``settle``, of another consumer, was answered."""
+    who, other = seen.attached.get(holder.consumer), seen.attached.get(settle.consumer)
+    if who is None or other is None or who.group or other.group or holder.at > settle.at or who.leaving <= settle.told_at:
+        return False
+    if seen.broken_between(who.client, holder.at, who.until) or seen.broken_between(other.client, settle.at, settle.told_at):
+        return False
+    if any(s.consumer == holder.consumer and s.at <= settle.told_at for s in seen.settles.get(place, ())):
+        return False
+    verbs = (v for v in seen.history.verbs if v.name == place[0] and v.verb not in LOOKS)
+    return not any(v.at <= settle.told_at and v.told_at >= holder.at for v in verbs)
 
 
 def key_order(seen: Seen) -> Iterator[Violation]:

@@ -107,7 +107,8 @@ def _text(t: Totals) -> str:
     return (
         f"{t.seeds:,} clusters, {t.failed:,} failed; {t.changed:,} saw members change ({t.isr:,} changes of an isr, {t.members:,} of copies,"
         f" {t.owners:,} of owners, {t.joined:,} brokers added, {t.left:,} taken away); {t.deaths:,} deaths, {t.cuts:,} cuts, {t.pauses:,} pauses,"
-        f" {t.damaged:,} disks damaged, {t.disks:,} full or with a failed sync, {t.outages:,} outages of the coordinator;"
+        f" {t.damaged:,} disks damaged, {t.disks:,} full or with a failed sync, {t.outages:,} outages of the coordinator,"
+        f" {t.absent:,} brokers away from a deletion, {t.acts:,} acts, {t.nights:,} nights;"
         f" {t.confirmed:,} confirmed, {t.acked:,} acked, {t.read:,} read; {t.steps:,} events, {t.steps / t.real_s if t.real_s else 0.0:,.0f}"
         f" a second and core, {_rate(t):.1f} clusters a second and core; {t.virtual_s / 3600:,.1f} virtual hours"
     )

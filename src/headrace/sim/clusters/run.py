@@ -5,6 +5,7 @@ publishes and takes, and K1 to K7, are ``sim.clustered``'s, with little load: wh
 
 K8 In bounded time after all is healed every partition is led by a broker that is there, every replica of it is in sync, nothing moves any more,
 nobody has a damaged copy, who was taken away has nothing, and of what was deleted there are no data and no records.
+K9 Then no follower has anything in memory that its log does not say (``inside``).
 """
 
 import asyncio
@@ -20,10 +21,15 @@ from headrace.broker.cluster import Cluster
 from headrace.cluster.control.declared import DELETED_PREFIX, read
 from headrace.cluster.memory import MemoryStore
 from headrace.model.cluster import PARTITIONS_PREFIX, PLACEMENT_KEY, Assignment, BrokerId, Placement, broker_key, decode
+from headrace.model.config import KIB, MIB
 from headrace.model.errors import HeadraceError
 from headrace.sim import clustered
 from headrace.sim.chance import Chance
 from headrace.sim.clustered import Host
+from headrace.sim.clusters import absent, rare
+from headrace.sim.clusters.acts import ACT_S, ACTS, Scene
+from headrace.sim.clusters.held import held_of, strays
+from headrace.sim.clusters.inside import strayed
 from headrace.sim.world import DATA
 from headrace.storage.index import POSITION_BITS, POSITION_MASK
 from headrace.storage.walfiles import name_of
@@ -31,12 +37,13 @@ from headrace.storage.walformat import ENTRY_BYTES
 
 KINDS: Final = (
     *clustered.KINDS, "away", "pause", "clock", "damage", "full", "failed-sync", "etcd", "lease", "answers", "watch", "compact", "join", "leave",
-    "alter", "delete", "power-all",
+    "alter", "delete", "power-all", "night",
 )  # fmt: skip
 MORE: Final = ("d", "e", "f", "g")
 """Names of brokers that may be added."""
 ROOM: Final = 1 << 40
 LEAVES_S: Final = 45.0
+ACTS_AFTER_S: Final = (1.0, 2.0)
 
 
 class Totals(clustered.Totals):
@@ -55,6 +62,12 @@ class Totals(clustered.Totals):
     """Full, or with a failed sync."""
     outages: int = 0
     """Of the coordinator, for one broker or all."""
+    absent: int = 0
+    """Brokers that were away while something of which they have a copy was deleted."""
+    acts: int = 0
+    """Schedules of ``acts`` that were played."""
+    nights: int = 0
+    """Runs in which all slept for a while, with queues that nobody had used lately."""
     real_s: float = 0.0
     steps: int = 0
 
@@ -88,9 +101,11 @@ class Run(clustered.Run):
     rests_s = (0.02, 0.5)
     lasts_s = (2.0, 5.0)
     first_fault_s = 0.3
+    wal_files_bytes = (1 * MIB, 64 * KIB, 64 * KIB)
 
     def __init__(self, seed: int, *, rows_max: int | None = 0) -> None:
         first = Chance(seed, "clusters")
+        self._absence = first.fork("missed deletion")
         self.names = tuple("abcde"[: first.choice([3, 3, 5])])
         self.settings = replace(clustered.SETTINGS, replace_after_ms=first.choice([1_500, 60_000]))
         super().__init__(seed, rows_max=rows_max)
@@ -99,11 +114,20 @@ class Run(clustered.Run):
         self.pause_s = first.choice([0.1, 0.3, 1.0])
         self.hurt = ""
         """The broker on whose disk something was damaged, until its copies are sound again."""
+        self.hurt_pid = 0
         self.going: dict[str, BrokerId] = {}
         """Brokers that are to be taken away, and their ids."""
         self.gone: dict[str, BrokerId] = {}
         self.syncs: dict[str, int] = {}
         """How many syncs of a disk will fail."""
+        self.acting = Chance(seed, "acts")
+        self.acts = self.acting.happens(0.4) and self.level != "local_durable"
+        """Whether an act comes after the faults, which have half the time then, and are not nights."""
+        if self.acts:
+            self.lasts_s = ACTS_AFTER_S
+            self.kinds = [kind for kind in self.kinds if kind != "night"] or ["kill"]
+        self.ids: dict[str, BrokerId] = {}
+        """Of all brokers, as of the last moment in which every one was there."""
         for host in self.hosts.values():
             self._fail(host)
 
@@ -111,6 +135,13 @@ class Run(clustered.Run):
 
     def make_store(self) -> Watched:
         return Watched(self._changed, timeout_s=0.3)
+
+    async def begin(self) -> None:
+        await super().begin()
+        if "night" in self.kinds:
+            rare.begin(self)
+        elif not self.acts:
+            absent.begin(self, self._absence)
 
     def _changed(self, before: Assignment | None, now: Assignment) -> None:
         if before is None:
@@ -150,6 +181,27 @@ class Run(clustered.Run):
         for each in self.hosts.values():
             self.totals.deaths += each.alive
             each.kill(power=True)
+
+    def _night(self, host: Host, lasts: float) -> None:
+        """All start again, twice, and move meanwhile what their logs have: who was used before alone is idle then, with all that it holds."""
+        if not self.totals.nights:
+            self.totals.nights = 1
+            self.world.loop.spawn(self.world.loop.world, self._sleep(), "night")
+
+    async def _sleep(self) -> None:
+        for _ in range(2):
+            for host in [h for name, h in self.hosts.items() if name not in self.gone]:
+                self.totals.deaths += host.alive
+                host.kill(power=self.faults.happens(0.5))
+                host.start()
+            machine = self.world.machine(f"filler-{self.world.loop.steps}")
+            filled = self.works[machine.name] = self.world.loop.spawn(machine, rare.fill(self, machine), machine.name)
+            await asyncio.wait({filled}, timeout=3.0)
+            for _ in range(5):
+                await asyncio.sleep(0.1)
+                for cluster in filter(None, map(self.cluster, self.hosts.values())):
+                    store: Any = cluster.broker.store
+                    store._mover.wake(force=True)
 
     def _pause(self, host: Host, lasts: float) -> None:
         self.totals.pauses += host.alive
@@ -268,7 +320,7 @@ class Run(clustered.Run):
             others = [h for h in self.hosts.values() if h.name != name and h.serving]
             if not others:
                 continue
-            if not asked:
+            if not asked or not self._emptied(id):  # who asked for another at that moment may have forgotten this one
                 asked = await self._ask(self.faults.choice(others), id)
             documents = self.documents()
             if asked and documents and not any(id in {a.owner, *a.copies} for a in documents) and self._emptied(id):
@@ -312,23 +364,24 @@ class Run(clustered.Run):
         return [decode(Assignment, d.value) for d in page.documents]
 
     def _damage(self, host: Host, lasts: float) -> None:
-        """A byte of a partition goes bad on a disk whose broker dies, if others have everything that was committed."""
         cluster = self.cluster(host)
-        if self.hurt or cluster is None:
-            return
-        mine = [a for a in self.documents() if a.partition in cluster.copies]
-        if not mine or not all(self._others_hold(host, a) for a in self.documents() if self.id_of(host) in a.copies):
-            return
+        if cluster is not None:
+            self.spoil(host, [a for a in self.documents() if a.partition in cluster.copies or cluster.dormant.document(a.partition) is not None])
+
+    def spoil(self, host: Host, mine: list[Assignment]) -> bool:
+        """A byte of one of ``mine`` goes bad on the disk of ``host``, which dies, if others have everything that was committed; whether it did."""
+        if self.hurt or not mine or not all(self._others_hold(host, a) for a in self.documents() if self.id_of(host) in a.copies):
+            return False
         pid = self.faults.choice(mine).partition
         store: Any = host.running.broker.store if host.running is not None else None
         part = store._ground.part(pid)
         rows = [(part.places[k], size) for k, size in enumerate(part.sizes) if size > ENTRY_BYTES]
         refs = [ref for ref in part.moved.refs if ref.nbytes > ENTRY_BYTES]
         if not rows and not refs:
-            return
+            return False
         self.totals.damaged += 1
         self.totals.deaths += 1
-        self.hurt = host.name
+        self.hurt, self.hurt_pid = host.name, pid
         host.kill()
         if rows and (not refs or self.faults.happens(0.6)):
             place, size = self.faults.choice(rows)
@@ -338,6 +391,7 @@ class Run(clustered.Run):
             path, at, size = f"{DATA}/segments/segment-{ref.file:016x}.seg", ref.position, ref.nbytes
         if host.disk.exists(path):
             host.disk.flip(path, at + self.faults.randint(0, size - 1), 1 << self.faults.randint(0, 7))
+        return True
 
     def _others_hold(self, host: Host, document: Assignment) -> bool:
         """Whether every other member has on its disk whatever may have been committed."""
@@ -350,11 +404,11 @@ class Run(clustered.Run):
         ends = []
         for each in [host, *others]:
             found = self.cluster(each)
-            copy = found.copies.get(document.partition) if found is not None else None
-            if copy is None or copy.replicated.replica.journal.suspect or copy.replicated.halted:
+            held = held_of(found, document.partition) if found is not None else None
+            if held is None:
                 return False
-            ends.append(copy.replicated.replica.journal)
-        return min(j.durable_end for j in ends[1:]) >= max(j.high_watermark for j in ends) and ends[0].end == ends[0].high_watermark
+            ends.append(held)
+        return min(h.durable for h in ends[1:]) >= max(h.committed for h in ends) and ends[0].end == ends[0].committed
 
     # ------------------------------------------------------------ a run
 
@@ -362,6 +416,9 @@ class Run(clustered.Run):
         for name in self.gone:
             self.away[name] = float("inf")
         super()._start_some(often)
+        cluster = self.cluster(self.hosts[self.hurt]) if self.hurt else None
+        if cluster is not None:
+            cluster.take_up(self.hurt_pid)  # damage is found by who looks
         if self.hurt and not self.unsound(self.hosts[self.hurt]):
             self.hurt = ""
 
@@ -374,9 +431,20 @@ class Run(clustered.Run):
             if copy.replicated.halted or copy.replicated.replica.journal.suspect or (copy.partition is not None and copy.partition.quarantined):
                 why = copy.replicated.halted or (copy.partition.quarantined if copy.partition is not None else "") or "it has lost something"
                 return f"its copy of partition {pid}: {why}"
+        for a in self.documents():
+            if cluster.dormant.document(a.partition) is not None and cluster.driver.unfit(a.partition):
+                return f"its copy of partition {a.partition}, which it did not take up, is unfit"
         return ""
 
-    async def _heal(self) -> None:
+    def host_of(self, id: BrokerId) -> Host:
+        """The broker of that id, there or not."""
+        return self.hosts[next(name for name, known in self.ids.items() if known == id)]
+
+    def sound(self, host: Host) -> bool:
+        """Whether it serves and no copy of it is damaged."""
+        return not self.unsound(host)
+
+    def mended(self) -> None:
         self.syncs.clear()
         self._elected()
         for host in self.hosts.values():
@@ -384,6 +452,33 @@ class Run(clustered.Run):
             host.resume()
             self.store.hold_watches(host.name, False)
             self.store.lose_answers(host.name, 0)
+        super().mended()
+
+    async def act(self) -> None:
+        """One of ``acts.ACTS``, after everything was well for a moment."""
+        if not self.acts or not await self._well():
+            return
+        one = self.acting.choice([a for a in self.documents() if a.level != "local_durable" and a.item in ("orders", "events")])
+        act = self.acting.choice(ACTS[one.level])
+        self.world.trace.note("run", "act", f"{act.__name__} with partition {one.partition}")
+        self.totals.acts += 1
+        await act(Scene(self, one.partition))
+
+    async def _well(self) -> bool:
+        """Whether everything is well within bounded time."""
+        loop = self.world.loop
+        self.mended()
+        end = loop.time() + ACT_S
+        while loop.time() < end and not self.broken:
+            self._start_some(1.0)
+            await asyncio.sleep(0.2)
+            if not self.unsettled():
+                self.ids = {name: self.id_of(host) for name, host in self.hosts.items() if host.serving}
+                self.look_inside()
+                return not self.broken
+        return False
+
+    async def _heal(self) -> None:
         await super()._heal()
         loop = self.world.loop
         end = loop.time() + LEAVES_S
@@ -394,6 +489,14 @@ class Run(clustered.Run):
             wrong = self.unsettled()
         if wrong and not self.broken:
             self.broken.append(f"K8 {LEAVES_S:g} s after everything was delivered: {wrong}")
+        self.look_inside()
+
+    def look_inside(self) -> None:
+        """K9."""
+        for name, host in self.hosts.items():
+            cluster = self.cluster(host)
+            if cluster is not None:
+                self.broken += strayed(name, cluster)
 
     def unsettled(self) -> str:
         """What is not as it must be in the end."""
@@ -415,6 +518,8 @@ class Run(clustered.Run):
             if a.level == "replica_durable" and set(a.isr) != set(a.replicas):
                 return f"{what} has only {a.isr} of {a.replicas} in sync"
             owner = self.cluster(ids[a.owner])
+            if owner is not None and owner.dormant.owned(a.partition):
+                owner.take_up(a.partition)  # as if it were used
             if owner is None or a.partition not in owner.copies or not owner.copies[a.partition].serving:
                 return f"{what} is not served by {a.owner}"
         records = self.store.page(DELETED_PREFIX, "", 1000, 0).documents
@@ -425,6 +530,9 @@ class Run(clustered.Run):
             left = [pid for pid in self.store.deleted if cluster is not None and cluster.driver.holds(pid)]
             if left and name not in self.gone:
                 return f"{name} has data of the partitions {left}, which were deleted"
+            moved = strays(cluster, self.documents()) if cluster is not None else []
+            if cluster is not None and moved and name not in self.gone:
+                return f"{name} has data of partitions that were moved to others: {cluster.leftovers.waiting}"
             unsound = "" if name in self.gone else self.unsound(host)
             if unsound:
                 return f"{name}: {unsound}"
@@ -441,5 +549,5 @@ class Run(clustered.Run):
 _DOING: Final[dict[str, Callable[[Run, Host, float], None]]] = {
     "away": Run._away, "power-all": Run._power_all, "pause": Run._pause, "clock": Run._clock, "damage": Run._damage, "full": Run._full,
     "failed-sync": Run._failed_sync, "etcd": Run._etcd, "lease": Run._lease, "answers": Run._answers, "watch": Run._watch,
-    "compact": Run._compact, "join": Run._join, "leave": Run._leave, "alter": Run._alter, "delete": Run._delete,
+    "night": Run._night, "compact": Run._compact, "join": Run._join, "leave": Run._leave, "alter": Run._alter, "delete": Run._delete,
 }  # fmt: skip

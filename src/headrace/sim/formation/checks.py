@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from headrace.core.formation.effects import SetAside, StartConsensus
 from headrace.core.formation.messages import Promised
-from headrace.core.formation.records import Acceptance, Applied, Bootstrap, Charter, Directory, Identity, Promise, Record, Records
+from headrace.core.formation.records import Acceptance, Applied, Bootstrap, Charter, Directory, Promise, Record, Records
 from headrace.model.formation import Declared, mark
 from headrace.sim.formation.store import Member, Store
 from headrace.sim.formation.violation import Violation
@@ -23,7 +23,6 @@ class Checks:
         self._accepted: dict[Directory, str] = {}
         self._records: dict[str, Bootstrap] = {}
         self._applied: dict[Directory, int] = {}
-        self._orders: dict[str, set[int]] = {}
         self.fed: list[Declared] = []
         self.recovered: set[str] = set()
         self.wiped: set[Directory] = set()
@@ -135,13 +134,6 @@ class Checks:
         permitted |= standalone and any(c.confirms(id) for c in self.fed)
         if not permitted:
             raise Violation("discard", f"{name} sets the data of {id} aside, which no committed config confirms")
-
-    def ordered(self, name: str, record: Record) -> None:
-        """Resets act once a version."""
-        if isinstance(record, Identity) and record.ordered_by is not None:
-            charter = record.ordered_by
-            seen = self._orders.setdefault(f"{name}/{charter.cluster_id}", set())
-            seen.add(charter.reset)
 
     def ledger(self) -> None:
         """The versions of a cluster only grow, and a reset is its last word."""

@@ -10,7 +10,7 @@ import msgspec
 
 from headrace.core.formation.records import Bootstrap, Charter
 from headrace.model.formation import Declared
-from headrace.sim.formation.world import World
+from headrace.sim.formation.world import Broker, World
 
 
 class Node(msgspec.Struct):
@@ -25,6 +25,8 @@ class Node(msgspec.Struct):
     held: Declared | None
     of: str
     witness: str
+    recalls: dict[str, tuple[str, str]]
+    """Of those who do not run: kind and cluster when this one last heard of them, in this life. A disk that was wiped since is not seen from afar."""
 
 
 class Cluster(msgspec.Struct):
@@ -73,7 +75,7 @@ class Facts:
                 bound.setdefault(records.acceptance.bootstrap.cluster_id, []).append(records.acceptance.bootstrap)
             self.nodes[broker.name] = Node(
                 broker.name, broker.up, kind, identity.incarnation if identity else f"to come {broker.name}", world.cluster(broker.name),
-                held.config if held else None, held.of if held else "", held.witness if held else "",
+                held.config if held else None, held.of if held else "", held.witness if held else "", _recalled(world, broker),
             )  # fmt: skip
         for token, ledger in world.store.ledgers.items():
             charter = next((e for e in reversed(ledger) if isinstance(e, Charter)), None)
@@ -207,22 +209,32 @@ class Facts:
         for node in members:
             if node.held is None or node.held.version < cluster.config.version:
                 node.held, node.of, node.witness = cluster.config, cluster.id, ""
-        youngest = max(members, key=lambda n: n.held.version if n.held else 0)
-        if youngest.held is not None and youngest.held.version > cluster.config.version:
-            verdict = self._verdict(cluster, youngest.held, youngest.witness)
-            if verdict in ("commit", "end"):
-                cluster.config = youngest.held
-                cluster.ended = verdict == "end"
-                return
+        youngest = max((n.held for n in members if n.held), key=lambda c: c.version)
+        if youngest.version > cluster.config.version:
+            for judge in [n for n in members if n.held == youngest]:
+                verdict = self._verdict(cluster, youngest, judge)
+                if verdict in ("commit", "end"):
+                    cluster.config = youngest
+                    cluster.ended = verdict == "end"
+                    return
         self._in(cluster)
         self._out(cluster)
 
-    def _elsewhere(self, names: Iterable[str], cluster: Cluster) -> list[Node]:
-        return [n for n in self._up() if n.name in names and n.kind in ("formed", "bound") and n.cluster != cluster.id]
+    def _stands(self, name: str, judge: Node) -> tuple[str, str]:
+        """Kind and cluster of a broker as ``judge`` knows them: who does not run is taken for what he was."""
+        node = self.nodes[name]
+        return (node.kind, node.cluster) if node.up else judge.recalls.get(name, ("", ""))
 
-    def _verdict(self, cluster: Cluster, config: Declared, witness: str) -> str:
-        others = self._elsewhere(config.names, cluster)
-        stake = {cluster.id, *(n.cluster for n in others)}
+    def _elsewhere(self, names: Iterable[str], cluster: Cluster, judge: Node) -> set[str]:
+        """The other clusters that have data on these brokers."""
+        stands = [self._stands(n, judge) for n in names]
+        return {of for kind, of in stands if kind in ("formed", "bound") and of != cluster.id}
+
+    def _verdict(self, cluster: Cluster, config: Declared, judge: Node) -> str:
+        """What ``judge``, a member of the cluster, does about a younger config that it holds."""
+        witness = judge.witness
+        others = self._elsewhere(config.names, cluster, judge)
+        stake = {cluster.id, *others}
         end = "end" if all(config.confirms(c) for c in stake) else "refuse"
         stays = any(v in config.voters for v in cluster.voters)
         gospel = config.gospel
@@ -236,9 +248,12 @@ class Facts:
             return end
         else:
             node = self.nodes[gospel]
-            if node.up and node.kind in ("formed", "bound") and node.cluster != cluster.id:
+            if self._elsewhere([gospel], cluster, judge):
                 return "elsewhere"
-            if gospel not in cluster.roster and not (node.up and node.kind == "removed" and node.cluster == cluster.id):
+            kind, of = self._stands(gospel, judge)
+            if kind == "removed" and of != cluster.id:
+                return "refuse"  # it stands for the data of no cluster
+            if gospel not in cluster.roster and not (node.up and node.kind != "fresh"):
                 return "wait" if not node.up else end
             if node.up and node.kind == "fresh" and node.directory != cluster.roster.get(gospel) and node.held == config:
                 return end
@@ -337,3 +352,11 @@ class Facts:
         if cluster.roster.get(node.name) != node.directory:
             return Rest("wait", doubt=node.name in self.doubt)
         return Rest("active", node.cluster, cluster.config.version, doubt=node.name in self.doubt)
+
+
+def _recalled(world: World, broker: Broker) -> dict[str, tuple[str, str]]:
+    formation = broker.formation
+    if formation is None:
+        return {}
+    hellos = {n: formation._books.peers.known(n) for n, other in world.brokers.items() if not other.up}
+    return {n: ("bound" if h.condition == "accepted" else h.condition, h.cluster_id) for n, h in hellos.items() if h is not None}

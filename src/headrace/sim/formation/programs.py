@@ -15,7 +15,7 @@ from headrace.core.formation.peers import SILENT_MS
 from headrace.model.formation import Declared
 from headrace.sim.chance import Chance
 from headrace.sim.formation.model import Facts, Rest
-from headrace.sim.formation.scenarios import Play, declared
+from headrace.sim.formation.play import Play, declared
 from headrace.sim.formation.violation import Violation
 from headrace.sim.formation.world import Broker, Weather
 

@@ -8,7 +8,8 @@ import msgspec
 from headrace.core.formation import effects
 from headrace.core.formation.effects import AnyEffect
 from headrace.sim.chance import Chance
-from headrace.sim.formation.scenarios import SCENARIOS, Play
+from headrace.sim.formation.play import Play
+from headrace.sim.formation.scenarios import SCENARIOS
 from headrace.sim.formation.violation import Violation
 from headrace.sim.formation.world import Broker, Weather
 

@@ -102,8 +102,8 @@ BROKERS: Final = (
         edits=(
             Edit(
                 "broker.partition:Partition.publish",
-                "if error is not None:\n    self.refuse(sink, channel, run, asked_level, error)\n    return None",
-                "if error is not None:\n    self.refuse(sink, channel, run, asked_level, error)",
+                "    self.refuse(sink, channel, run, asked_level, error)\n    return None\nsink.in_flight_bytes",
+                "    self.refuse(sink, channel, run, asked_level, error)\nsink.in_flight_bytes",
             ),
         ),
     ),

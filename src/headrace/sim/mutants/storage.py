@@ -110,6 +110,13 @@ LOG: Final = (
         stir=FLIPS,
         edits=(Edit("storage.opening:_find_damage", "if lost:", "if lost and not part.sizes:"),),
     ),
+    Mutant(
+        name="truncation-marker-not-written",
+        wrong="a repair does not write to the log where it cut a partition, so that the next start finds what was cut again",
+        notices=("I1", "I13", "damage", "images"),
+        net="images",
+        edits=(Edit("storage.quarantine:Repairs.repair", "await self._truncate(part, last_valid + 1)", "part.discard(last_valid + 1)"),),
+    ),
 )
 
 SEGMENTS: Final = (

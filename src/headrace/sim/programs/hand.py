@@ -91,6 +91,7 @@ class Hand:
         note = Settle(
             self.now(), self.attached.number, self.attached.name, message.partition, message.offset, message.attempt, id, action, delay_ms
         )
+        note.leased = self.history.leased(note.name, note.partition, note.offset)
         self.history.settles.append(note)
         asked = self.chance.happens(client.confirmed) if confirmed is None else confirmed
         if action == "ack":

@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from headrace.cluster.control.control import Control
 from headrace.cluster.control.evidence import NONE, Clues
 from headrace.cluster.memory import MemoryStore
+from headrace.model import config
 from headrace.model.cluster import Assignment, BrokerId, Incarnation, Registered, decode, partition_key
 from headrace.model.ids import PartitionId
 from headrace.model.specs import QueueSpec
@@ -50,11 +51,12 @@ class Cluster:
         self.lost: list[str] = []
         self.displaced: list[str] = []
 
-    def start(self, name: str, life: int = 1, **options: Any) -> Control:
+    def start(self, name: str, life: int = 1, *, placement: config.Placement = config.Placement(), **what: Any) -> Control:
+        """``what``: further fields of its registration."""
         eyes = self.eyes[name] = Eyes()
         made = Control(
-            self.store.client(f"{name}-{life}"), eyes, me(name, life, addresses={"native": f"{name}:1"}), ttl_ms=1000,
-            lost=self.lost.append, displaced=self.displaced.append, **options,
+            self.store.client(f"{name}-{life}"), eyes, me(name, life, addresses={"native": f"{name}:1"}, **what), ttl_ms=1000,
+            placement=placement, lost=self.lost.append, displaced=self.displaced.append,
         )  # fmt: skip
         self.controls[name] = made
         made.start()

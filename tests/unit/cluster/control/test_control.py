@@ -81,6 +81,23 @@ def test_of_two_processes_with_one_id_the_earlier_one_steps_back_until_the_other
     play(scenario)
 
 
+def test_who_could_not_hold_anothers_entries_is_not_registered_until_it_is_gone() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        a = cluster.start("a", takes_bytes_max=1000, writes_bytes_max=500)
+        await a.presence.registered.wait()
+        b = cluster.start("b", takes_bytes_max=5000, writes_bytes_max=2000)
+        await cluster.until(lambda: "raise storage.wal_file_bytes there" in b.presence.trouble)
+        assert "the log files of broker broker-a take 1000" in b.presence.trouble
+        c = cluster.start("c", takes_bytes_max=400, writes_bytes_max=200)
+        await cluster.until(lambda: "raise storage.wal_file_bytes here" in c.presence.trouble)
+        assert a.picturing.registered(B) is None
+        assert a.picturing.registered(C) is None
+        await a.stop()
+        await cluster.until(lambda: b.presence.alive or c.presence.alive)
+
+    play(scenario)
+
+
 def test_what_is_new_of_a_broker_is_written_under_the_same_registration() -> None:
     async def scenario(cluster: Cluster) -> None:
         a = cluster.start("a")

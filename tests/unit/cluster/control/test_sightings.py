@@ -236,3 +236,29 @@ def test_a_paused_owner_is_replaced_and_back_in_another_epoch_it_owns_nothing_at
 @pytest.fixture(autouse=True)
 def silent(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.CRITICAL, "headrace")
+
+
+def test_what_a_broker_held_against_another_ends_when_it_looks_no_more() -> None:
+    """Who controls looks at everybody, the others at the controller: when it is another one, nobody would ever take back what the last probe said."""
+
+    async def scenario(world: World) -> None:
+        one, other = (world.brokers[name] for name in [name for name in NAMES if name != world.controller()][:2])
+
+        async def silent(at: Address, *, timeout_ms: int, expects: BrokerId = BrokerId("")) -> Probed:
+            return Probed(outcome="silent")
+
+        def failed() -> bool:
+            return one.sightings.clues(other.id, other.incarnation).probe_failed
+
+        one.transport.probe = silent  # type: ignore[method-assign]
+        one.sightings.also(frozenset({other.id}))
+        world.network.break_connections(one.name, other.name)
+        await world.until(failed, 3)
+        await world.sleep(3)
+        assert failed()
+        one.sightings.also(frozenset())
+        await world.until(lambda: not failed(), 3)
+        await world.sleep(3)
+        assert not failed()
+
+    play(scenario)

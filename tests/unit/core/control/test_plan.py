@@ -193,6 +193,8 @@ def test_the_owner_hands_over_before_its_copy_leaves() -> None:
         (seen(A), (), True),
         (seen(A, draining=True), (), False),
         (seen(A, swim="suspect"), (), False),
+        (seen(A, doubted_ms=NOW - 9_999), (), False),
+        (seen(A, doubted_ms=NOW - 10_000), (), True),
         (seen(A), (NOW - 999,) * 8, False),
         (seen(A), (NOW - 1_000,) * 8, True),
     ],
@@ -200,6 +202,17 @@ def test_the_owner_hands_over_before_its_copy_leaves() -> None:
 def test_preferred_owners_are_restored_gradually(broker: object, recent: tuple[int, ...], back: bool) -> None:
     made = plan(picture(owned(owner=B), broker, recent_handovers_ms=recent))  # type: ignore[arg-type]
     assert [c.act for c in made.changes] == (["restore"] if back else [])
+
+
+def test_it_is_looked_again_when_a_preferred_owner_has_been_well_for_long_enough() -> None:
+    assert plan(picture(owned(owner=B), seen(A, doubted_ms=NOW - 4_000))).look_again_ms == NOW + 6_000
+
+
+def test_who_was_in_doubt_takes_over_and_is_given_what_is_new() -> None:
+    """Only to go back to it can wait."""
+    doubted = seen(B, doubted_ms=NOW - 1)
+    assert written(only(plan(picture(owned(), dead(A), doubted, dead(C))))).owner == B
+    assert B in written(only(plan(picture(None, doubted)))).replicas
 
 
 def test_a_preferred_owner_out_of_sync_waits() -> None:

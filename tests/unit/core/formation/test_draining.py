@@ -4,7 +4,7 @@ import pytest
 
 from headrace.core.formation import effects
 from headrace.sim.formation import world
-from headrace.sim.formation.scenarios import Play, declared
+from headrace.sim.formation.play import Play, declared
 
 THREE, TWO = ["a", "b", "c"], ["a", "b"]
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from headrace.core.formation.effects import Answer, Verdict
+from headrace.core.formation.effects import Answer, State, Verdict
 from headrace.core.formation.outlook import GivenUp, Outlook
 from headrace.model.formation import Declared
-from headrace.sim.formation.scenarios import Play, declared
+from headrace.sim.formation.play import Play, declared
 
 
 def look(play: Play, name: str, config: Declared) -> Outlook:
@@ -82,6 +82,31 @@ def test_whose_data_would_be_given_up_and_whether_that_is_confirmed() -> None:
     refused = look(play, "a", declared(3, ["a", "b", "c", "d"], gospel="reset"))
     assert isinstance(refused.answer, Answer)
     assert refused.answer.verdict is Verdict.INVALID
+
+
+def test_the_status_says_what_a_config_waits_for_that_the_cluster_has_not_committed() -> None:
+    play = Play(5, "abcd")
+    ours = play.formed("ab", declared(1, ["a", "b"]))
+    theirs = play.formed("cd", declared(1, ["c", "d"]))
+
+    def proposed(name: str) -> dict[str, Any] | None:
+        formation = play.broker(name).formation
+        assert formation is not None
+        found = formation.view()["proposed"]
+        assert found is None or isinstance(found, dict)
+        return found
+
+    assert proposed("a") is None
+    play.feed("a", declared(2, ["a", "b", "nobody"], gospel="nobody"))
+    play.expect("a waits for nobody", lambda: (proposed("a") or {}).get("code") == "gospel_unknown")
+    found = proposed("a")
+    assert found is not None
+    assert (found["version"], found["verdict"], found["on"]) == (2, "wait", ["nobody"])
+    assert "nothing is known of nobody" in found["reason"]
+    assert play.state("a", State.ACTIVE, "serving")
+    play.feed("a", declared(3, ["a", "b", "c", "d"], gospel="a", confirm_discard=[theirs]))
+    play.expect("it was committed", lambda: play.committed("a")[0] == 3 and proposed("a") is None)
+    play.expect("one cluster", lambda: play.world.cluster("c") == ours and play.world.active("c", "d"))
 
 
 def test_one_that_is_introduced_is_greeted_until_a_config_says_who_there_is() -> None:

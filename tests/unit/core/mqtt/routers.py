@@ -37,7 +37,7 @@ class Client:
     def wake(self) -> None:
         self.woken += 1
 
-    def replaced(self) -> None:
+    def replaced(self, reason: int) -> None:
         self.was_replaced = True
 
 

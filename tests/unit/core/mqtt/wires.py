@@ -41,11 +41,14 @@ class World:
     def wall_ms(self) -> int:
         return self.net.wall_ms
 
-    def committed(self, answer: Callable[[], None]) -> None:
+    def committed(self, answer: Callable[[], None], unsure: Callable[[], None] | None = None) -> None:
         if not self.router.changed:
             answer()
         else:
             self.waiting.append(answer)
+
+    def announced(self, answer: Callable[[], None]) -> None:
+        answer()
 
     def touch(self, connection: Any) -> None:
         pass

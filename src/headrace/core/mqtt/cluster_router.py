@@ -1,0 +1,351 @@
+"""A router of a broker in a cluster: some session partitions are its own, and come and go; the others are other brokers'.
+
+Owns which shards are served here, what the others want, and what goes to them. Everything about its own is ``router``'s.
+
+Invariants: L1 nothing is changed of a shard that is not served here: its place is held by an empty one. L2 a message of a shared subscription is with
+one partition at a time. L3 a retained message is kept by the owner of its topic's partition, which orders them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from headrace.core.mqtt.bounds import Bounds
+from headrace.core.mqtt.capture import is_native
+from headrace.core.mqtt.interests import AWAY, EVERYTHING, GONE, WANTED, Others, Own
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.ops import StoredWill
+from headrace.core.mqtt.outward import PLAIN, RETAIN, Outward, Pledge
+from headrace.core.mqtt.router import Router, Stored
+from headrace.core.mqtt.routes import Outlet, Remote, Route
+from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.shard import Shard
+from headrace.core.mqtt.shared import Group
+from headrace.core.mqtt.topics import split_shared
+from headrace.wire.mqtt.reasons import Reason
+
+SYS: Final = "$SYS/"
+TAKEN: Final = 0
+DECLINED: Final = 1
+REFUSED: Final = 2
+Target = tuple[int, int, int, str]
+"""A partition, the message's number there (0 = none), its kind (``outward``) and its group."""
+
+
+class ClusterGroup(Group):
+    """With members elsewhere: they are known by their partition."""
+
+    __slots__ = ("remotes",)
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.remotes: dict[int, int] = {}
+        """State of each partition that has members, in the order in which their turn comes."""
+
+    @property
+    def empty(self) -> bool:
+        return not self.members and not self.remotes
+
+    @property
+    def connected(self) -> bool:
+        """Whether a member here has a connection."""
+        return any(session.outlet is not None for session, _ in self.members.values())
+
+    def elsewhere(self) -> int:
+        """Partition that gets the next message, -1 = a member here does: those with a connection first, here before elsewhere if they have room."""
+        room = any(s.outlet is not None and not s.inbox and len(s.in_flight) < s.receive_maximum for s, _ in self.members.values())
+        if room or not self.remotes:
+            return -1
+        ready = next((number for number, state in self.remotes.items() if state == WANTED), -1)
+        if ready < 0 and not self.members:
+            ready = next(iter(self.remotes))
+        if ready >= 0:
+            self.remotes[ready] = self.remotes.pop(ready)
+        return ready
+
+
+class ClusterRouter(Router):
+    """See the module's head."""
+
+    def __init__(self, bounds: Bounds, count: int, shard_of: Callable[[str], int]) -> None:
+        super().__init__(bounds, [Shard(number) for number in range(count)], shard_of)
+        self.led: set[int] = set()
+        """Numbers of the shards that are served here."""
+        self.own = Own()
+        self.others = Others()
+        self.outward = Outward()
+        self.now_ms: Callable[[], int] = lambda: 0
+        """The monotonic clock of this turn; its owner's."""
+        self.fetch: Callable[[Session, Subscription], None] = _nobody
+        """Has the retained messages of other partitions brought to a new subscription; its owner's."""
+        self.retained_now: list[set[str]] = []
+        """For each subscription whose retained messages are being brought: topics of which newer ones were delivered meanwhile."""
+        self._targets: list[tuple[int, int, str]] | None = None
+        for number in range(count):
+            self._heard(number, self.others.told(number, 0, True, EVERYTHING))
+
+    def number_of(self, key: str) -> int:
+        """Of the session partition that has a client id or a topic."""
+        return self._shard_of(key)
+
+    def serves(self, client_id: str) -> bool:
+        return self._shard_of(client_id) in self.led
+
+    # ------------------------------------------------------------ partitions come and go
+
+    def lead(self, shard: Shard, wall_ms: int) -> None:
+        """A shard, as its journal has it, is served here from now on. The caller flushes ``outward`` before anything else is published: what waits
+        for the shard comes before."""
+        number = shard.number
+        self._heard(number, [(filter, GONE) for filter in self.others.forget(number)])
+        self.shards[number] = shard
+        self.led.add(number)
+        self.own.begin(number)
+        self.outward.turn(number)
+        self.recovered(wall_ms, [shard])
+
+    def drop(self, number: int) -> None:
+        """A shard is not served here any more: its connections end, and nothing is known of it but what it wanted."""
+        shard = self.shards[number]
+        self.changed.pop(number, None)
+        wanted = dict(self.own.wants[number])
+        for session in shard.sessions.values():
+            for subscription in session.subscriptions.values():
+                self._leave(session, subscription)
+        self.own.end(number)
+        self.shards[number] = Shard(number)
+        self.led.discard(number)
+        for topic in shard.retained:
+            before = self.retained.remove(topic)
+            assert before is not None
+            self.retained_bytes -= before.nbytes
+        self._heard(number, self.others.told(number, 0, True, wanted))
+        for session in list(shard.sessions.values()):
+            outlet, session.outlet = session.outlet, None
+            if outlet is not None:
+                outlet.replaced(Reason.SERVER_BUSY)
+
+    def told(self, number: int, epoch: int, whole: bool, changes: dict[str, int]) -> None:
+        """What a partition wants that another broker serves."""
+        if number not in self.led:
+            if whole:
+                self.outward.turn(number)
+            self._heard(number, self.others.told(number, epoch, whole, changes))
+
+    def _heard(self, number: int, changes: object) -> None:
+        for filter, state in changes:  # type: ignore[attr-defined]
+            name, path = split_shared(filter)
+            if not name:
+                if state == GONE:
+                    self.tree.remove(path, f"\2{number}")
+                else:
+                    self.tree.put(path, f"\2{number}", Remote(number))
+                continue
+            group = self.groups.get(filter)
+            if group is None:
+                if state == GONE:
+                    continue
+                group = self._found(filter, path)
+            assert isinstance(group, ClusterGroup)
+            if state != GONE:
+                group.remotes[number] = state
+            elif group.remotes.pop(number, None) is not None and group.empty:
+                self._dissolve(filter, path)
+
+    # ------------------------------------------------------------ what is wanted here
+
+    def make_group(self, name: str) -> Group:
+        return ClusterGroup(name)
+
+    def _enter(self, session: Session, subscription: Subscription) -> None:
+        super()._enter(session, subscription)
+        self._count(session, subscription, 1)
+
+    def _leave(self, session: Session, subscription: Subscription) -> None:
+        super()._leave(session, subscription)
+        self._count(session, subscription, -1)
+
+    def _count(self, session: Session, subscription: Subscription, change: int) -> None:
+        if is_native(subscription.path):
+            return
+        number = self._shard_of(session.client_id)
+        if subscription.group:
+            self._regard(number, subscription.filter)
+        else:
+            self.own.count(number, subscription.path, change)
+
+    def _regard(self, number: int, name: str) -> None:
+        """Whether a partition has members of a shared subscription, and any with a connection."""
+        group = self.groups.get(name)
+        members = [] if group is None else [s for id, (s, _) in group.members.items() if self._shard_of(id) == number]
+        state = WANTED if any(s.outlet is not None for s in members) else AWAY if members else GONE
+        self.own.set(number, name, state)
+
+    def connect(
+        self, client_id: str, outlet: Outlet, *, clean: bool, expiry_s: int, will: StoredWill | None, receive_maximum: int, wall_ms: int
+    ) -> tuple[Session, bool]:
+        found = super().connect(
+            client_id, outlet, clean=clean, expiry_s=expiry_s, will=will, receive_maximum=receive_maximum, wall_ms=wall_ms
+        )
+        self._regard_all(found[0])
+        return found
+
+    def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None) -> None:
+        super().disconnected(session, with_will=with_will, wall_ms=wall_ms, expiry_s=expiry_s)
+        self._regard_all(session)
+
+    def _regard_all(self, session: Session) -> None:
+        for subscription in session.subscriptions.values():
+            if subscription.group:
+                self._regard(self._shard_of(session.client_id), subscription.filter)
+
+    # ------------------------------------------------------------ publishing
+
+    def awaits(self, topic: str, retain: bool) -> bool:
+        return super().awaits(topic, retain) or self.spreads(topic, retain)
+
+    def spreads(self, topic: str, retain: bool) -> bool:
+        routes = self._routes_of(topic)
+        if routes.remotes or (retain and self._shard_of(topic) not in self.led and not is_native(topic)):
+            return True
+        return any(group.remotes for group in routes.groups if isinstance(group, ClusterGroup))
+
+    def publish(self, message: Message, wall_ms: int, stored: Stored | None = None) -> int:
+        topic = message.topic
+        if topic.startswith(SYS):
+            return self._here(message, wall_ms, None)  # of this broker, to its own clients
+        routes = self._routes_of(topic)
+        targets = [(number, PLAIN, "") for number in routes.remotes]
+        if message.retain and not is_native(topic):
+            if self._shard_of(topic) not in self.led:
+                targets.append((self._shard_of(topic), RETAIN, ""))
+            for seen in self.retained_now:
+                seen.add(topic)
+        pledge = Pledge(stored) if stored is not None else None
+        self._targets = targets
+        count = self._here(message, wall_ms, pledge.more() if pledge is not None and routes.captures else None)
+        self._targets = None
+        if targets:
+            count += len(routes.remotes)
+            self.outward.give(message, targets, pledge, self.now_ms())
+        if pledge is not None:
+            pledge.done()
+        return count
+
+    def _here(self, message: Message, wall_ms: int, stored: Stored | None) -> int:
+        return super().publish(message, wall_ms, stored)
+
+    def _to_group(self, group: Group, message: Message) -> bool:
+        assert isinstance(group, ClusterGroup)
+        number = group.elsewhere()
+        if number < 0:
+            return super()._to_group(group, message)
+        if self._targets is not None:
+            self._targets.append((number, PLAIN, group.name))
+        else:
+            self.outward.give(message, [(number, PLAIN, group.name)], None, self.now_ms())
+        return True
+
+    def again(self, name: str, message: Message, stored: Stored | None) -> None:
+        """A message of a shared subscription whose member elsewhere was gone: somebody else gets it."""
+        group = self.groups.get(name)
+        if group is not None:
+            assert isinstance(group, ClusterGroup)
+            number = group.elsewhere()
+            if number >= 0:
+                pledge = Pledge(stored) if stored is not None else None
+                self.outward.give(message, [(number, PLAIN, name)], pledge, self.now_ms())
+                if pledge is not None:
+                    pledge.done()
+                return
+            super()._to_group(group, message)
+        if stored is not None:
+            stored(None)
+
+    def arrived(self, incarnation: str, message: Message, targets: Sequence[Target]) -> list[int]:
+        """Takes a message that another broker has sent; what became of it for each target. Shards that must be durable before that is acknowledged
+        are in ``changed``."""
+        found: list[int] = []
+        plain: dict[int, None] = {}
+        for seen in self.retained_now if message.retain else ():
+            seen.add(message.topic)
+        for number, sequence, kind, group in targets:
+            shard = self.shards[number]
+            if number not in self.led:
+                found.append(REFUSED)
+                continue
+            if group and not self._has(group, number):
+                found.append(DECLINED)
+                continue
+            found.append(TAKEN)
+            if sequence and not shard.take(incarnation, sequence):
+                self.changed[number] = None  # what it caused the first time must be durable, too
+                continue
+            shard.source = (incarnation, sequence) if sequence else None
+            if kind == RETAIN:
+                self.retain(message)
+                shard.source = None
+            elif group:
+                self._to_member(group, number, message)
+                shard.source = None
+            else:
+                plain[number] = None
+        if plain:
+            self._to_sessions(message, plain)
+        return found
+
+    def _to_sessions(self, message: Message, numbers: dict[int, None]) -> None:
+        for route in self._routes_of(message.topic).routes:
+            session = route.session
+            if self._shard_of(session.client_id) not in numbers:
+                continue
+            if not route.local and session.client_id == message.publisher:
+                others = [s for s in route.subscriptions if not s.no_local]
+                if not others:
+                    continue
+                route = Route(session, others)
+            self._send(session, message, route.qos, message.retain and route.retain, route.ids, "")
+        for number in numbers:
+            self.shards[number].source = None
+
+    def _has(self, name: str, number: int) -> bool:
+        group = self.groups.get(name)
+        return group is not None and any(self._shard_of(id) == number and (s.outlet is not None or s.durable) for id, (s, _) in group.members.items())
+
+    def _to_member(self, name: str, number: int, message: Message) -> None:
+        part = Group(name)
+        group = self.groups[name]
+        part.members = {id: member for id, member in group.members.items() if self._shard_of(id) == number}
+        chosen = part.choose()
+        assert chosen is not None
+        session, subscription = chosen
+        group.members[session.client_id] = group.members.pop(session.client_id)
+        ids = (subscription.identifier,) if subscription.identifier else ()
+        self._send(session, message, subscription.qos, message.retain and subscription.retain_as_published, ids, name)
+
+    def _send(self, session: Session, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str) -> None:
+        if message.qos and qos:
+            self._queue(session, message, min(message.qos, qos), retain, ids, group)
+        elif session.outlet is not None:
+            session.outlet.send(message, retain, ids)
+
+    # ------------------------------------------------------------ retained messages
+
+    def retain(self, message: Message) -> bool:
+        if self._shard_of(message.topic) in self.led:
+            return super().retain(message)
+        return True  # ``publish`` has its owner do it
+
+    def send_retained(self, session: Session, subscription: Subscription, wall_ms: int) -> None:
+        super().send_retained(session, subscription, wall_ms)
+        if not subscription.group:
+            self.fetch(session, subscription)
+
+    def check(self) -> None:
+        super().check()
+        self.outward.check()
+        for number, shard in enumerate(self.shards):
+            assert number in self.led or not shard.sessions, "L1"
+
+
+def _nobody(session: Session, subscription: Subscription) -> None:
+    pass

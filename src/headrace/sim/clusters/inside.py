@@ -1,0 +1,52 @@
+"""K9: what a follower has in memory of a partition is what its log says, and nothing that it decided by itself when it was the owner.
+
+Owns what is compared: everything that a checkpoint keeps, but for the moments at which a broker learnt of something, and what follows from them: in
+which chunks a queue counts the bytes of messages that nobody has asked for yet. A message has the mean of its chunk.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from headrace.broker.cluster import Cluster
+from headrace.broker.copies import Copy
+from headrace.broker.queue_partition import QueuePartition
+from headrace.core.queue.snapshots import Snapshot
+
+if TYPE_CHECKING:
+    from headrace.broker.copies import Partition
+
+
+def strayed(name: str, cluster: Cluster) -> list[str]:
+    """How the broker of that name breaks K9."""
+    found = {pid: _strayed(copy) for pid, copy in cluster.copies.items()}
+    return [f"K9 {name} follows partition {pid} and has what nobody told it: {wrong}" for pid, wrong in found.items() if wrong]
+
+
+def _strayed(copy: Copy) -> str:
+    """In what a follower's partition is not what a broker that had just started would make of the same entries; "" if in nothing."""
+    partition = copy.partition
+    if partition is None or partition.quarantined or copy.serving or not copy.applied:
+        return ""
+    broker = copy.broker
+    log = broker.store.replay(copy.pid)
+    entries = [entry for entry in log.entries if entry.index <= copy.applied]
+    reached = entries[-1].index if entries else log.checkpoint.index if log.checkpoint is not None else 0
+    if reached != copy.applied:
+        return ""  # what is not in its log yet
+    fresh = type(partition)(broker, partition.item, partition.number, copy.pid)
+    fresh.recover(log._replace(entries=entries, next_offset=0), broker.now_ms, broker.wall_ms)
+    has, should = _kept(partition, copy.applied), _kept(fresh, copy.applied)
+    wrong = [f"{name} is {has.get(name)!r}, not {should.get(name)!r}" for name in {**has, **should} if has.get(name) != should.get(name)]
+    return "; ".join(wrong)[:1000]
+
+
+def _kept(partition: "Partition", index: int) -> dict[str, Any]:
+    kept: dict[str, Any] = msgspec.msgpack.decode(partition.state(0, index).data, strict=False)
+    if isinstance(partition, QueuePartition):
+        partition.machine.check()  # its bytes are those of its messages, by its own chunks
+        kept["machine"] = msgspec.structs.replace(msgspec.msgpack.decode(kept["machine"], type=Snapshot), extents=[], nbytes=0)
+    else:
+        (start, end, nbytes, epoch, _learnt_ms), cursors = msgspec.msgpack.decode(kept["machine"])
+        kept["machine"] = (start, end, nbytes, epoch, cursors)
+    return kept

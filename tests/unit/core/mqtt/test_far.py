@@ -1,0 +1,127 @@
+"""Publishes to session partitions that another broker serves: what is acknowledged when, and what becomes of it where nobody serves them."""
+
+import pytest
+
+from headrace.core.mqtt.cluster_router import ClusterRouter
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.outward import PLAIN, WAIT_MS, Outward, Pledge
+from headrace.core.mqtt.shard import Shard
+from headrace.model.errors import HeadraceError, Unavailable, UnknownOutcome
+from headrace.wire.mqtt.packets import Ack, Disconnect
+from headrace.wire.mqtt.reasons import Reason
+from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Net
+from tests.unit.core.mqtt.wires import World
+
+FAR = 0
+TOPIC = "c"
+"""Of another partition than ``FAR``."""
+
+
+class FarWorld(World):
+    """One session partition is another broker's, and wants ``far``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.far = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+        self.net.router = self.far
+        self.net.shards = [Shard(number) for number in range(SHARDS)]
+        for number in range(SHARDS):
+            self.far.lead(self.net.shards[number], self.wall_ms)
+        self.far.drop(FAR)
+        self.net.shards[FAR] = self.far.shards[FAR]
+        self.far.told(FAR, 1, True, {"far": 2})
+
+    def sent(self) -> list[tuple[bytes, int]]:
+        """What is sent to the other broker now: payloads and their numbers there."""
+        found = self.far.outward.flush(lambda number: "other")
+        return [(part.message.payload, part.sequence) for part in found.get("other", ())]
+
+
+@pytest.fixture
+def world() -> FarWorld:
+    return FarWorld()
+
+
+def client(n: int) -> str:
+    """A client id whose session is here."""
+    return next(id for id in (f"c{k}" for k in range(n * 10, 1000)) if Net.shard_of(id) != FAR)
+
+
+def test_a_publish_is_acknowledged_once_the_other_broker_has_it(world: FarWorld) -> None:
+    wire = world.open(client(0))
+    wire.publish("far", b"1", 1, 1)
+    wire.publish("far", b"2", 1, 2)
+    wire.publish("here", b"3", 1, 3)
+    assert wire.read() == [], "acknowledged in order"
+    assert world.sent() == [(b"1", 1), (b"2", 2)]
+    world.far.outward.acked("other", FAR, 1)
+    assert wire.read() == [Ack(4, 1)]
+    world.far.outward.acked("other", FAR, 2)
+    assert wire.read() == [Ack(4, 2), Ack(4, 3, Reason.NO_MATCHING_SUBSCRIBERS)]
+
+
+def test_qos_2_is_taken_here_after_the_other_broker_has_it_and_once(world: FarWorld) -> None:
+    wire = world.open(client(0), clean_start=False, properties={0x11: 100})
+    session = wire.machine.session
+    assert session is not None
+    wire.publish("far", b"1", 2, 7)
+    assert world.sent() == [(b"1", 1)]
+    assert not session.received
+    again = world.open(client(0), clean_start=False, properties={0x11: 100})
+    assert again.machine.session is session
+    again.publish("far", b"1", 2, 7, dup=True)
+    assert again.read() == []
+    assert world.sent() == [], "it is under way already"
+    world.far.outward.acked("other", FAR, 1)
+    assert again.read() == [Ack(5, 7)]
+    assert list(session.received) == [7]
+
+
+@pytest.mark.parametrize("reachable", [True, False])
+def test_a_partition_that_nobody_serves_is_not_waited_for_for_ever(world: FarWorld, reachable: bool) -> None:
+    five, three = world.open(client(0)), world.open(client(20), 4)
+    for wire in (five, three):
+        wire.publish("far", b"x", 1, 1)
+    if reachable:
+        assert len(world.sent()) == 2
+    world.far.outward.expire(WAIT_MS - 1)
+    assert five.read() == three.read() == []
+    world.far.outward.expire(WAIT_MS)
+    assert three.read() == []
+    assert three.machine.closed, "3.1.1 cannot say it"
+    (found,) = five.read()
+    if reachable:
+        assert isinstance(found, Disconnect), "nobody knows whether it is there"
+    else:
+        assert found.reason == Reason.QUOTA_EXCEEDED
+    world.far.outward.check()
+
+
+def test_what_is_sent_again_and_what_is_dropped() -> None:
+    outward, told = Outward(), list[HeadraceError | None]()
+    message, fleeting = Message("t", b"kept", 1, False), Message("t", b"fleeting", 0, False)
+    outward.give(fleeting, [(FAR, PLAIN, "")], None, 0)
+    pledge = Pledge(told.append)
+    outward.give(message, [(FAR, PLAIN, ""), (FAR + 1, PLAIN, "")], pledge, 0)
+    pledge.done()
+    assert outward.flush(lambda number: "") == {}
+    assert outward.dropped == 1
+    first = outward.flush(lambda number: "one")["one"]
+    assert [(p.message, p.number) for p in first] == [(message, FAR), (message, FAR + 1)]
+    assert not outward.flush(lambda number: "one"), "sent once to the same owner"
+    outward.refused("one", FAR)
+    assert not outward.flush(lambda number: "two"), "not before it is released"
+    outward.release()
+    assert [p.number for p in outward.flush(lambda number: "two")["two"]] == [FAR]
+    outward.acked("one", FAR, 1)
+    assert outward.nbytes, "who is not the owner has nothing to say"
+    outward.acked("two", FAR, 1)
+    outward.expire(WAIT_MS)
+    assert [type(why) for why in told] == [UnknownOutcome]
+    never = Outward()
+    pledge = Pledge(told.append)
+    never.give(message, [(FAR, PLAIN, "")], pledge, 0)
+    pledge.done()
+    never.expire(WAIT_MS)
+    assert [type(why) for why in told[1:]] == [Unavailable]
+    outward.check()

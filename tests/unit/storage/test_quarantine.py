@@ -63,6 +63,22 @@ async def test_damage_in_the_log_isolates_its_partition_and_repair_cuts_there() 
     await rig.store.close()
 
 
+@pytest.mark.parametrize(("row", "at"), [(-1, -1), (-1, 2), (-2, 2)])
+async def test_a_repaired_end_stays_repaired(row: int, at: int) -> None:
+    """A start leaves a damaged end out already, so that a repair finds nothing to cut: the next start must not find it again."""
+    rig = await logged()
+    path, position, size = places(rig, 1)[row]
+    rig.files.contents(path)[position + at % size] ^= 1
+    await rig.crash()
+    done = await rig.store.repair(1, dry_run=False)
+    rig.logs[1].cut(done.last_valid_index)
+    await rig.crash()
+    assert rig.store.damaged() == {}
+    await rig.check(1)
+    await rig.check(2)
+    await rig.store.close()
+
+
 async def test_damage_below_a_checkpoint_costs_only_the_records() -> None:
     rig = await logged()
     await rig.unload(1)

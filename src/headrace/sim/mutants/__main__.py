@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     which.add_argument("--list", action="store_true", help="say what there is, run nothing")
     parser.add_argument("--rotate-seed", type=int, metavar="N", help="what --rotate chooses by instead of the date")
     parser.add_argument("--seeds-max", type=int, default=200, metavar="N", help="seeds of whole runs for each, at most (default: 200)")
-    parser.add_argument("--images-max", type=int, default=6, metavar="N", help="seeds of crash images for each, at most (default: 6)")
+    parser.add_argument("--images-max", type=int, default=14, metavar="N", help="seeds of crash images for each, at most (default: 14)")
     parser.add_argument("--clusters-max", type=int, default=CLUSTERS_MAX, metavar="N", help="seeds of whole clusters for each, at most (default: 60)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: as many as cores)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table between the marks of this document")

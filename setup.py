@@ -31,7 +31,7 @@ def extensions() -> list[Extension]:
         from mypyc.build import mypycify
 
         options = ["--config-file=", "--python-version=3.11", "--ignore-missing-imports", "--follow-imports=silent", "--no-warn-unused-ignores"]
-        built: list[Extension] = mypycify([*options, *sources], opt_level="3")
+        built: list[Extension] = mypycify([*options, *sources], opt_level=os.environ.get("MYPYC_OPT_LEVEL", "3"))
         return built
     except (Exception, SystemExit) as error:  # mypycify exits on a type error
         print(f"headrace: not compiled ({error}); the pure Python modules do the same work, slower")

@@ -18,6 +18,9 @@ TESTS = (
     "tests/property/wire/test_mqtt_properties.py",
     "tests/golden/test_mqtt.py",
     "tests/fuzz/test_mqtt.py",
+    "tests/unit/core/mqtt/*.py",
+    "tests/property/core/mqtt/*.py",
+    "tests/integration/test_mqtt.py",
     "tests/unit/storage/test_cache.py",
     "tests/unit/storage/test_index.py",
     "tests/unit/storage/test_wal.py",
@@ -40,6 +43,7 @@ def test_compiled_modules_pass_the_same_tests(tmp_path: Path) -> None:
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree / name)
     environment = {k: v for k, v in os.environ.items() if k != "HEADRACE_PURE"}
+    environment["MYPYC_OPT_LEVEL"] = "0"  # the same modules, compiled in half the time
     build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = subprocess.run(build, cwd=tree, env=environment, capture_output=True, text=True, timeout=500, check=False)
     if "not compiled" in done.stdout and "Python.h" in done.stdout + done.stderr:

@@ -57,6 +57,8 @@ class Partition(Lane, ABC):
             self.append_entry, self.intake = self.copy.append, None
         self.epoch_kept = False
         """The epoch is durable: nobody is shown one that a crash could give to another start. In a cluster: it may deliver, lease and assign."""
+        self.bounded = False
+        """Whether its settings can refuse a publish for lack of room; else a full disk alone can."""
         self.groups = GroupRecords()
         self.epochs: list[tuple[int, int]] = []
         """(epoch, offset at which it began) of the newest epochs, ascending: what an older one had there and beyond was taken back."""
@@ -237,7 +239,7 @@ class Partition(Lane, ABC):
         records = run.record_count
         if run.producer_id >= 0:
             verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, records)
-            if verdict is not None and (copy is None or not isinstance(verdict, Overtaken)):
+            if verdict is not None:
                 return self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
         if self.limited and (error := self.admit(records, nbytes)) is not None:
             self.refuse(sink, channel, run, asked_level, error)
@@ -394,8 +396,9 @@ class Partition(Lane, ABC):
         if isinstance(verdict, HeadraceError):
             self.refuse(sink, channel, run, asked, verdict)
         elif isinstance(verdict, Overtaken):
-            # its refusal was lost with a connection; stored now, it would stand behind what was sent after it
-            full = QueueFull if self.limited else DiskFull
+            # its refusal was lost with a connection; stored now, it would stand behind what was sent after it. It was for lack of room, in a cluster
+            # too: what is refused because of who serves closes its channel, and what an owner loses are the last entries of the journal
+            full = QueueFull if self.bounded else DiskFull
             late = full("there was no room when it first came, and later messages of its publisher are stored", hint="publish it anew")
             self.refuse(sink, channel, run, asked, late)
         elif isinstance(verdict, Duplicate):

@@ -58,9 +58,9 @@ class QueuePartition(Partition):
 
     def _take_settings(self, spec: QueueSpec) -> None:
         self.message_bytes_max = spec.max_message_bytes
-        self._bounded = bool(spec.max_messages or spec.max_bytes)
-        self.limited = self._bounded or self.copy is not None  # whether it may publish a copy is asked each time
-        self._eager = bool(self._bounded or spec.ttl_ms or spec.max_age_ms)
+        self.bounded = bool(spec.max_messages or spec.max_bytes)
+        self.limited = self.bounded or self.copy is not None  # whether it may publish a copy is asked each time
+        self._eager = bool(self.bounded or spec.ttl_ms or spec.max_age_ms)
         self._look_who_consumes()
         self.settings_changed()
 
@@ -86,7 +86,7 @@ class QueuePartition(Partition):
         return self.level_here()
 
     def admit(self, count: int, nbytes: int, *, whole: bool = False) -> HeadraceError | None:
-        if not self._bounded:
+        if not self.bounded:
             return None
         return self.machine.admit(count, nbytes, self.broker.wall_ms, whole=whole)
 

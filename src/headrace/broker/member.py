@@ -90,8 +90,8 @@ class Formed:
 
 
 class Member(Around):
-    """See the module's head. ``url`` and ``admin_url`` as of ``run.RunningBroker``, ``url`` "" while no broker serves; ``stopped`` is set when it has
-    ended for whatever reason."""
+    """See the module's head. ``url``, ``admin_url``, ``draining`` and ``drain_grace_ms`` are as ``run.RunningBroker``'s, ``url`` "" while no broker
+    serves; ``stopped`` is set when it has ended for whatever reason."""
 
     def __init__(self, config: Config, *, tune: bool, told: Callable[[bool], None]) -> None:
         """``told`` hears whenever a broker begins to serve here, and when that is over."""
@@ -100,6 +100,8 @@ class Member(Around):
         self.url = ""
         self.admin_url = ""
         self.stopped = asyncio.Event()
+        self.draining = asyncio.Event()
+        self.drain_grace_ms = 0
         self.error: HeadraceError | None = None
         self._began_s = ambient().monotonic()
         self._tune = tune
@@ -147,8 +149,14 @@ class Member(Around):
         await self.stopped.wait()
 
     def _stop_soon(self, grace_ms: int, message: str) -> None:
+        self._drains_for(grace_ms)
         if self._stopping is None:
             self._stopping = asyncio.get_running_loop().create_task(self._stop(grace_ms, message), name="the end of a member")
+
+    def _drains_for(self, grace_ms: int) -> None:
+        if not self.draining.is_set():
+            self.drain_grace_ms = grace_ms
+            self.draining.set()
 
     async def _stop(self, grace_ms: int, message: str) -> None:
         try:
@@ -230,6 +238,9 @@ class Member(Around):
 
     async def _watch(self, running: run.RunningBroker) -> None:
         """It was asked to drain, or has failed: then its process ends too."""
+        await running.draining.wait()
+        if self.running is running:
+            self._drains_for(running.drain_grace_ms)
         await running.stopped.wait()
         if self.running is running:
             self.error = running.error

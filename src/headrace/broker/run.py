@@ -39,6 +39,9 @@ class RunningBroker:
         self.admin_url = ""
         self.stopped = asyncio.Event()
         self.draining = asyncio.Event()
+        """Set when its end begins, whoever wants it."""
+        self.drain_grace_ms = 0
+        """What clients are given then."""
         self._stops: list[Stop] = []
         self._stopping: asyncio.Task[None] | None = None
 
@@ -56,6 +59,7 @@ class RunningBroker:
     def _drain_soon(self, grace_ms: int, message: str) -> None:
         self.draining.set()
         if self._stopping is None:
+            self.drain_grace_ms = grace_ms
             self._stopping = asyncio.get_running_loop().create_task(self._stop(grace_ms, message))
 
     async def stop(self, drain_grace_ms: int = 0, message: str = "") -> None:

@@ -29,7 +29,7 @@ An error is two lines on standard error, what and why, then what to do (with `--
 | 70 | a bug of the broker |
 | 73 | the data directory is in use by another process |
 | 74 | the disk failed or is full |
-| 75 | try again later: unavailable, draining, or an unknown outcome |
+| 75 | try again later: unavailable, draining, or an unknown outcome; `start`: a stop took longer than it may, and was cut short |
 | 77 | not allowed |
 | 130, 143 | ended by Ctrl-C, by SIGTERM |
 

@@ -2,7 +2,7 @@
 
 Owns the process: flags, signals, the ready file, the banner and the exit code. What a broker is stands in ``headrace.broker``, imported once the
 configuration is known to be good. Invariants: the ready file exists only while the broker serves, and is never seen half written; the first signal
-drains, the second ends the process at once (what was confirmed is durable by then).
+drains, the second ends the process at once (what was confirmed is durable by then); a drain that takes too long ends it too (``cli.ending``).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -25,9 +24,12 @@ if TYPE_CHECKING:
 
     from headrace.broker.member import Member
     from headrace.broker.run import RunningBroker
+    from headrace.cli.ending import Ending
     from headrace.model.config import Config
 
-SIGNALLED_AGAIN: Final = 130
+GRACES: Final = 2
+"""Of a stop: what it serves is handed to other brokers, and clients finish, for at most ``drain_grace_ms`` each."""
+
 
 def start(
     data_dir: Annotated[str | None, typer.Option("--data-dir", "-d", help="Directory that holds everything durable (headrace-data).")] = None,
@@ -91,6 +93,8 @@ def _warn_of_open_listeners(config: Config) -> None:
 def _run(config: Config, ready_file: Path | None, *, banner: bool) -> int:
     import asyncio
 
+    from headrace.cli.ending import Ending
+
     factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
     with contextlib.suppress(ImportError):  # no wheel for this platform: slower, the same
         import uvloop
@@ -100,26 +104,22 @@ def _run(config: Config, ready_file: Path | None, *, banner: bool) -> int:
         if not ready_file.parent.is_dir():
             raise Invalid(f"--ready-file: there is no directory {ready_file.parent}", hint="make it first")
         ready_file.unlink(missing_ok=True)
+    ending = Ending(lambda: _allowed_s(config, config.broker.drain_grace_ms))
+    ending.take_signals()
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_serve(config, ready_file, banner=banner))
+        return runner.run(_serve(config, ready_file, ending, banner=banner))
 
 
-async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> int:
+def _allowed_s(config: Config, drain_grace_ms: int) -> float:
+    """How long a stop may take."""
+    return (GRACES * drain_grace_ms + config.broker.stop_grace_ms) / 1000
+
+
+async def _serve(config: Config, ready_file: Path | None, ending: Ending, *, banner: bool) -> int:
     import asyncio
-    import signal
 
-    loop = asyncio.get_running_loop()
     wanted = asyncio.Event()
-
-    def signalled() -> None:
-        if wanted.is_set():
-            print("headrace: again: stopping at once; what was confirmed is safe", file=sys.stderr, flush=True)
-            os._exit(SIGNALLED_AGAIN)
-        wanted.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, signalled)
-
+    ending.tell(asyncio.get_running_loop(), wanted.set)
     starting = asyncio.ensure_future(_start(config, ready_file, banner=banner))
     stop = asyncio.ensure_future(wanted.wait())
     await asyncio.wait((starting, stop), return_when=asyncio.FIRST_COMPLETED)
@@ -129,6 +129,9 @@ async def _serve(config: Config, ready_file: Path | None, *, banner: bool) -> in
     if starting.cancelled():
         return 0
     running = starting.result()
+    ending.allowed_s = lambda: _allowed_s(config, max(config.broker.drain_grace_ms, running.drain_grace_ms))
+    draining = asyncio.ensure_future(running.draining.wait())
+    draining.add_done_callback(lambda _: ending.bound())  # whoever wants it: its time runs
     try:
         _notify("READY=1")
         ended = asyncio.ensure_future(running.stopped.wait())

@@ -54,6 +54,9 @@ class Broker(Section, frozen=True):
     """`disk` keeps messages through a crash; `memory` writes nothing at all and refuses durable confirms: for throw-away use."""
     drain_grace_ms: Annotated[int, Meta(ge=0, le=3_600_000)] = 5_000
     """How long clients may finish their work after SIGTERM, Ctrl-C or a drain that names no grace of its own."""
+    stop_grace_ms: Annotated[int, Meta(ge=1_000, le=3_600_000)] = 20_000
+    """How long a stop may take beyond what clients are given. Then the process ends without waiting, with exit code 75, and the log says what was
+    still running; what was confirmed is safe."""
 
 
 class Listen(Section, frozen=True):

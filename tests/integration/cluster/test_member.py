@@ -190,6 +190,7 @@ async def test_data_that_is_set_aside_is_nobodys_and_another_broker_begins(forma
     await publish(formation, b"of before")
     await member.quiet("its data is set aside")
     assert member.running is None
+    assert not member.draining.is_set(), "its process lives on"
     shutil.move(tmp_path / "data", tmp_path / "aside")  # nothing writes there any more
     formation.says(SERVES)
     await asyncio.sleep(0.2)
@@ -222,6 +223,8 @@ async def test_an_asked_drain_ends_it_whether_it_serves_or_not(formation: Told) 
     await until(formation, "serves")
     await formation.around.call(control.Drain(grace_ms=10))
     async with asyncio.timeout(WAIT_S):
+        await formation.around.draining.wait()
+        assert formation.around.drain_grace_ms == 10
         await formation.around.stopped.wait()
     assert formation.around.error is None
 

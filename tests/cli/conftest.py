@@ -18,7 +18,7 @@ READY_S = 30.0
 class Started:
     """A running ``headrace start``: its addresses, and how it ended."""
 
-    def __init__(self, directory: Path, *options: str, storage: str = "memory") -> None:
+    def __init__(self, directory: Path, *options: str, storage: str = "memory", stdin: int = subprocess.DEVNULL) -> None:
         self.directory = directory
         self.ready_file = directory / "ready.json"
         argv = [
@@ -29,7 +29,7 @@ class Started:
         self.log = directory / "log.txt"
         self.out = directory / "out.txt"
         with self.log.open("w") as log, self.out.open("w") as out:
-            self.process = subprocess.Popen(argv, stdout=out, stderr=log, cwd=directory, env=env)
+            self.process = subprocess.Popen(argv, stdin=stdin, stdout=out, stderr=log, cwd=directory, env=env)
         self.addresses: dict[str, str] = {}
 
     def ready(self) -> "Started":
@@ -53,6 +53,8 @@ class Started:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.process.kill()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         self.process.wait()
 
 

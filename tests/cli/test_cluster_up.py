@@ -187,6 +187,21 @@ def test_stopped_while_it_starts_it_leaves_nothing(up: Callable[..., Up]) -> Non
     assert not cluster.data.exists()
 
 
+@pytest.mark.parametrize("healthy", [True, False], ids=["healthy", "starting"])
+def test_killed_it_leaves_no_process(up: Callable[..., Up], healthy: bool) -> None:
+    cluster = up("--no-demo")
+    if healthy:
+        cluster.result()
+        assert len(cluster.processes()) == 6
+    else:
+        until(lambda: len(cluster.processes()) >= 4, cluster.told.read_text)  # with an etcd, at least
+    cluster.process.kill()
+    until(lambda: cluster.processes() == [], lambda: "\n".join(log.read_text() for log in cluster.data.glob("?.log")))
+    for log in cluster.data.glob("?.log"):
+        assert "standard input has ended" in log.read_text()
+        assert " ERROR " not in log.read_text()
+
+
 def test_what_cannot_be_is_refused_with_what_to_do(up: Callable[..., Up], tmp_path: Path) -> None:
     missing = up(etcd=str(tmp_path / "etcd"))
     assert missing.ended() != 0

@@ -182,3 +182,26 @@ print(sorted({"fastapi", "pydantic", "uvicorn", "starlette", "prometheus_client"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("ready", [True, False], ids=["serving", "starting"])
+def test_the_end_of_its_input_stops_it_cleanly(tmp_path: Path, ready: bool) -> None:
+    started = Started(tmp_path, "--stop-on-eof", stdin=subprocess.PIPE)
+    try:
+        assert started.process.stdin is not None
+        if ready:
+            started.ready()
+            started.process.stdin.write(b"what it says is ignored\n")
+            started.process.stdin.flush()
+            assert httpx.get(f"{started.addresses['admin']}/admin/api/ready").status_code == 200
+        started.process.stdin.close()
+        assert started.process.wait(30) == 0, started.log.read_text()
+    finally:
+        started.stop()
+    assert "standard input has ended, so the broker stops" in started.log.read_text()
+    assert not started.ready_file.exists()
+
+
+def test_without_that_option_the_end_of_its_input_is_nothing(own: Started) -> None:
+    assert httpx.get(f"{own.addresses['admin']}/admin/api/ready").status_code == 200  # its input is at its end from the beginning
+    assert own.process.poll() is None

@@ -1,4 +1,4 @@
-"""``headrace start``: one broker in this process, alone or a member of a cluster, until SIGTERM or Ctrl-C.
+"""``headrace start``: one broker in this process, alone or a member of a cluster, until SIGTERM, Ctrl-C or, if wanted, the end of its input.
 
 Owns the process: flags, signals, the ready file, the banner and the exit code. What a broker is stands in ``headrace.broker``, imported once the
 configuration is known to be good. Invariants: the ready file exists only while the broker serves, and is never seen half written; the first signal
@@ -51,6 +51,7 @@ def start(
     log_format: Annotated[str | None, typer.Option("--log-format", help="text or json.")] = None,
     set_: Set = None,
     ready_file: Annotated[Path | None, typer.Option("--ready-file", help="Written once the broker serves: JSON with its real url and admin.")] = None,
+    stop_on_eof: Annotated[bool, typer.Option("--stop-on-eof", help="Stop when standard input ends: with whoever holds the other end.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No banner.")] = False,
 ) -> None:  # fmt: skip
     """Start a broker here. Ctrl-C or SIGTERM stops it: clients are told and may finish first."""
@@ -72,7 +73,7 @@ def start(
     settings = load(config, os.environ, flags).config
     configure(settings.log.level, settings.log.format)
     _warn_of_open_listeners(settings)
-    raise typer.Exit(_run(settings, ready_file, banner=not quiet and settings.log.format == "text"))
+    raise typer.Exit(_run(settings, ready_file, stop_on_eof=stop_on_eof, banner=not quiet and settings.log.format == "text"))
 
 
 def _warn_of_open_listeners(config: Config) -> None:
@@ -90,7 +91,7 @@ def _warn_of_open_listeners(config: Config) -> None:
             get_logger("start").warning("listen.%s = %s %s", name, text, what)
 
 
-def _run(config: Config, ready_file: Path | None, *, banner: bool) -> int:
+def _run(config: Config, ready_file: Path | None, *, stop_on_eof: bool, banner: bool) -> int:
     import asyncio
 
     from headrace.cli.ending import Ending
@@ -106,6 +107,8 @@ def _run(config: Config, ready_file: Path | None, *, banner: bool) -> int:
         ready_file.unlink(missing_ok=True)
     ending = Ending(lambda: _allowed_s(config, config.broker.drain_grace_ms))
     ending.take_signals()
+    if stop_on_eof:
+        ending.take_input()
     with asyncio.Runner(loop_factory=factory) as runner:
         return runner.run(_serve(config, ready_file, ending, banner=banner))
 

@@ -3,7 +3,8 @@
 Owns what is started and that it ends: brokers by their process ids, their etcds with them, whatever state they are in. Knows no queue.
 
 B1 every process that was started has ended when ``stop`` returns, and so has every etcd on their directories. B2 addresses are chosen once and kept
-in the directory, so that a cluster that was kept comes back where it was.
+in the directory, so that a cluster that was kept comes back where it was. B3 they stop by themselves, their etcds with them, when this process has
+ended and could not stop them: they read from a pipe whose other end it alone has.
 """
 
 from __future__ import annotations
@@ -131,6 +132,8 @@ class Brokers:
             self._declare(places)
             kept.write_bytes(msgspec.json.encode(places))
         self.all = [Local(place, folder) for place in places]
+        self._pipe: tuple[int, int] | None = None
+        """What all of them read from."""
 
     def _declare(self, places: list[Place]) -> None:
         rows = "".join(f'{p.name} = {{ role = "{p.role}", address = "{p.peer}" }}\n' for p in places)
@@ -170,8 +173,10 @@ class Brokers:
         assert broker.child is None or not broker.child.alive
         broker.ready_file.unlink(missing_ok=True)
         env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-        command = [sys.executable, "-m", "headrace.cli", *self.command(broker)]
-        broker.child = spawn(command, broker.log, self.folder / f"{broker.name}.pid", env)
+        command = [sys.executable, "-m", "headrace.cli", *self.command(broker), "--stop-on-eof"]
+        if self._pipe is None:
+            self._pipe = os.pipe()
+        broker.child = spawn(command, broker.log, self.folder / f"{broker.name}.pid", env, stdin=self._pipe[0])
 
     async def ready(self, brokers: list[Local], timeout_s: float) -> None:
         """Returns once they serve; ``Unavailable`` with what they say if they do not."""
@@ -194,6 +199,9 @@ class Brokers:
             broker.child = None
             for etcd in strays(f"--data-dir={broker.data}{os.sep}"):
                 await etcd.kill()
+        for end in self._pipe or ():
+            os.close(end)
+        self._pipe = None
 
     def remove(self) -> None:
         """All that is left of them on the disk."""

@@ -106,11 +106,12 @@ class Child:
         await self.wait()
 
 
-def spawn(command: Sequence[str], log: Path, record: Path, env: Mapping[str, str]) -> Child:
-    """Starts it with nothing but its output file open, which becomes ``log`` (older ones are kept beside it). ``OSError`` if it cannot be."""
+def spawn(command: Sequence[str], log: Path, record: Path, env: Mapping[str, str], *, stdin: int | None = None) -> Child:
+    """Starts it with nothing but its output file open, which becomes ``log`` (older ones are kept beside it), and its standard input, if there is to
+    be one: a copy of that descriptor. ``OSError`` if it cannot be."""
     _rotate(log)
     actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0) if stdin is None else (os.POSIX_SPAWN_DUP2, stdin, 0),
         (os.POSIX_SPAWN_OPEN, 1, str(log), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
         (os.POSIX_SPAWN_DUP2, 1, 2),
     ]

@@ -116,6 +116,10 @@ sim-formation: dev ## random programs of operators and machines against a naive 
 images: dev ## every crash point of recorded runs of the store (ARGS="--images 50000")
 	@$(BIN)/python -m headrace.sim.images $(or $(ARGS),--images 50000)
 
+.PHONY: fuzz
+fuzz: dev ## hostile bytes to the parser and the connections of MQTT, on all cores (ARGS="--count 20000000")
+	@$(BIN)/python -m tests.fuzz.mqtt $(ARGS)
+
 .PHONY: mutants
 mutants: dev ## plant known bugs and see that the simulator notices each; without ARGS the table goes into docs/reliability.md (ARGS="--rotate 8")
 	@$(BIN)/python -m headrace.sim.mutants $(or $(ARGS),--write docs/reliability.md)

@@ -33,7 +33,7 @@ class Parser:
     ``version`` is 0 until a CONNECT says it; a peer that reads a server's packets sets it at the start. ``fault`` says why nothing is taken any more.
     """
 
-    __slots__ = ("_bytes_max", "_connect_bytes_max", "_have", "_need", "_parts", "fault", "version")
+    __slots__ = ("_bytes_max", "_connect_bytes_max", "_foreign", "_have", "_need", "_parts", "fault", "version")
 
     def __init__(self, bytes_max: int, connect_bytes_max: int = 0, version: int = 0) -> None:
         """``bytes_max``: of a whole packet, its fixed header included; ``connect_bytes_max``: of a CONNECT (0: the same)."""
@@ -41,6 +41,7 @@ class Parser:
         self._connect_bytes_max: int = connect_bytes_max or bytes_max
         self.version: int = version
         self.fault: MqttFault | None = None
+        self._foreign: bool = False
         self._parts: list[Any] = []
         self._have: int = 0
         self._need: int = 0
@@ -53,7 +54,7 @@ class Parser:
     def feed(self, data: bytes) -> list[Any]:
         """The packets that ``data`` completes, in order. After a fault: those before it, and ``fault`` is set."""
         found: list[Any] = []
-        if self.fault is not None:
+        if self.fault is not None or self._foreign:
             return found
         if self._have:
             size = len(data)
@@ -137,6 +138,7 @@ class Parser:
                     bytes_max = self._bytes_max
                     if version != 4 and version != 5:
                         found.append(packet)
+                        self._foreign = True
                         return end  # what follows is of a protocol that is not known here
                 found.append(packet)
             pos = stop

@@ -78,6 +78,8 @@ def test_another_version_is_given_as_that_and_nothing_more_of_it_is_read() -> No
         body = properties.text(name) + bytes((version, 0, 0, 0)) + b"whatever"
         (found,) = parser.feed(encoding.packet(0x10, body) + b"\xff\xff\xff")
         assert (found.version, parser.fault) == (seen, None)
+        assert parser.feed(b"\x36\x00") == []
+        assert (parser.fault, parser.buffered) == (None, 0)
 
 
 def _body(*pieces: bytes) -> bytes:

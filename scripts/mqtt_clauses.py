@@ -1,13 +1,15 @@
-"""docs/mqtt-conformance.md: the normative clauses of MQTT 5.0 that bind a broker, where the code obeys each, and the tests that prove it.
+"""docs/mqtt-conformance.md: the normative clauses of MQTT 5.0 and 3.1.1 that bind a broker, where the code obeys them, and the tests that prove it.
 
-The code names a clause at its branch as ``[MQTT-x.y.z-n]``; a test names it in ``@pytest.mark.mqtt("x.y.z-n", ...)``. Texts are ours; the
-specification's are at https://docs.oasis-open.org/mqtt/mqtt/v5.0/mqtt-v5.0.html.
+The code names a clause of 5.0 at its branch as ``[MQTT-x.y.z-n]``; a test names it in ``@pytest.mark.mqtt("x.y.z-n", ...)``, one of 3.1.1 in
+``@pytest.mark.mqtt3``. Texts are ours; the specification's are at https://docs.oasis-open.org/mqtt/mqtt/v5.0/mqtt-v5.0.html.
 """
 
 import ast
 import re
 from pathlib import Path
 from typing import Final
+
+from mqtt_clauses_3 import CLAUSES_3, NOT_A_SERVERS_3
 
 ROOT = Path(__file__).resolve().parent.parent
 CLAUSES: Final = {
@@ -223,31 +225,42 @@ _NAMED: Final = re.compile(r"\[MQTT-(\d+\.\d+\.\d+-\d+)\]")
 
 def table() -> str:
     """The whole text of docs/mqtt-conformance.md."""
+    five, three = _in_tests("mqtt", CLAUSES), _in_tests("mqtt3", CLAUSES_3)
     obeyed = _in_code()
-    proved = _in_tests()
-    unknown = sorted(clause for clause in proved if clause not in CLAUSES)
-    assert not unknown, f"tests name clauses that are not in scripts/mqtt_clauses.py: {unknown}"
-    missing = [clause for clause in CLAUSES if clause not in proved]
     lines = [
-        "# MQTT 5.0, clause by clause",
+        "# MQTT, clause by clause",
         "",
-        "The normative clauses that bind a broker, in our words; where the code names each; the tests that prove it. Generated from the marks",
-        "in code and tests (`scripts/mqtt_clauses.py`). 3.1.1 numbers its clauses otherwise: they are not listed, though many tests run both.",
+        "The normative clauses that bind a broker, in our words; for 5.0 where the code names each; the tests that prove them. Generated from",
+        "the marks in code and tests (`scripts/mqtt_clauses.py`).",
         "",
-        f"{len(CLAUSES) - len(missing)} of {len(CLAUSES)} are named by a test. {_not_yet(missing)}",
+        "## MQTT 5.0",
+        "",
+        _counted(CLAUSES, five),
         "",
         "| clause | | in the code | proved by |",
         "|---|---|---|---|",
     ]
     for clause, text in CLAUSES.items():
-        where = ", ".join(f"`{path}`" for path in obeyed.get(clause, ()))
-        tests = ", ".join(f"`{test}`" for test in proved.get(clause, ()))
-        lines.append(f"| {clause} | {text} | {where} | {tests} |")
+        lines.append(f"| {clause} | {text} | {_listed(obeyed.get(clause, []))} | {_listed(five.get(clause, []))} |")
+    lines += ["", "Not listed: what is about clients alone; reasons in words and user properties of acknowledgements, which are never sent;"]
+    lines += ["enhanced authentication, which there is not, beyond its refusal."]
+    lines += ["", "## MQTT 3.1.1", "", "Its numbers are others; the code names those of 5.0.", "", _counted(CLAUSES_3, three), ""]
+    lines += ["| clause | | proved by |", "|---|---|---|"]
+    for clause, text in CLAUSES_3.items():
+        lines.append(f"| {clause} | {text} | {_listed(three.get(clause, []))} |")
+    others = "; ".join(f"{clause}, {text}" for clause, text in NOT_A_SERVERS_3.items())
+    lines += ["", f"Not listed, as a broker can neither keep nor break them: {others}."]
     return "\n".join(lines) + "\n"
 
 
-def _not_yet(missing: list[str]) -> str:
-    return f"Not yet: {', '.join(missing)}." if missing else ""
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _counted(clauses: dict[str, str], proved: dict[str, list[str]]) -> str:
+    missing = [clause for clause in clauses if clause not in proved]
+    not_yet = f" Not yet: {', '.join(missing)}." if missing else ""
+    return f"{len(clauses) - len(missing)} of {len(clauses)} are named by a test.{not_yet}"
 
 
 def _in_code() -> dict[str, list[str]]:
@@ -258,18 +271,21 @@ def _in_code() -> dict[str, list[str]]:
     return found
 
 
-def _in_tests() -> dict[str, list[str]]:
+def _in_tests(mark: str, clauses: dict[str, str]) -> dict[str, list[str]]:
+    """The tests that name each clause in marks of that name."""
     found: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests").glob("**/test_*.py")):
         text = path.read_text()
-        if "mark.mqtt(" not in text:
+        if f"mark.{mark}(" not in text:
             continue
         for node in ast.parse(text).body:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 continue
-            for mark in node.decorator_list:
-                if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.mqtt":
-                    for argument in mark.args:
+            for call in node.decorator_list:
+                if isinstance(call, ast.Call) and ast.unparse(call.func) == f"pytest.mark.{mark}":
+                    for argument in call.args:
                         assert isinstance(argument, ast.Constant), f"{path}: a mark names its clauses as they are"
                         found.setdefault(str(argument.value), []).append(f"{path.stem.removeprefix('test_')}::{node.name.removeprefix('test_')}")
+    unknown = sorted(clause for clause in found if clause not in clauses)
+    assert not unknown, f"tests name clauses in pytest.mark.{mark} that are not listed: {unknown}"
     return found

@@ -119,6 +119,8 @@ class Paho:
         self.client.publish(topic, payload, qos, retain).wait_for_publish(WAIT_S)
 
 
+@pytest.mark.mqtt("4.2.0-1")
+@pytest.mark.mqtt3("7.0.0-2", "7.1.1-1")
 @pytest.mark.parametrize("transport", ["tcp", "websockets"])
 @pytest.mark.parametrize("version", [4, 5])
 async def test_paho(tmp_path: Path, version: int, transport: str) -> None:
@@ -172,6 +174,7 @@ async def test_aiomqtt(tmp_path: Path) -> None:
             assert sorted(got) == sorted([b"gone", *(b"%d" % i for i in range(100))])
 
 
+@pytest.mark.mqtt3("4.1.0-1")
 @pytest.mark.parametrize("version", [4, 5])
 async def test_sessions_and_retained_messages_survive_a_restart(tmp_path: Path, version: int) -> None:
     more: dict[str, Any] = {"clean_start": False, **({"properties": {0x11: 1000}} if version == 5 else {})}
@@ -243,6 +246,22 @@ async def test_a_will_is_published_when_the_client_dies_and_when_the_broker_did(
         watcher.drop()
 
 
+@pytest.mark.mqtt3("3.1.2-24", "3.1.4-2")
+async def test_a_takeover_and_a_silent_client_of_3_1_1(tmp_path: Path) -> None:
+    async with running(tmp_path) as broker:
+        watcher, one, two, silent = Raw(4), Raw(4), Raw(4), Raw(4)
+        await watcher.open(broker, "watcher")
+        await watcher.subscribe("will", 0)
+        await one.open(broker, "same")
+        await silent.open(broker, "silent", keep_alive_s=1, will=Will("will", b"silent"))
+        assert (await two.open(broker, "same")).reason == 0
+        assert await one.next() is None
+        assert await silent.next() is None
+        assert (await watcher.next()).payload == b"silent"
+        two.drop()
+        watcher.drop()
+
+
 @pytest.mark.mqtt("3.1.2-22", "3.1.4-3")
 async def test_a_takeover_a_drain_and_a_silent_client(tmp_path: Path) -> None:
     async with running(tmp_path, server_reference="other.example:1883") as broker:
@@ -277,7 +296,8 @@ async def test_hostile_connections_are_closed_and_others_served(tmp_path: Path) 
         await until(lambda: not broker.broker.sinks)
 
 
-@pytest.mark.mqtt("6.0.0-1", "6.0.0-3", "6.0.0-4")
+@pytest.mark.mqtt3("6.0.0-1", "6.0.0-2", "6.0.0-3", "6.0.0-4")
+@pytest.mark.mqtt("6.0.0-1", "6.0.0-2", "6.0.0-3", "6.0.0-4")
 async def test_websockets_need_the_subprotocol_and_binary_frames(tmp_path: Path) -> None:
     from websockets.asyncio.client import connect
     from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -291,12 +311,23 @@ async def test_websockets_need_the_subprotocol_and_binary_frames(tmp_path: Path)
             for byte in encoding.connect(Connect("slow", 4)):
                 await socket_.send(bytes((byte,)))
             assert await socket_.recv() == b"\x20\x02\x00\x00"
+            assert socket_.subprotocol == "mqtt"
+            two_and_a_half = encoding.PINGREQ + encoding.subscribe(4, 1, [Filter("t", 0)]) + encoding.publish(4, "t", b"12")
+            await socket_.send(two_and_a_half[:-2])
+            await socket_.send(two_and_a_half[-2:] + encoding.PINGREQ)
+            parser, got = Parser(1000, version=4), []
+            while len(got) < 4:
+                data = await socket_.recv()
+                assert isinstance(data, bytes)
+                got += parser.feed(data)
+            assert sorted(type(p).__name__ for p in got) == ["Pingresp", "Pingresp", "Publish", "Suback"]
             await socket_.send("text")
             with pytest.raises(ConnectionClosed):
                 async with asyncio.timeout(WAIT_S):
                     await socket_.recv()
 
 
+@pytest.mark.mqtt3("4.6.0-2", "4.6.0-5", "4.6.0-6")
 @pytest.mark.mqtt("4.6.0-5")
 async def test_many_publishes_come_in_order_and_once(tmp_path: Path) -> None:
     async with running(tmp_path, receive_maximum=65_535) as broker:

@@ -110,7 +110,9 @@ class Connection:
         """Sends what is durable now."""
         session = self.session
         if session is not None:
-            self.sending.out.extend(answer.replies)
+            bound = self.sending.packet_bytes_max
+            replies = [reply for reply in answer.replies if len(reply) <= bound] if bound else answer.replies
+            self.sending.out.extend(replies)  # [MQTT-3.1.2-24]
             for subscription in answer.retained:
                 if session.subscriptions.get(subscription.filter) is subscription:
                     self.router.send_retained(session, subscription, self.host.wall_ms)
@@ -127,6 +129,7 @@ class Connection:
         if asked.version not in (4, 5):
             self._refuse_version(asked.version)
             return
+        self.sending.packet_bytes_max = asked.properties.get(prop.MAXIMUM_PACKET_SIZE, 0)
         granted = grant(asked, self.host, self.terms)
         if isinstance(granted, Refusal):
             self._refuse(granted.reason, granted.why)
@@ -138,7 +141,7 @@ class Connection:
         self.keep_alive_ms = granted.keep_alive_ms
         self._expiry_s, self._problems = granted.expiry_s, granted.problems
         sending, properties = self.sending, granted.properties
-        sending.packet_bytes_max, sending.alias_max = granted.packet_bytes_max, granted.alias_max
+        sending.alias_max = granted.alias_max
         session, present = self.router.connect(
             granted.client_id,
             sending,
@@ -172,7 +175,7 @@ class Connection:
     def _refuse(self, reason: int, why: str) -> None:
         """Answers a CONNECT that it may not, and closes [MQTT-3.2.2-7]."""
         if self.version == 5:
-            self._last(encoding.connack(5, False, reason, {prop.REASON_STRING: why} if why else None))
+            self._last(self._farewell(reason, {prop.REASON_STRING: why} if why else {}))
         elif reason in CONNACK_3:
             self._last(encoding.connack(4, False, CONNACK_3[reason]))
         else:
@@ -430,15 +433,21 @@ class Connection:
                 properties[prop.REASON_STRING] = why
             if reason not in ALLOWED[Type.DISCONNECT if accepted else Type.CONNACK]:
                 reason = Reason.UNSPECIFIED_ERROR
-            packet = encoding.disconnect(5, reason, properties) if accepted else encoding.connack(5, False, reason, properties)
-            if self.sending.packet_bytes_max and len(packet) > self.sending.packet_bytes_max:
-                packet = encoding.disconnect(5, reason) if accepted else encoding.connack(5, False, reason)  # [MQTT-3.14.2-3] [MQTT-3.2.2-19]
-            self._last(packet)
+            self._last(self._farewell(reason, properties))
         elif version == 0 and reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
             self._last(encoding.connack(4, False, 1))
         else:
             self._last(b"")
         self.host.touch(self.shell)
+
+    def _farewell(self, reason: int, properties: Properties) -> bytes:
+        """The last packet to a client of 5.0, without properties where they are too much for it [MQTT-3.14.2-3] [MQTT-3.2.2-19]."""
+        bound = self.sending.packet_bytes_max
+        for said in (properties, Properties()):
+            packet = encoding.disconnect(5, reason, said) if self.sending.accepted else encoding.connack(5, False, reason, said)
+            if not bound or len(packet) <= bound:
+                return packet
+        return b""
 
     def lost(self, *, with_will: bool = True, expiry_s: int | None = None) -> None:
         """The connection is gone, or about to go; safe to call again."""

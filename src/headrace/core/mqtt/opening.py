@@ -10,6 +10,7 @@ from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.ops import Stored, StoredWill
 from headrace.core.mqtt.session import NEVER
 from headrace.core.mqtt.terms import Terms
+from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Connect
 from headrace.wire.mqtt.properties import Properties
@@ -34,8 +35,6 @@ class Granted(msgspec.Struct, frozen=True, kw_only=True):
     keep_alive_ms: int
     """One and a half times the keep-alive that holds; 0 = none."""
     receive_maximum: int
-    packet_bytes_max: int
-    """0 = no bound."""
     alias_max: int
     problems: bool
     """Whether the client wants to be told why in words."""
@@ -64,14 +63,18 @@ def grant(asked: Connect, host: Host, terms: Terms) -> Granted | Refusal:
     properties[prop.MAXIMUM_PACKET_SIZE] = terms.packet_bytes_max
     if terms.topic_alias_maximum:
         properties[prop.TOPIC_ALIAS_MAXIMUM] = terms.topic_alias_maximum
+    expiry_s = found.get(prop.SESSION_EXPIRY_INTERVAL, 0) if asked.version == 5 else 0 if asked.clean_start else NEVER
+    if bound := found.get(prop.MAXIMUM_PACKET_SIZE, 0):
+        told = properties | {prop.SESSION_EXPIRY_INTERVAL: 0} if expiry_s else properties
+        if len(encoding.connack(5, True, Reason.SUCCESS, told)) > bound:  # [MQTT-3.1.2-24]
+            return Refusal(Reason.PACKET_TOO_LARGE, "what a CONNACK says does not fit into the maximum packet size of this client")
     return Granted(
         client_id=client_id,
         properties=properties,
-        expiry_s=found.get(prop.SESSION_EXPIRY_INTERVAL, 0) if asked.version == 5 else 0 if asked.clean_start else NEVER,
+        expiry_s=expiry_s,
         will=_stored_will(asked, client_id),
         keep_alive_ms=seconds * 1500,  # [MQTT-3.1.2-22]
         receive_maximum=found.get(prop.RECEIVE_MAXIMUM, 65_535),
-        packet_bytes_max=found.get(prop.MAXIMUM_PACKET_SIZE, 0),
         alias_max=min(found.get(prop.TOPIC_ALIAS_MAXIMUM, 0), terms.topic_alias_maximum),
         problems=bool(found.get(prop.REQUEST_PROBLEM_INFORMATION, 1)),
     )

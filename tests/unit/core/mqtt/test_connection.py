@@ -18,6 +18,10 @@ def subscribe(wire: Wire, *filters: str, qos: int = 2, **more: Any) -> list[Any]
     return wire.read()
 
 
+@pytest.mark.mqtt3(
+    "2.3.1-5", "2.3.1-6", "2.3.1-7", "3.3.2-3", "3.3.4-1", "3.8.3-2", "3.8.4-1", "3.8.4-2", "3.10.4-4",
+    "3.10.4-5", "3.10.4-6", "3.12.4-1", "4.3.1-1", "4.3.2-1", "4.3.2-2", "4.3.3-1", "4.3.3-2", "4.5.0-1",
+)  # fmt: skip
 @pytest.mark.mqtt(
     "2.2.1-2", "2.2.1-5", "2.2.1-6", "3.3.2-3", "3.3.4-1", "3.8.4-1", "3.8.4-2", "3.10.4-4", "3.10.4-5", "3.10.4-6",
     "3.11.3-1", "3.12.4-1", "4.3.1-1", "4.3.2-2",
@@ -99,6 +103,7 @@ def test_a_qos_2_publish_is_taken_once() -> None:
     assert watcher2.payloads() == [b"new"]
 
 
+@pytest.mark.mqtt3("3.1.2-4", "3.1.2-5", "3.2.2-2", "3.2.2-3", "3.3.1-1", "4.1.0-1", "4.3.2-1", "4.3.3-1", "4.4.0-1", "4.6.0-1")
 @pytest.mark.mqtt("3.1.2-6", "3.1.2-23", "3.2.2-3", "3.3.1-1", "3.3.1-3", "4.3.3-6", "4.4.0-1")
 @BOTH
 def test_a_session_is_resumed_with_what_it_had(version: int) -> None:
@@ -159,6 +164,7 @@ def test_wills_and_how_a_connection_ends() -> None:
     assert watcher.payloads() == [b"gone"] * 3
 
 
+@pytest.mark.mqtt3("3.1.3-6", "3.1.3-8", "3.1.3-9")
 @pytest.mark.mqtt("3.1.3-6", "3.1.3-7", "3.1.3-8", "3.2.2-16")
 def test_client_ids() -> None:
     world = World()
@@ -170,6 +176,7 @@ def test_client_ids() -> None:
     assert refused.machine.closed
 
 
+@pytest.mark.mqtt3("3.2.2-4", "3.2.2-5")
 @pytest.mark.mqtt("3.1.4-2", "3.2.2-6", "3.2.2-7", "4.12.0-1")
 def test_refused_connects() -> None:
     world = World()
@@ -181,8 +188,10 @@ def test_refused_connects() -> None:
     wire = world.wire()
     wire.connect("c", 4, username="stranger")
     assert wire.connack == Connack(False, 4)
+    assert wire.machine.closed
 
 
+@pytest.mark.mqtt3("3.1.2-2")
 @pytest.mark.mqtt("3.1.2-2")
 @pytest.mark.parametrize(("version", "expected"), [(3, b"\x20\x02\x00\x01"), (6, b"\x20\x03\x00\x84\x00")])
 def test_other_versions(version: int, expected: bytes) -> None:
@@ -218,6 +227,7 @@ BAD = {
 }
 
 
+@pytest.mark.mqtt3("3.3.1-4", "4.8.0-1")
 @pytest.mark.mqtt("3.3.2-9", "3.3.4-6", "3.8.3-4", "3.14.4-1", "4.7.1-1", "4.13.1-1", "4.13.2-1")
 @pytest.mark.parametrize("name", sorted(BAD))
 def test_faults_end_the_connection_with_their_reason(name: str) -> None:
@@ -238,6 +248,7 @@ def test_faults_end_the_connection_with_their_reason(name: str) -> None:
     assert old.machine.closed
 
 
+@pytest.mark.mqtt3("3.8.4-4", "3.8.4-5", "3.9.3-1", "3.9.3-2")
 @pytest.mark.mqtt("3.8.4-5", "3.8.4-6", "3.8.4-7", "3.9.3-1", "3.9.3-2")
 def test_refused_subscriptions() -> None:
     world = World()
@@ -253,6 +264,7 @@ def test_topics_of_the_broker_are_refused() -> None:
     assert wire.read() == [Ack(4, 1, 0x90)]
 
 
+@pytest.mark.mqtt3("4.8.0-2")
 def test_a_broker_that_cannot_store_says_so() -> None:
     world = World()
     wire, old = world.open("c"), world.open("d", 4)

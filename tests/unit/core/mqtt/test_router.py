@@ -10,6 +10,7 @@ from tests.unit.core.mqtt.routers import BOUNDS, Net, sub, will
 
 
 @pytest.mark.mqtt("4.7.1-1", "4.7.1-2", "4.7.3-1", "4.7.3-2")
+@pytest.mark.mqtt3("4.7.1-2", "4.7.1-3", "4.7.3-1", "4.7.3-2")
 @pytest.mark.parametrize("filter", ["", "a#", "a/#/b", "#/", "+a", "a/b+", "a/+b/c", "a\0", "/".join("a" * 129)])
 def test_what_is_no_filter(filter: str) -> None:
     assert filter_fault(filter)
@@ -31,6 +32,7 @@ def test_shared_filters() -> None:
 
 
 @pytest.mark.mqtt("4.7.2-1")
+@pytest.mark.mqtt3("4.7.2-1")
 def test_examples_of_the_specification() -> None:
     for filter, topic, expected in (
         ("sport/tennis/player1/#", "sport/tennis/player1", True), ("sport/#", "sport", True), ("sport/+", "sport", False), ("+/+", "/finance", True),
@@ -41,6 +43,7 @@ def test_examples_of_the_specification() -> None:
 
 
 @pytest.mark.mqtt("3.3.4-2", "3.3.4-3", "3.3.4-4", "3.8.4-8")
+@pytest.mark.mqtt3("3.3.5-1")
 def test_one_copy_for_overlapping_filters_with_all_identifiers_and_the_highest_qos() -> None:
     net = Net()
     session, client, _ = net.connect("c")
@@ -215,18 +218,20 @@ def test_the_receive_maximum_is_kept() -> None:
     assert [d.message.payload for d in net.pump(session)] == [b"2"]
 
 
-@pytest.mark.mqtt("2.2.1-4", "4.3.2-1")
-def test_identifiers_go_round_and_are_never_in_use_twice() -> None:
+@pytest.mark.mqtt("2.2.1-4", "4.3.2-1", "4.3.3-1")
+@pytest.mark.mqtt3("2.3.1-4")
+@pytest.mark.parametrize("qos", [1, 2])
+def test_identifiers_go_round_and_are_never_in_use_twice(qos: int) -> None:
     net = Net()
     session, _, _ = net.connect("c")
-    net.router.subscribe(session, sub("a"))
-    net.publish("a", b"stays")
+    net.router.subscribe(session, sub("a", qos))
+    net.publish("a", b"stays", qos)
     (oldest,) = net.pump(session)
     for _ in range(65_534):
-        net.publish("a", b"-")
+        net.publish("a", b"-", qos)
         for delivery in net.pump(session):
             net.ack(session, delivery)
-    net.publish("a", b"waits")
+    net.publish("a", b"waits", qos)
     assert net.pump(session) == []
     net.ack(session, oldest)
     assert [(d.packet_id, d.message.payload) for d in net.pump(session)] == [(1, b"waits")]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from headrace.wire.mqtt import encoding, properties
-from headrace.wire.mqtt.packets import Ack, Connect, Pingreq
+from headrace.wire.mqtt.packets import Ack, Connect, Pingreq, Will
 from headrace.wire.mqtt.parser import Parser
 from headrace.wire.mqtt.publish import Publish
 
@@ -63,6 +63,7 @@ def test_what_was_good_before_a_fault_is_given_and_nothing_after_it() -> None:
     assert parser.feed(encoding.PINGREQ) == []
 
 
+@pytest.mark.mqtt3("3.1.0-1")
 @pytest.mark.mqtt("3.1.0-1")
 @pytest.mark.parametrize("first", [b"\x30", b"\xc0", b"G", b"\x16", b"\x11"])
 def test_the_first_packet_is_a_connect(first: bytes) -> None:
@@ -80,6 +81,18 @@ def test_another_version_is_given_as_that_and_nothing_more_of_it_is_read() -> No
         assert (found.version, parser.fault) == (seen, None)
         assert parser.feed(b"\x36\x00") == []
         assert (parser.fault, parser.buffered) == (None, 0)
+
+
+@pytest.mark.mqtt("3.1.3-1")
+@pytest.mark.mqtt3("3.1.3-1")
+@pytest.mark.parametrize("version", [4, 5])
+def test_the_payload_of_connect_has_its_order(version: int) -> None:
+    none = b"" if version == 4 else b"\0"
+    head = properties.text("MQTT") + bytes((version, 0xEE, 0, 60)) + none
+    will = none + properties.text("topic") + properties.binary(b"will")
+    payload = properties.text("id") + will + properties.text("user") + properties.binary(b"secret")
+    (found,) = Parser(1000).feed(encoding.packet(0x10, head + payload))
+    assert found == Connect("id", version, True, 60, Will("topic", b"will", 1, True), "user", b"secret")
 
 
 def _body(*pieces: bytes) -> bytes:
@@ -103,6 +116,8 @@ BAD_CONNECTS = {
     "user name not UTF-8": (_body(_NAME, b"\x04\x82\x00\x00", _ID, b"\0\1\xff"), 0x81),
     "user name without its flag": (_body(_NAME, b"\x04\x02\x00\x00", _ID, b"\0\1u"), 0x81),
     "no password where one is said to be": (_body(_NAME, b"\x04\xc2\x00\x00", _ID, b"\0\1u"), 0x81),
+    "password without its flag": (_body(_NAME, b"\x04\x82\x00\x00", _ID, b"\0\1u", b"\0\1p"), 0x81),
+    "protocol name of 3.1.1": (_body(properties.text("MQIB"), b"\x04\x02\x00\x00", _ID), 0x84),
     "no client id": (_body(_NAME, b"\x04\x02\x00\x00"), 0x81),
     "client id not UTF-8": (_body(_NAME, b"\x04\x02\x00\x00", b"\x00\x02\xc3\x28"), 0x81),
     "client id with a surrogate": (_body(_NAME, b"\x04\x02\x00\x00", b"\x00\x03\xed\xa0\x80"), 0x81),
@@ -119,6 +134,10 @@ BAD_CONNECTS = {
 }
 
 
+@pytest.mark.mqtt3(
+    "1.5.3-1", "1.5.3-2", "3.1.2-1", "3.1.2-3", "3.1.2-9", "3.1.2-11", "3.1.2-13", "3.1.2-14", "3.1.2-15",
+    "3.1.2-18", "3.1.2-19", "3.1.2-20", "3.1.2-21", "3.1.2-22", "3.1.3-3", "3.1.3-4", "3.1.3-10", "3.1.3-11",
+)  # fmt: skip
 @pytest.mark.mqtt(
     "1.5.4-1", "1.5.4-2", "3.1.2-1", "3.1.2-3", "3.1.2-11", "3.1.2-12", "3.1.2-13", "3.1.2-9", "3.1.2-16", "3.1.2-17",
     "3.1.2-18", "3.1.2-19", "3.1.3-11", "3.1.3-12", "3.1.3-3", "3.1.3-4", "3.1.4-1", "3.3.2-14",
@@ -170,6 +189,13 @@ BAD = {
     "content type not UTF-8": (5, b"\x30\x08\x00\x01t\x04\x03\x00\x01\xff", 0x81),
     "response topic not UTF-8": (5, b"\x30\x08\x00\x01t\x04\x08\x00\x01\xff", 0x81),
     "topic not UTF-8": (5, b"\x30\x04\x00\x01\xff\x00", 0x81),
+    "topic not UTF-8 in 3.1.1": (4, b"\x30\x03\x00\x01\xff", 0x81),
+    "filter not UTF-8 in 3.1.1": (4, b"\x82\x06\x00\x01\x00\x01\xff\x00", 0x81),
+    "filter of unsubscribe not UTF-8 in 3.1.1": (4, b"\xa2\x05\x00\x01\x00\x01\xff", 0x81),
+    "disconnect with flags in 3.1.1": (4, b"\xe1\x00", 0x81),
+    "pubrec with a reason it cannot have": (5, b"\x50\x03\x00\x01\x92", 0x82),
+    "pubrel with a reason it cannot have": (5, b"\x62\x03\x00\x01\x10", 0x82),
+    "pubcomp with a reason it cannot have": (5, b"\x70\x03\x00\x01\x80", 0x82),
     "unsubscribe without filters": (4, b"\xa2\x02\x00\x01", 0x82),
     "ping with a body": (4, b"\xc0\x01\x00", 0x81),
     "disconnect with a body in 3.1.1": (4, b"\xe0\x01\x00", 0x81),
@@ -181,6 +207,10 @@ BAD = {
 }
 
 
+@pytest.mark.mqtt3(
+    "2.2.2-1", "2.2.2-2", "2.3.1-1", "3.1.0-2", "3.3.1-2", "3.3.1-4", "3.3.2-1", "3.3.2-2", "3.6.1-1", "3.8.1-1",
+    "3.8.3-1", "3.8.3-3", "3.8.3-4", "3.10.1-1", "3.10.3-1", "3.10.3-2", "3.14.1-1", "4.7.1-1", "4.7.3-1", "4.7.3-2",
+)  # fmt: skip
 @pytest.mark.mqtt(
     "1.5.5-1", "2.1.3-1", "2.2.1-3", "3.1.0-2", "3.3.1-2", "3.3.1-4", "3.3.2-2", "3.3.2-8", "3.6.1-1", "3.8.1-1",
     "3.8.3-2", "3.8.3-5", "3.10.1-1", "3.10.3-1", "3.10.3-2", "3.14.1-1", "3.15.1-1", "1.5.7-1",

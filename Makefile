@@ -64,7 +64,7 @@ perf: ## headrace perf queue against a broker of its own
 	@$(RUN_VENV)/bin/python -m bench --only headrace --rounds 1 --dry $(ARGS)
 
 .PHONY: bench
-bench: ## the rows of docs/performance.md, beside the peers that are installed
+bench: ## the rows of docs/performance.md, beside the peers that are installed (ARGS="--row mqtt")
 	@VENV=$(RUN_VENV) scripts/venv
 	@$(RUN_VENV)/bin/python -m bench $(ARGS)
 
@@ -84,7 +84,7 @@ bench-client: ## what one process with the Python client does
 	@$(RUN_VENV)/bin/python -m bench.client $(ARGS)
 
 .PHONY: bench-peers
-bench-peers: ## install the peers that bench compares with (Debian packages, as root)
+bench-peers: ## install the peers that bench compares with (as root: Debian packages; NATS, amqtt, aedes)
 	@VENV=$(RUN_VENV) scripts/venv
 	@bench/install-peers $(RUN_VENV)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import subprocess
 import time
 from pathlib import Path
@@ -27,7 +28,7 @@ def generator(kind: str) -> Path:
 
 def one(row: Row, target: Target, sizes: dict[str, str], label: str) -> dict[str, Any]:
     """Runs the row (and its filling) and returns the figures of the generator and of the server."""
-    kind = "stream" if target.name == "rabbit-stream" else target.kind
+    kind = "mqtt" if row.mqtt else "stream" if target.name == "rabbit-stream" else target.kind
     if kind in row.fill:
         filled = _run(target, kind, row.fill[kind].format(**sizes), label)
         if "error" in filled:
@@ -51,10 +52,11 @@ def one(row: Row, target: Target, sizes: dict[str, str], label: str) -> dict[str
 
 
 def _run(target: Target, kind: str, arguments: str, label: str) -> dict[str, Any]:
-    if isinstance(target, Headrace):
+    native = isinstance(target, Headrace) and kind != "mqtt"
+    if isinstance(target, Headrace) and native:
         command = [str(BIN / "headrace"), "perf", *arguments.split(), "--url", target.url, "--json"]
     else:
-        port = target.stream_port if kind == "stream" and isinstance(target, Rabbit) else target.port
+        port = target.stream_port if kind == "stream" and isinstance(target, Rabbit) else target.mqtt_port if kind == "mqtt" else target.port
         command = [
             str(generator(kind)),
             "--host",
@@ -75,7 +77,7 @@ def _run(target: Target, kind: str, arguments: str, label: str) -> dict[str, Any
         figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     except (IndexError, ValueError):
         return {"error": f"no result: {done.stdout[-200:]} {done.stderr[-300:]}"}
-    return figures if isinstance(target, Headrace) else _translated(figures)
+    return figures if native else _translated(figures)
 
 
 def _translated(figures: dict[str, Any]) -> dict[str, Any]:
@@ -97,5 +99,7 @@ def _translated(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def prepare() -> None:
-    """Makes the folder of all data."""
+    """Makes the folder of all data, and lets servers and generators have as many connections as they may."""
     ROOT.mkdir(parents=True, exist_ok=True)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

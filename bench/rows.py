@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 
 QUEUES = ("headrace", "redis-always", "nats-always", "nats-default", "rabbit-quorum", "rabbit-classic")
 STREAMS = ("headrace", "rabbit-stream", "nats-default", "nats-always")
+MQTT = ("headrace", "headrace-pure", "mosquitto", "nats-mqtt", "rabbit-mqtt", "aedes", "amqtt")
 TIMES = "--secs {secs} --warm {warm}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """``work``: generator arguments by kind (headrace, amqp, nats, redis, stream). ``fill``: what to run before, unmeasured."""
+    """``work``: generator arguments by kind (headrace, amqp, nats, redis, stream; mqtt for all). ``fill``: what to run before, unmeasured."""
 
     key: str
     title: str
@@ -22,6 +23,18 @@ class Row:
     fill: dict[str, str] = field(default_factory=dict)
     latency: bool = False
     """Judged by its latency, not its rate."""
+    memory: bool = False
+    """Judged by what the server has resident at most."""
+
+    @property
+    def mqtt(self) -> bool:
+        """Whether it belongs to the table of MQTT."""
+        return "mqtt" in self.work
+
+
+def mqtt_row(key: str, title: str, work: str, *, latency: bool = False, memory: bool = False) -> Row:
+    """A row in which every target, ours too, has the same generator."""
+    return Row(f"mqtt-{key}", title, MQTT, {"mqtt": f"{work} {TIMES}"}, latency=latency, memory=memory)
 
 
 def queue_row(key: str, title: str, headrace: str, others: str, *, targets: tuple[str, ...] = QUEUES, latency: bool = False) -> Row:
@@ -82,4 +95,15 @@ ROWS = [
             "nats": "--mode pub --retention limits --window 4000 --count {records} --secs 60",
         },
     ),
+    # First, as RabbitMQ runs on through all rows of a round.
+    mqtt_row("idle", "5,000 idle connections", "--mode idle --count {clients}", memory=True),
+    mqtt_row("connects", "connects (clean session, then DISCONNECT)", "--mode connects"),
+    mqtt_row("qos0", "QoS 0, 1 to 1, 100 B", "--subs 1 --credit 5000"),
+    mqtt_row("qos1-publish", "QoS 1 publish, window 100", "--pub-qos 1 --window 100"),
+    mqtt_row("qos1", "QoS 1 to QoS 1, window 100", "--subs 1 --pub-qos 1 --sub-qos 1 --window 100 --credit 500"),
+    mqtt_row("fan-out", "QoS 0, 1 to 50: deliveries", "--subs 50 --credit 100"),
+    mqtt_row("fan-in", "QoS 1, 200 to 1, window 10", "--pubs 200 --subs 1 --pub-qos 1 --window 10 --credit 2000"),
+    mqtt_row("filters-10", "QoS 0 beside 10 wildcard filters", "--subs 10 --filters 1 --credit 1000"),
+    mqtt_row("filters-many", "QoS 0 beside 10,000 wildcard filters", "--subs 10 --filters {filters} --credit 1000"),
+    mqtt_row("paced", "QoS 1 to QoS 1, paced at 1,000/s", "--subs 1 --pub-qos 1 --sub-qos 1 --window 1000 --rate 1000", latency=True),
 ]

@@ -4,21 +4,34 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from bench.rows import ROWS
+from bench.rows import ROWS, Row
 
 BEGIN, END = "<!-- bench: begin (written by `make bench`) -->", "<!-- bench: end -->"
+MQTT_BEGIN, MQTT_END = "<!-- mqtt: begin (written by `make bench`) -->", "<!-- mqtt: end -->"
 
 
-def render(results: list[dict[str, Any]], head: str) -> str:
-    """A short table (rates, or latencies where a row is judged by them), then one with everything."""
-    return f"{head}\n\n{short(results)}\n<details><summary>Latencies, memory, CPU of every run</summary>\n\n{long(results)}\n</details>\n"
+def tables(results: list[dict[str, Any]], head: str) -> dict[tuple[str, str], str]:
+    """The table of queues and streams and that of MQTT, as far as there are results, by the marks of their places."""
+    found = {}
+    for mqtt, marks in ((False, (BEGIN, END)), (True, (MQTT_BEGIN, MQTT_END))):
+        rows = [row for row in ROWS if row.mqtt is mqtt]
+        mine = [r for r in results if r["row"] in {row.key for row in rows}]
+        if mine:
+            found[marks] = render(mine, head, rows)
+    return found
 
 
-def short(results: list[dict[str, Any]]) -> str:
+def render(results: list[dict[str, Any]], head: str, rows: list[Row]) -> str:
+    """A short table (rates, or latencies or memory where a row is judged by them), then one with everything."""
+    details = f"<details><summary>Latencies, memory, CPU of every run</summary>\n\n{long(results, rows)}\n</details>\n"
+    return f"{head}\n\n{short(results, rows)}\n{details}"
+
+
+def short(results: list[dict[str, Any]], rows: list[Row]) -> str:
     """One line a row, one column a target, the best of each row in bold."""
-    names = [t for t in dict.fromkeys(t for row in ROWS for t in row.targets) if any(r["target"] == t for r in results)]
-    lines = ["| messages/s; where paced: p50 / p99 of confirms in ms | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
-    for row in ROWS:
+    names = [t for t in dict.fromkeys(t for row in rows for t in row.targets) if any(r["target"] == t for r in results)]
+    lines = ["| messages/s; where paced: p50 / p99 in ms | " + " | ".join(names) + " |", "|---|" + "--:|" * len(names)]
+    for row in rows:
         good = {t: [r for r in results if r["row"] == row.key and r["target"] == t and "error" not in r] for t in names}
         if not any(good.values()):
             continue
@@ -28,6 +41,8 @@ def short(results: list[dict[str, Any]]) -> str:
         for t, runs in good.items():
             if not runs:
                 cells.append("")
+            elif row.memory:
+                cells.append(f"{median(runs, 'peak_mib') or 0:,.0f} MiB")
             elif row.latency:
                 cells.append(f"{latency(runs, 'p50_us')} / {latency(runs, 'p99_us')}")
             else:
@@ -36,14 +51,14 @@ def short(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def long(results: list[dict[str, Any]]) -> str:
+def long(results: list[dict[str, Any]], rows: list[Row]) -> str:
     """Everything that was measured, as medians."""
     lines = [
         "| work | target | messages/s | p50 ms | p99 ms | server cores | peak MiB | generator core | notes |",
         "|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     top = max((r["speed"] for r in results if "speed" in r), default=1)
-    for row in ROWS:
+    for row in rows:
         title = row.title
         for target in row.targets:
             runs = [r for r in results if r["row"] == row.key and r["target"] == target]

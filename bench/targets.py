@@ -19,6 +19,7 @@ from headrace.cli.ports import neighbours
 ROOT = Path(os.environ.get("BENCH_ROOT", str(Path(__file__).resolve().parent.parent / ".cache" / "bench")))
 """Data of everything measured; on a disk, not a tmpfs: a sync must be real."""
 BIN = Path(sys.executable).parent
+SOURCES = Path(__file__).resolve().parent.parent / "src"
 START_S = 60.0
 STOP_S = 15.0
 
@@ -36,6 +37,7 @@ class Target:
         self.name = name
         self.folder = ROOT / name
         self.port = 0
+        self.mqtt_port = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> tuple[list[str], dict[str, str]]:
@@ -92,13 +94,14 @@ class Target:
 
 
 class Headrace(Target):
-    """This project's broker, in a process of its own."""
+    """This project's broker, in a process of its own; ``pure``: without its compiled modules."""
 
     kind = "headrace"
 
-    def __init__(self, name: str = "headrace") -> None:
+    def __init__(self, name: str = "headrace", *, pure: bool = False) -> None:
         super().__init__(name)
         self.ready: dict[str, str] = {}
+        self.pure = pure
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         ready = self.folder / "ready.json"
@@ -113,13 +116,18 @@ class Headrace(Target):
             "127.0.0.1:0",
             "--admin",
             "127.0.0.1:0",
+            "--mqtt",
+            "127.0.0.1:0",
+            "--mqtt-ws",
+            "off",
             "--ready-file",
             str(ready),
-        ], {}
+        ], {"PYTHONPATH": str(SOURCES)} if self.pure else {}
 
     def serves(self) -> bool:
         with contextlib.suppress(OSError, ValueError):
             self.ready = json.loads((self.folder / "ready.json").read_text())
+            self.mqtt_port = int(self.ready["mqtt"].rpartition(":")[2])
             return True
         return False
 
@@ -134,9 +142,10 @@ class Nats(Target):
 
     kind = "nats"
 
-    def __init__(self, name: str, sync: str) -> None:
+    def __init__(self, name: str, sync: str, *, mqtt: bool = False) -> None:
         super().__init__(name)
         self.sync = sync
+        self.mqtt = mqtt
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         binary = shutil.which("nats-server", path=f"{BIN}:{os.environ.get('PATH', '')}")
@@ -144,12 +153,18 @@ class Nats(Target):
             raise Absent("nats-server (make bench-peers)")
         self.port = neighbours(1)
         always = f"sync_interval: {self.sync}" if self.sync else ""
+        self.mqtt_port = neighbours(1) if self.mqtt else 0
+        mqtt = f"mqtt {{ listen: 127.0.0.1:{self.mqtt_port} }}" if self.mqtt else ""
         config = f"""\
             server_name: bench
             listen: 127.0.0.1:{self.port}
             jetstream {{ store_dir: "{self.folder}/js", {always} }}
+            {mqtt}
             """
         return [binary, "-c", str(put(self.folder / "nats.conf", config))], {}
+
+    def serves(self) -> bool:
+        return listening(self.port) and (not self.mqtt or listening(self.mqtt_port))
 
 
 class Redis(Target):
@@ -175,27 +190,30 @@ class Redis(Target):
 
 
 class Rabbit(Target):
-    """rabbitmq-server with its stream plugin; ``kind`` says what a row uses of it."""
+    """rabbitmq-server with its stream plugin, or that of MQTT; ``kind`` says what a row uses of it."""
 
     kind = "amqp"
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, mqtt: bool = False) -> None:
         super().__init__(name)
         self.stream_port = self.epmd_port = 0
+        self.mqtt = mqtt
 
     def command(self) -> tuple[list[str], dict[str, str]]:
         found = sorted(glob.glob("/usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"))
         if not found:
             raise Absent("rabbitmq-server (make bench-peers)")
         self.port, self.stream_port, distribution, self.epmd_port = neighbours(1), neighbours(1), neighbours(1), neighbours(1)
+        self.mqtt_port = neighbours(1) if self.mqtt else 0
+        listener = f"mqtt.listeners.tcp.1 = 127.0.0.1:{self.mqtt_port}" if self.mqtt else f"stream.listeners.tcp.1 = 127.0.0.1:{self.stream_port}"
         config = f"""\
             listeners.tcp.1 = 127.0.0.1:{self.port}
-            stream.listeners.tcp.1 = 127.0.0.1:{self.stream_port}
+            {listener}
             log.console = false
             log.file.level = warning
             """
         put(self.folder / "rabbitmq.conf", config)
-        put(self.folder / "enabled_plugins", "[rabbitmq_stream].\n")
+        put(self.folder / "enabled_plugins", f"[{'rabbitmq_mqtt' if self.mqtt else 'rabbitmq_stream'}].\n")
         cookie = self.folder / ".erlang.cookie"
         if not cookie.exists():
             put(cookie, "HEADRACEBENCH").chmod(0o400)
@@ -216,7 +234,7 @@ class Rabbit(Target):
         }
 
     def serves(self) -> bool:
-        return listening(self.port) and listening(self.stream_port)
+        return listening(self.port) and listening(self.mqtt_port if self.mqtt else self.stream_port)
 
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         super().stop(how)

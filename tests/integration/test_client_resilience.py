@@ -114,6 +114,23 @@ async def test_streams_resume_where_the_reader_is(running: TestBroker, client: h
                 assert found == list(range(1000))
 
 
+@pytest.mark.parametrize("how", ["ack", "commit"])
+async def test_what_is_done_with_records_without_a_connection_counts(running: TestBroker, client: headrace.Client, how: str) -> None:
+    await client.declare_stream("events")
+    async with client.publisher("events") as publisher:
+        await publisher.send_many([b"x" * 200_000] * 40)  # the broker sends them again in several turns
+    async with client.read("events", cursor="c", commit="explicit") as records:
+        found = [await anext(records) for _ in range(36)]
+        running.cut()
+        while client.connected:
+            await asyncio.sleep(0)
+        done = [r.ack(confirmed=True) for r in found] if how == "ack" else [found[-1].commit(confirmed=True)]
+        async with asyncio.timeout(20):
+            await asyncio.gather(*map(asyncio.ensure_future, done))
+    async with client.read("events", cursor="c") as records:
+        assert (await anext(records)).offset == 36
+
+
 async def test_going_away_is_told_and_publishes_reach_the_next_broker(running: TestBroker, client: headrace.Client) -> None:
     told: list[tuple[int, str]] = []
     client.on_going_away(lambda grace_ms, message: told.append((grace_ms, message)))

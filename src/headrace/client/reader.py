@@ -2,8 +2,8 @@
 
 Invariants: I1 ``positions`` are the next offsets to hand out. Without a cursor a new connection reads on exactly there; with one it reads from the
 cursor and what was handed out already is passed over, so that the cursor never skips what is not committed. I2 automatic commit covers a record
-only once the next one was asked for, or the reader was left without an exception. I3 a commit that was under way when the connection broke is
-repeated when its record comes again.
+only once the next one was asked for, or the reader was left without an exception. I3 a commit or ack that was under way when the connection broke, or
+was made before its record had come again, is sent when it comes (``redo``).
 """
 
 import asyncio
@@ -11,14 +11,16 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from headrace.client.connection import Connection, log
+from headrace.client.lane import Waiter
 from headrace.client.message import NOTHING, Content
+from headrace.client.redo import Redo
 from headrace.client.routing import Router
 from headrace.client.settlements import Settlements
 from headrace.client.spans import Span, members
 from headrace.client.subscription import CLOSE_TIMEOUT_S, Delivery, Subscription
 from headrace.core.filters import parse
 from headrace.model import limits
-from headrace.model.errors import Conflict, ConnectionLost, HeadraceError, Invalid, NotConnected
+from headrace.model.errors import Conflict, ConnectionLost, HeadraceError, Invalid, NotConnected, StaleSettle
 from headrace.wire import control
 from headrace.wire.batch import Record as WireRecord
 from headrace.wire.frames import RANGE, SETTLE, DeliverFlag, Op, Settle, SettleFlag
@@ -105,9 +107,7 @@ class Reader(Subscription):
         self._settlements = Settlements()
         self._commits: dict[int, int] = {}
         """Partition to the highest offset that is to be committed with all before it."""
-        self._commit_waiters: dict[int, list[tuple[int, asyncio.Future[None]]]] = {}
-        self._redo: dict[int, tuple[int, set[int]]] = {}
-        """Partition to what was under way when the connection broke: committed up to, acked singly."""
+        self._redo = Redo()
         self._last: tuple[int, int] | None = None
         self._once_open = False
 
@@ -168,9 +168,7 @@ class Reader(Subscription):
         if not self.cursor:
             self._commits[last[0]] = last[1]  # gives the credit back, at the latest when a delivery is through
         elif self._auto:
-            self._commits[last[0]] = last[1]
-            if not self.marked:
-                self._connection.mark(self)
+            self._commit(*last)
 
     def _exhausted(self, delivery: Delivery) -> None:
         if not self.cursor:
@@ -180,44 +178,60 @@ class Reader(Subscription):
         self._epochs[partition] = epoch
         end = first_offset + count
         position = self.positions.get(partition, 0)
-        if first_offset < position:
-            self._passed_over(partition, first_offset, min(position, end))
-            first_offset = position
+        if self.cursor:
+            self._come(partition, end, min(position, end))
+        first_offset = max(first_offset, position)
         if first_offset < end:
             self._buffer.append(Delivery(self._opener, partition, epoch, attempt, first_offset, end - first_offset, base_offset, blob, flags))
             if self._waiters:
                 self._wake()
 
-    def _passed_over(self, partition: int, first: int, end: int) -> None:
-        """The application had these before the connection broke: only what it had done with them is told again."""
-        up_to, singly = self._redo.get(partition, (-1, set()))
-        if up_to >= first:
-            self._commits[partition] = max(self._commits.get(partition, -1), min(up_to, end - 1))
-        for offset in sorted(singly):
-            if first <= offset < end:
-                singly.discard(offset)
-                self._settlements.add(partition, int(Settle.ACK), 0, offset, None)
-        self._connection.mark(self)
+    def _come(self, partition: int, end: int, passed: int) -> None:
+        """Everything below ``end`` has come on this channel; what the application had done below ``passed`` is told (again)."""
+        self._redo.moved(partition, end)
+        if self._redo:
+            self._tell(partition, *self._redo.take(partition, passed))
+
+    def _tell(self, partition: int, up_to: int, singly: list[tuple[int, Waiter | None]]) -> None:
+        if up_to >= 0:
+            self._commits[partition] = max(self._commits.get(partition, -1), up_to)
+        for offset, waiter in singly:
+            self._settlements.add(partition, int(Settle.ACK), 0, offset, waiter)
+        if up_to >= 0 or singly:
+            self._connection.mark(self)
 
     # ------------------------------------------------------------ cursors
 
     def commit_up_to(self, partition: int, offset: int, *, confirmed: bool = False) -> Awaitable[None]:
         """Moves the cursor of ``partition`` past ``offset``."""
         self._check_cursor()
-        self._commits[partition] = max(self._commits.get(partition, -1), offset)
-        self._connection.mark(self)
+        offset = self._commit(partition, offset)
         if not confirmed:
             return NOTHING
         waiter: asyncio.Future[None] = self._connection.loop.create_future()
-        self._commit_waiters.setdefault(partition, []).append((offset, waiter))
+        self._redo.wait(partition, offset, waiter)
         return waiter
+
+    def _commit(self, partition: int, offset: int) -> int:
+        """Up to where the commit goes: not beyond what was handed out, if that has to come again."""
+        handed_out = min(offset, self.positions.get(partition, offset + 1) - 1)
+        if self._once_open and self._redo.early(partition, handed_out):
+            self._redo.commit(partition, handed_out)
+            return handed_out
+        self._commits[partition] = max(self._commits.get(partition, -1), offset)
+        if not self.marked:
+            self._connection.mark(self)
+        return offset
 
     def ack_one(self, partition: int, offset: int, *, confirmed: bool = False) -> Awaitable[None]:
         """Marks one record as done."""
         self._check_cursor()
         waiter: asyncio.Future[None] | None = self._connection.loop.create_future() if confirmed else None
-        self._settlements.add(partition, int(Settle.ACK), 0, offset, waiter)
-        self._connection.mark(self)
+        if self._once_open and offset < self.positions.get(partition, 0) and self._redo.early(partition, offset):
+            self._redo.ack(partition, offset, waiter)
+        else:
+            self._settlements.add(partition, int(Settle.ACK), 0, offset, waiter)
+            self._connection.mark(self)
         return NOTHING if waiter is None else waiter
 
     def _check_cursor(self) -> None:
@@ -244,9 +258,8 @@ class Reader(Subscription):
                     frame = SETTLE.pack(32, Op.SETTLE, _UP_TO, self.channel, 0, partition, self._epochs.get(partition, 0), 0)
                     out.append(frame + RANGE.pack(offset, 1))
                     continue
-                waiters = self._commit_waiters.pop(partition, [])
                 self._settlements.add(partition, _UP_TO, 0, offset, None)
-                for _, waiter in waiters:
+                for waiter in self._redo.waiting(partition, offset):
                     self._settlements.wait(partition, _UP_TO, 0, offset, waiter)
         self._settlements.take(self.channel, self._epochs, out)
 
@@ -283,8 +296,10 @@ class Reader(Subscription):
                 super().event(control.Retracted(channel=self.channel, partition=partition, from_offset=offset, epoch=epoch))
             if not self._once_open or not self.cursor or (other_epoch and self.tier != "durable"):
                 self.positions[partition] = offset
+                self._redo.forget(_taken_back(partition), partition, offset)
             else:
                 self.positions[partition] = max(offset, self.positions.get(partition, 0))
+        self._redo.opened(reply.starts)
         self._once_open = True
         super().opened(reply)
 
@@ -294,20 +309,18 @@ class Reader(Subscription):
         if not self.cursor:
             self._commits.clear()
             return
-        self._redo = {}
         for (partition, flags, _), ranges in self._settlements.under_way():
-            up_to, singly = self._redo.setdefault(partition, (-1, set()))
             if flags & SettleFlag.UP_TO:
-                self._redo[partition] = (max(up_to, ranges[-1][0]), singly)
+                self._redo.commit(partition, ranges[-1][0])
             else:
-                singly.update(members(ranges))
+                for offset in members(ranges):
+                    self._redo.ack(partition, offset)
         for partition, offset in self._commits.items():
-            up_to, singly = self._redo.get(partition, (-1, set()))
-            self._redo[partition] = (max(up_to, offset), singly)
+            self._redo.commit(partition, offset)
         self._commits.clear()
         broken = ConnectionLost("the connection broke before the cursor's move was confirmed; it is repeated on the next one")
         self._settlements.fail(broken)
-        self._fail_commits(broken)
+        self._redo.lost(broken)
 
     def event(self, event: control.Event) -> None:
         if isinstance(event, control.Assigned):
@@ -316,27 +329,35 @@ class Reader(Subscription):
             for partition in event.revoked:
                 self.positions.pop(partition, None)
                 self._commits.pop(partition, None)
+                self._redo.forget(StaleSettle(f"partition {partition} went to another member of the group"), partition)
             self.positions.update(event.starts)
-            for partition in event.revoked:
-                self._redo.pop(partition, None)
+            for partition, start in event.starts.items():
+                self._redo.moved(partition, start)
         elif isinstance(event, control.Retracted):
             for delivery in self._here():
                 if delivery.partition == event.partition and delivery.end > event.from_offset:
                     self._forget_buffer(frozenset((event.partition,)))
                     break
             self.positions[event.partition] = min(self.positions.get(event.partition, event.from_offset), event.from_offset)
+            self._redo.forget(_taken_back(event.partition), event.partition, event.from_offset)
         elif isinstance(event, control.PartitionIsolated):
             log.warning("the reader of %r goes on without %s", self.name, event.message)
         elif isinstance(event, control.CursorMoved):
             self._read_in.pop(event.partition, None)
             self.positions[event.partition] = max(self.positions.get(event.partition, 0), event.to_offset)
+            if self.cursor:
+                self._come(event.partition, event.to_offset, event.to_offset)
         super().event(event)
 
     def end(self, error: HeadraceError | None) -> None:
         if error is not None:
-            self._settlements.fail(error)
-            self._fail_commits(error)
+            self._fail(error)
         super().end(error)
+
+    def _fail(self, error: HeadraceError) -> None:
+        """Nothing is committed any more: whoever waits for it is told why."""
+        self._settlements.fail(error)
+        self._redo.end(error)
 
     def _here(self) -> list[Delivery]:
         return ([self._current] if self._current is not None else []) + list(self._buffer)
@@ -346,13 +367,6 @@ class Reader(Subscription):
         self._current = None
         self._buffer.clear()
         self._buffer.extend(kept)
-
-    def _fail_commits(self, error: HeadraceError) -> None:
-        for waiters in self._commit_waiters.values():
-            for _, waiter in waiters:
-                if not waiter.done():
-                    waiter.set_exception(error)
-        self._commit_waiters.clear()
 
     async def close(self) -> None:
         """Sends what was committed and ends the subscription."""
@@ -369,11 +383,13 @@ class Reader(Subscription):
                 pass
         await self._connection.part(self, control.Unsubscribe(channel=self.channel), CLOSE_TIMEOUT_S)
         self._open = False
-        closed = NotConnected(f"the reader of {self.name!r} was closed before this was confirmed")
-        self._settlements.fail(closed)
-        self._fail_commits(closed)
+        self._fail(NotConnected(f"the reader of {self.name!r} was closed before this was confirmed"))
         self._forget_buffer()
         self.end(None)
 
     def _unanswered(self) -> bool:
-        return self._open and bool(self.cursor) and (bool(self._commits) or not self._settlements.quiet)
+        return self._open and bool(self.cursor) and (bool(self._commits) or bool(self._redo) or not self._settlements.quiet)
+
+
+def _taken_back(partition: int) -> StaleSettle:
+    return StaleSettle(f"records of partition {partition} were taken back before this was committed")

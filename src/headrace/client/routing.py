@@ -184,6 +184,7 @@ class Router:
             seat.attempts = 0
             seat.backoff.reset()
         seat.broker, seat.refused, seat.error, seat.moved_at = None, seat.broker, error, now
+        user.connection = self.home
         seat.attempts += 1
         seat.not_before = now + seat.backoff.next_s(self.home.ambient.random())
         self._waiting[user] = None
@@ -218,7 +219,7 @@ class Router:
     def _sit(self, user: Routed, seat: Seat) -> None:
         row = self._row(user)
         if row is None or not self._where(row.owner):
-            seat.broker = None
+            seat.broker, user.connection = None, self.home  # the one it sat on may be closed before it sits again
             self._waiting[user] = None
             self._look_soon()
             return

@@ -4,7 +4,7 @@ from contextlib import suppress
 import pytest
 
 import headrace
-from headrace.model.errors import Conflict
+from headrace.model.errors import Conflict, ConnectionLost
 from headrace.wire import control
 from headrace.wire.batch import Record
 from tests.unit.client.fake import FakeBroker
@@ -142,3 +142,78 @@ async def test_a_reader_with_a_cursor_is_told_what_went_while_it_was_away() -> N
         while not events:
             await asyncio.sleep(0)
         assert [(e.from_offset, e.to_offset) for e in events if isinstance(e, control.CursorMoved)] == [(3, 7)]
+
+
+async def cut(broker: FakeBroker, client: headrace.Client) -> None:
+    """Returns once the connection is gone and the broker takes no other for now."""
+    await broker.stop()
+    while client.connected:
+        await asyncio.sleep(0)
+
+
+async def again(broker: FakeBroker, count: int) -> None:
+    await broker.listen()
+    await broker.until(lambda: len(broker.asked(control.SubscribeStream)) == count and broker.connections)
+
+
+async def test_what_is_committed_and_acked_without_a_connection_is_told_once_its_records_have_come_again() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", cursor="c", commit="explicit") as records:
+        stocked(broker, 9)
+        broker.connections[0].deliver(records.channel, "events", 0, 8, attempt=0)
+        found = [await anext(records) for _ in range(8)]
+        await cut(broker, client)
+        found[6].ack()
+        waiting = asyncio.ensure_future(found[4].ack(confirmed=True))
+        committed = asyncio.ensure_future(found[2].commit(confirmed=True))
+        for count in (2, 3):  # one broken connection more changes nothing
+            await again(broker, count)
+            if count == 2:
+                found[7].ack()  # its record has not come again either
+                await asyncio.sleep(0.05)
+                await cut(broker, client)
+        assert broker.settles == [], "a broker takes none of what it has not sent on this connection"
+        link = broker.connections[0]
+        link.deliver(records.channel, "events", 0, 6, attempt=0)
+        await broker.until(lambda: len(broker.settles) == 2)
+        assert broker.settles == [(CONFIRM, 0, [(4, 1)]), (UP_TO | CONFIRM, 0, [(2, 1)])]
+        link.deliver(records.channel, "events", 6, 3, attempt=0)
+        await broker.until(lambda: len(broker.settles) == 3)
+        assert broker.settles[2] == (CONFIRM, 0, [(6, 2)])
+        assert (await anext(records)).offset == 8
+        for one in (waiting, committed):
+            with pytest.raises(ConnectionLost, match="repeated"):
+                await one
+
+
+async def test_who_waits_for_a_commit_made_without_a_connection_is_told_once_it_is_durable() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.read("events", cursor="c") as records:
+        stocked(broker, 5)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        found = [await anext(records) for _ in range(4)]
+        await cut(broker, client)
+        waiting = [asyncio.ensure_future(w) for w in (found[1].commit(confirmed=True), found[3].ack(confirmed=True))]
+        await again(broker, 2)
+        await asyncio.sleep(0.02)
+        assert not any(w.done() for w in waiting)
+        broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+        async with asyncio.timeout(5):
+            await asyncio.gather(*waiting)
+        assert (await anext(records)).offset == 4
+
+
+async def test_leaving_waits_for_what_has_to_come_again() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client:
+        async with client.read("events", cursor="c", commit="explicit") as records:
+            stocked(broker, 5)
+            broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+            found = [await anext(records) for _ in range(4)]
+            await cut(broker, client)
+            found[3].commit()
+            await again(broker, 2)
+            while not client.connected or not records._open:
+                await asyncio.sleep(0)
+            leaving = asyncio.ensure_future(records.close())
+            await asyncio.sleep(0.02)
+            broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
+            await leaving
+        assert broker.settles == [(UP_TO | CONFIRM, 0, [(3, 1)])]

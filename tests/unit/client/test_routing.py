@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 import headrace
+from headrace.client import routing
 from headrace.model.errors import Elsewhere, NotFound, Unavailable
 from headrace.wire import control, egress
 from headrace.wire.batch import Record
@@ -159,6 +160,26 @@ async def test_what_is_held_and_settled_goes_along_to_the_new_owner() -> None:
             assert again.held == (control.Held(partition=0, ranges=((0, 2),)),), "the third was not handed out: it comes again"
             await second.ack(confirmed=True)
             assert [ranges for _, _, ranges in cluster["b"].settles] == [[(0, 1)], [(1, 1)]]
+
+
+async def test_what_is_settled_while_nobody_serves_the_partition_is_told_to_the_next_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing, "IDLE_S", 0.1)
+    async with FakeCluster({0: "a"}, "a", "b", "c") as cluster, headrace.connect(cluster["c"].url) as client:
+        async with client.consume("orders") as consumer:
+            (asked,) = cluster["a"].asked(control.Subscribe)
+            store(cluster["a"], 2)
+            cluster["a"].connections[-1].deliver(asked.channel, "orders", 0, 2)
+            first, second = await consumer.__anext__(), await consumer.__anext__()
+            cluster.moves(0, "")
+            closed = control.SubscriptionClosed(channel=asked.channel, code=Elsewhere.code, message="it is not mine any more")
+            cluster["a"].connections[-1].event(closed)
+            await until(lambda: not cluster["a"].connections)  # the connection to who served it is closed
+            first.ack()
+            confirmed = asyncio.ensure_future(second.ack(confirmed=True))
+            cluster.moves(0, "b")
+            cluster.push("c")
+            await confirmed
+            assert [ranges for _, _, ranges in cluster["b"].settles] == [[(0, 2)]]
 
 
 async def test_a_reader_goes_on_where_it_was() -> None:

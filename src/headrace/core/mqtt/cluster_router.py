@@ -24,6 +24,8 @@ from headrace.core.mqtt.topics import split_shared
 from headrace.wire.mqtt.reasons import Reason
 
 SYS: Final = "$SYS/"
+BACK_MS: Final = 10_000
+"""So long the clients of a session partition that has moved, or of a broker that drains, have to come back before their wills are published."""
 TAKEN: Final = 0
 DECLINED: Final = 1
 REFUSED: Final = 2
@@ -101,7 +103,7 @@ class ClusterRouter(Router):
         self.led.add(number)
         self.own.begin(number)
         self.outward.turn(number)
-        self.recovered(wall_ms, [shard])
+        self.recovered(wall_ms, [shard], back_ms=BACK_MS)
 
     def drop(self, number: int) -> None:
         """A shard is not served here any more: its connections end, and nothing is known of it but what it wanted."""
@@ -189,8 +191,8 @@ class ClusterRouter(Router):
         self._regard_all(found[0])
         return found
 
-    def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None) -> None:
-        super().disconnected(session, with_will=with_will, wall_ms=wall_ms, expiry_s=expiry_s)
+    def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None, back_ms: int = 0) -> None:
+        super().disconnected(session, with_will=with_will, wall_ms=wall_ms, expiry_s=expiry_s, back_ms=back_ms)
         self._regard_all(session)
 
     def _regard_all(self, session: Session) -> None:

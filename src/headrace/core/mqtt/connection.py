@@ -420,11 +420,11 @@ class Connection:
     # ------------------------------------------------------------ the end
 
     def fail(self, reason: int, why: str = "", reference: str = "") -> None:
-        """Ends the connection for that reason; its will is published."""
+        """Ends the connection for that reason; its will is published, if the broker goes away only after the client had the time to come back."""
         if self.closed:
             return
         accepted, version = self.sending.accepted, self.version
-        self.lost()
+        self.lost(back_ms=self.terms.back_ms if reason == Reason.SERVER_SHUTTING_DOWN else 0)
         if version == 5:
             properties: Properties = {}
             if reference:
@@ -449,13 +449,13 @@ class Connection:
                 return packet
         return b""
 
-    def lost(self, *, with_will: bool = True, expiry_s: int | None = None) -> None:
+    def lost(self, *, with_will: bool = True, expiry_s: int | None = None, back_ms: int = 0) -> None:
         """The connection is gone, or about to go; safe to call again."""
         session, self.session = self.session, None
         self.sending.session = None
         self.natives.lost()
         if session is not None:
-            self.router.disconnected(session, with_will=with_will, wall_ms=self.host.wall_ms, expiry_s=expiry_s)
+            self.router.disconnected(session, with_will=with_will, wall_ms=self.host.wall_ms, expiry_s=expiry_s, back_ms=back_ms)
             self.host.committed(_nothing)
 
     def _last(self, packet: bytes) -> None:

@@ -5,7 +5,8 @@ shards'. Knows connections only as ``Outlet``. Times are wall clock: they go on 
 
 Invariants: R1 one copy for each session, however many of its filters match [MQTT-3.3.4-2], with the highest of their QoS, and one for each
 shared subscription. R2 the messages of one publisher to one topic reach a session in their order [MQTT-4.6.0-5]. R3 a will is published once, when
-its delay is over or its session ends, whichever comes first [MQTT-3.1.2-10]. R4 the routes that are kept are those of the tree's present version.
+its delay is over or its session ends, whichever comes first [MQTT-3.1.2-10]; of a client whom the broker has sent away, or whose session has moved,
+neither is so while the client has the time to come back. R4 the routes that are kept are those of the tree's present version.
 """
 
 import heapq
@@ -56,14 +57,14 @@ class Router:
 
     # ------------------------------------------------------------ start
 
-    def recovered(self, wall_ms: int, shards: Sequence[Shard] | None = None) -> None:
-        """The shards (None: all) hold what the journal says: whoever was connected when it ended is not any more."""
+    def recovered(self, wall_ms: int, shards: Sequence[Shard] | None = None, *, back_ms: int = 0) -> None:
+        """The shards (None: all) hold what the journal says: whoever was connected when it ended is not any more. ``back_ms``: as long has its
+        client to come back before its session ends or its will is published."""
         shards = self.shards if shards is None else shards
         for shard in shards:
             for client_id in list(shard.unclosed):
                 session = shard.sessions[client_id]
-                will = shard.wills.get(client_id)
-                shard.close(session, wall_ms, session.expiry_s, wall_ms + will.delay_s * 1000 if will is not None else 0)
+                self._close(shard, session, shard.wills.get(client_id), wall_ms, session.expiry_s, back_ms)
                 self._touched(shard)
             for session in list(shard.sessions.values()):
                 for subscription in session.subscriptions.values():
@@ -75,7 +76,7 @@ class Router:
                 self._index(message)
         for shard in shards:  # now that everybody is there who may get their wills
             for session in list(shard.sessions.values()):
-                if not session.durable:
+                if not session.durable and session.expires_ms() <= wall_ms:
                     self._end(shard, session, wall_ms)
 
     def shard(self, key: str) -> Shard:
@@ -109,6 +110,8 @@ class Router:
             replaced.replaced(Reason.SESSION_TAKEN_OVER)
             old = shard.sessions.get(client_id)
         if old is not None and (clean or (not old.durable)):
+            if not old.durable:
+                shard.will_done(client_id)  # it had the time to come back, and has
             self._end(shard, old, wall_ms)  # [MQTT-3.1.2-4]
             old = None
         session = shard.open(client_id, expiry_s, anew=old is None, will=will)
@@ -117,9 +120,9 @@ class Router:
         self._touched(shard)
         return session, old is not None
 
-    def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None) -> None:
+    def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None, back_ms: int = 0) -> None:
         """The session's connection is gone. ``with_will``: as a failure, so that its will is published (later, if it has a delay); ``expiry_s``: as
-        the client said in its DISCONNECT."""
+        the client said in its DISCONNECT; ``back_ms`` as of ``recovered``: the broker has sent the client to another."""
         shard = self.shard(session.client_id)
         if expiry_s is None:
             expiry_s = session.expiry_s
@@ -127,17 +130,21 @@ class Router:
             expiry_s = min(expiry_s, self.bounds.session_expiry_s_max)
         will = shard.wills.get(session.client_id) if with_will else None
         session.outlet = None
-        shard.close(session, wall_ms, expiry_s, wall_ms + will.delay_s * 1000 if will is not None else 0)
-        if not session.durable:
+        self._close(shard, session, will, wall_ms, expiry_s, back_ms)
+        if not session.durable and session.expires_ms() <= wall_ms:
             self._end(shard, session, wall_ms)
         else:
             self._wake_at(session.expires_ms(), session.client_id)
             if will is not None:
-                if will.delay_s:
+                if shard.wills_due[session.client_id] > wall_ms:
                     self._wake_at(shard.wills_due[session.client_id], session.client_id)
                 else:
                     self._publish_will(shard, session.client_id, wall_ms)
         self._touched(shard)
+
+    def _close(self, shard: Shard, session: Session, will: StoredWill | None, wall_ms: int, expiry_s: int, back_ms: int) -> None:
+        away_ms = wall_ms + max(0, back_ms - expiry_s * 1000)  # a session that would end sooner counts as connected so long
+        shard.close(session, away_ms, expiry_s, wall_ms + max(will.delay_s * 1000, back_ms) if will is not None else 0)
 
     def end(self, session: Session, wall_ms: int) -> None:
         """Ends a session whose client is away."""

@@ -19,3 +19,5 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     """Filters to which nobody may subscribe."""
     server_reference: str = ""
     """Where clients are sent when this broker goes away; empty = nowhere."""
+    back_ms: int = 0
+    """So long a client that is sent away with a broker has to come back before its will is published; 0 = no other broker has its session."""

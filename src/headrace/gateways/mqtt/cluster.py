@@ -13,9 +13,11 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from headrace.broker.catalogue import MQTT as NAME
 from headrace.broker.catalogue import session_spec
-from headrace.core.mqtt.cluster_router import ClusterRouter
+from headrace.core.mqtt.cluster_router import BACK_MS, ClusterRouter
 from headrace.core.mqtt.connection import Connection
 from headrace.core.mqtt.lending import Consumers, Lent, Opened
 from headrace.core.mqtt.session import Subscription
@@ -52,6 +54,7 @@ class ClusterHub(Hub):
     def __init__(self, broker: Broker, make: Callable[[], MqttConnection]) -> None:
         """``make``: a connection for a client whose socket is at another broker."""
         super().__init__(broker)
+        self.terms = replace(self.terms, back_ms=BACK_MS)
         assert broker.cluster is not None
         self.cluster = broker.cluster
         self.appends = ClusterAppends(broker)

@@ -101,7 +101,7 @@ class MqttVerbs:
             peer=shell.peer if shell is not None else "",
             version="" if shell is None else "5.0" if shell.machine.version == 5 else "3.1.1",
             expiry_s=session.expiry_s,
-            away_ms=session.away_ms if shell is None else 0,
+            away_ms=min(session.away_ms, self.hub.wall_ms) if shell is None else 0,
             expires_ms=session.expires_ms(),
             subscriptions=len(session.subscriptions),
             waiting=len(session.inbox),

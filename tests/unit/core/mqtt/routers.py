@@ -81,11 +81,11 @@ class Net:
             made.append(shard)
         return made
 
-    def restart(self) -> None:
+    def restart(self, *, back_ms: int = 0) -> None:
         self.write()
         self.shards = self.replayed()
         self.router = Router(self.bounds, self.shards, self.shard_of)
-        self.router.recovered(self.wall_ms)
+        self.router.recovered(self.wall_ms, back_ms=back_ms)
 
     def connect(self, name: str, *, clean: bool = False, expiry_s: int = 100, **more: Any) -> tuple[Session, Client, bool]:
         client = Client()

@@ -8,6 +8,7 @@ import pytest
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.packets import Ack, Auth, Connack, Disconnect, Filter, Pingreq, Pingresp, Suback, Subscribe, Unsuback, Unsubscribe, Will
 from headrace.wire.mqtt.publish import Publish
+from headrace.wire.mqtt.reasons import Reason
 from tests.unit.core.mqtt.wires import TERMS, Wire, World
 
 BOTH = pytest.mark.parametrize("version", [4, 5])
@@ -353,3 +354,23 @@ def test_a_slow_reader_is_given_no_more_than_it_may_hold() -> None:
     other.publish("t", b"x")
     assert wire.read() == []
     assert wire.machine.sending.dropped == 1
+
+
+def test_the_will_of_a_client_that_is_sent_to_another_broker_waits_for_it() -> None:
+    world = World(msgspec.structs.replace(TERMS, back_ms=10_000))
+    watcher = world.open("watcher")
+    subscribe(watcher, "will/#")
+    for name in ("stays", "returns", "silent"):
+        wire = world.open(name, clean_start=True, will=Will(f"will/{name}", b"gone", 1))
+        wire.machine.fail(Reason.KEEP_ALIVE_TIMEOUT if name == "silent" else Reason.SERVER_SHUTTING_DOWN)
+    world.sync()
+    assert [p.topic for p in watcher.read()] == ["will/silent"]
+    world.open("returns")
+    world.net.wall_ms += 9_999
+    world.router.tick(world.wall_ms)
+    world.sync()
+    assert watcher.read() == []
+    world.net.wall_ms += 1
+    world.router.tick(world.wall_ms)
+    world.sync()
+    assert [p.topic for p in watcher.read()] == ["will/stays"]

@@ -307,6 +307,34 @@ def test_wills_of_a_broker_that_dies() -> None:
     assert len(net.connect("watcher")[0].inbox) == 2
 
 
+@pytest.mark.mqtt("3.1.3-9")
+def test_wills_wait_for_clients_whose_sessions_have_moved() -> None:
+    net = Net()
+    watcher, _, _ = net.connect("watcher", expiry_s=1000)
+    net.router.subscribe(watcher, sub("will/#"))
+    for name, delay_s, expiry_s in (("kept", 0, 100), ("brief", 0, 0), ("short", 0, 3), ("later", 30, 100)):
+        for what in ("stays", "returns"):
+            net.connect(f"{name}-{what}", expiry_s=expiry_s, will=will(f"will/{name}", delay_s))
+    net.restart(back_ms=10_000)
+    net.wall_ms += 6_000
+    net.router.tick(net.wall_ms)
+    net.restart(back_ms=10_000)  # moved again: they have no longer for that
+    for name, expiry_s in (("kept", 100), ("brief", 0), ("short", 3), ("later", 100)):
+        _, _, present = net.connect(f"{name}-returns", expiry_s=expiry_s, clean=not expiry_s)
+        assert present is bool(expiry_s), "a session of 3 s has not ended while its client could not be there"
+    assert net.got(net.connect("watcher")[0]) == []
+    net.wall_ms += 4_000
+    net.router.tick(net.wall_ms)
+    watcher, _, _ = net.connect("watcher")
+    assert sorted(d.message.topic for d in net.pump(watcher)) == ["will/brief", "will/kept", "will/short"]
+    net.wall_ms += 20_000
+    net.router.tick(net.wall_ms)
+    assert [d.message.topic for d in net.pump(watcher)] == ["will/later"]
+    assert sorted(s for shard in net.shards for s in shard.sessions if "brief" in s or "short" in s) == ["brief-returns", "short-returns"]
+    net.restart()
+    net.router.check()
+
+
 @pytest.mark.mqtt("4.8.2-5")
 def test_shared_subscriptions_take_turns_and_move_on() -> None:
     net = Net()

@@ -11,11 +11,19 @@ import pytest
 SOURCE = Path(__file__).parents[2] / "src"
 SEEDS = (3, 17, 40, 101, 150)
 SCRIPT = f"from headrace.sim.run import run_seed\nprint(*(run_seed(seed)[0].digest for seed in {SEEDS}))"
+CLUSTERS = (3, 25)
+CLUSTERED = f"""
+from headrace.sim.clusters.run import Run
+for seed in {CLUSTERS}:
+    run = Run(seed)
+    run.go()
+    print(run.world.trace.digest())
+"""
 
 
-def digests(python: str, hash_seed: str) -> str:
+def digests(python: str, hash_seed: str, script: str = SCRIPT) -> str:
     environment = os.environ | {"PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(SOURCE)}
-    made = subprocess.run([python, "-c", SCRIPT], capture_output=True, text=True, check=True, env=environment)
+    made = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True, env=environment)
     return made.stdout.strip()
 
 
@@ -30,6 +38,12 @@ def test_a_run_does_not_depend_on_what_strings_hash_to() -> None:
     assert len(set(first.split())) == len(SEEDS)
     assert digests(sys.executable, "1") == first
     assert digests(sys.executable, "4242") == first
+
+
+def test_nor_does_one_of_a_cluster() -> None:
+    first = digests(sys.executable, "0", CLUSTERED)
+    assert len(set(first.split())) == len(CLUSTERS)
+    assert digests(sys.executable, "1", CLUSTERED) == first
 
 
 @pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3.13"])

@@ -84,7 +84,7 @@ class Fitness:
         self._sightings.also(missing)
         picturing = self._control.picturing
         now_ms = picturing.now_ms()
-        for broker in missing:
+        for broker in sorted(missing):
             seen = picturing.seen(broker)
             if seen is None or broker in self._driver.links:
                 continue

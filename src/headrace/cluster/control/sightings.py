@@ -126,7 +126,7 @@ class Sightings:
         if brokers == self._others:
             return
         self._others = brokers
-        for id in brokers:
+        for id in sorted(brokers):
             if id in self._lives:
                 self._look(self._lives[id])
 

@@ -2,9 +2,10 @@
 
 Owns the books of both directions; knows no connection but whether there is one, no other session, no disk: ``shard`` journals what changes here.
 
-Invariants: S1 at most ``receive_maximum`` deliveries are in flight [MQTT-3.3.4-9]. S2 a packet identifier is 1 + (sequence mod 65,535), and no two
-in flight share one. S3 deliveries are sent in the order of their sequences, and resent in that order [MQTT-4.6.0-1] [MQTT-4.6.0-6]. S4 the inbox is
-within its bounds but for what was sent before. S5 what was sent once is never dropped for a bound or for its expiry.
+Invariants: S1 at most ``receive_maximum`` deliveries are in flight [MQTT-3.3.4-9], but for those that an earlier connection has received. S2 a
+packet identifier is 1 + (sequence mod 65,535), and no two in flight share one. S3 deliveries are sent in the order of their sequences, and resent
+in that order [MQTT-4.6.0-1] [MQTT-4.6.0-6]. S4 the inbox is within its bounds but for what was sent before. S5 what was sent once is never dropped
+for a bound or for its expiry.
 """
 
 from collections import deque

@@ -218,6 +218,24 @@ def test_the_receive_maximum_is_kept() -> None:
     assert [d.message.payload for d in net.pump(session)] == [b"2"]
 
 
+def test_a_client_that_comes_back_may_take_less_than_it_has_in_flight() -> None:
+    net = Net()
+    session, _, _ = net.connect("c")
+    net.router.subscribe(session, sub("a", 2))
+    for i in range(4):
+        net.publish("a", b"%d" % i, qos=2)
+    due = net.pump(session)
+    for delivery in due[:2]:
+        assert session.released(delivery.packet_id) is delivery
+    session, _, _ = net.connect("c", receive_maximum=1)
+    assert net.pump(session) == []
+    for delivery, then in zip(due[:2], ([], [b"2"]), strict=True):
+        assert session.completed(delivery.packet_id) is delivery
+        net.router.done(session, [delivery.sequence])
+        assert [d.message.payload for d in net.pump(session)] == then
+    net.router.check()
+
+
 @pytest.mark.mqtt("2.2.1-4", "4.3.2-1", "4.3.3-1")
 @pytest.mark.mqtt3("2.3.1-4")
 @pytest.mark.parametrize("qos", [1, 2])

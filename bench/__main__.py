@@ -80,7 +80,7 @@ def run(rows: list[Row], targets: dict[str, Target], sizes: dict[str, str], roun
                     results.append({"row": row.key, "target": name, "round": number} | figures)
                     shown = figures.get("error") or f"{figures['rate']:>12,.0f}/s  {figures.get('latency', {}).get('p50_us', 0) / 1e3:.2f} ms"
                     print(f"  round {number}  {name:15} {row.title:52} {shown}", flush=True)
-                    if target.kind != "amqp":  # RabbitMQ starts slowly: once a round
+                    if target.kind != "amqp" or row.memory:  # RabbitMQ starts slowly: once a round
                         target.stop()
             except Absent as missing:
                 absent.add(name)

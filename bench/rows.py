@@ -95,7 +95,7 @@ ROWS = [
             "nats": "--mode pub --retention limits --window 4000 --count {records} --secs 60",
         },
     ),
-    # First, as RabbitMQ runs on through all rows of a round.
+    # Memory first, as RabbitMQ runs on through the other rows of a round.
     mqtt_row("idle", "5,000 idle connections", "--mode idle --count {clients}", memory=True),
     mqtt_row("connects", "connects (clean session, then DISCONNECT)", "--mode connects"),
     mqtt_row("qos0", "QoS 0, 1 to 1, 100 B", "--subs 1 --credit 5000"),

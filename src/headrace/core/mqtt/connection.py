@@ -11,7 +11,7 @@ the specification names, and raises nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from headrace.core.mqtt.answers import Answer, Answers
 from headrace.core.mqtt.capture import Capture, addressed, is_native
@@ -31,6 +31,12 @@ from headrace.wire.mqtt.parser import Parser
 from headrace.wire.mqtt.properties import Properties
 from headrace.wire.mqtt.publish import Publish
 from headrace.wire.mqtt.reasons import ALLOWED, ALLOWED_BY_CLIENT, CONNACK_3, Reason, Type
+
+_NO_MATCHING_SUBSCRIBERS: Final = 0x10
+_PUBACK: Final = 4
+_PUBREL: Final = 6
+_PUBCOMP: Final = 7
+"""Of the reasons and types those that are asked about for each message: a member of an enumeration is looked up each time."""
 
 
 class Connection:
@@ -210,7 +216,7 @@ class Connection:
             if self.version == 5 and under_way >= self.terms.receive_maximum:
                 raise MqttFault("more publishes are in flight than the receive maximum allows", reason=Reason.RECEIVE_MAXIMUM_EXCEEDED)
         self.published += 1
-        reason = int(Reason.SUCCESS)
+        reason = 0
         if (qos or publish.retain) and self.host.refusing():
             reason = Reason.QUOTA_EXCEEDED
             if qos and self.version == 4:
@@ -230,7 +236,7 @@ class Connection:
             if publish.retain and not is_native(topic) and not self.router.retain(message):
                 reason = Reason.QUOTA_EXCEEDED
             elif not self.router.publish(message, wall_ms):
-                reason = Reason.NO_MATCHING_SUBSCRIBERS
+                reason = _NO_MATCHING_SUBSCRIBERS
         if qos == 1:
             self.answers.acknowledge(encoding.ack(encoding.PUBACK, publish.packet_id, reason, self.version))
         elif qos == 2:
@@ -314,13 +320,13 @@ class Connection:
         session, packet_id = self.session, ack.packet_id
         if session is None:
             return
-        if ack.type == Type.PUBACK:
+        if ack.type == _PUBACK:
             if session.lent and self.natives.acked(session, packet_id, ack.reason):
                 return
             delivery = session.acked(packet_id)
-        elif ack.type == Type.PUBCOMP:
+        elif ack.type == _PUBCOMP:
             delivery = session.completed(packet_id)
-        elif ack.type == Type.PUBREL:
+        elif ack.type == _PUBREL:
             known = self.router.complete(session, packet_id)
             if not known:
                 self.router.await_session(session)

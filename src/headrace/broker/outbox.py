@@ -24,9 +24,10 @@ from headrace.broker.catalogue import Item
 from headrace.broker.partition import Partition
 from headrace.broker.queue_partition import QueuePartition, stamped
 from headrace.broker.reading import unpacked
+from headrace.broker.stamping import ORIGIN, stamp
 from headrace.core import filters
 from headrace.core.partitioner import partition_for
-from headrace.core.queue import Taken, Transfer
+from headrace.core.queue import Transfer
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.errors import Damaged, Elsewhere, HeadraceError, Invalid, NotConnected, NotFound, QueueFull, Unavailable, UnknownOutcome
@@ -50,15 +51,6 @@ BATCH_BYTES_MAX = 1024 * 1024
 JOBS_KEPT = 100
 RETRY_S = (0.05, 0.2, 1.0, 5.0)
 _log = get_logger("outbox")
-
-ORIGIN = "headrace.origin"
-ORIGIN_PARTITION = "headrace.origin-partition"
-ORIGIN_OFFSET = "headrace.origin-offset"
-REASON = "headrace.reason"
-ATTEMPTS = "headrace.attempts"
-FIRST_FAILURE = "headrace.first-failure-ms"
-LAST_FAILURE = "headrace.last-failure-ms"
-DEPTH = "headrace.dead-letter-depth"
 
 
 class Job(msgspec.Struct):
@@ -164,7 +156,7 @@ class Outbox:
                 for entry in entries:
                     for offset, record, envelope in unpacked(entry, at, end):
                         number = partition_for(record.key, len(target.partitions)) if record.key is not None else offset % len(target.partitions)
-                        made = self._stamp(source, transfer, offset, taken, record, stamped(envelope.flags))
+                        made = stamp(source.item.name, source.number, transfer, offset, taken, record, trusted=stamped(envelope.flags))
                         if made is not None:
                             records.setdefault(number, []).append(made)
                 at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
@@ -209,31 +201,6 @@ class Outbox:
         for result in await asyncio.gather(*waits, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-
-    def _stamp(self, source: QueuePartition, transfer: Transfer, offset: int, taken: Taken, record: Record, trusted: bool) -> Record | None:
-        """The record as it arrives at the target, with where it came from; None = it has been dead-lettered too often and ends here."""
-        old = {name: value for name, value in record.headers if trusted and name.startswith("headrace.")}
-        headers = [(name, value) for name, value in record.headers if not name.startswith("headrace.")]
-        if transfer.reason in (Reason.MOVED, Reason.REDRIVEN):
-            if transfer.reason == Reason.MOVED:
-                headers += list(old.items())
-            return Record(key=record.key, value=record.value, headers=tuple(headers), timestamp_ms=record.timestamp_ms, offset_delta=0)
-        depth = int(old.get(DEPTH, b"0")) + 1
-        if depth > limits.DEAD_LETTER_DEPTH_MAX:
-            _log.warning("a message of %r was dead-lettered %d times and is dropped", source.item.name, depth)
-            return None
-        now = str(transfer.wall_ms).encode()
-        stamps = {
-            ORIGIN: old.get(ORIGIN, source.item.name.encode()),
-            ORIGIN_PARTITION: old.get(ORIGIN_PARTITION, str(source.number).encode()),
-            ORIGIN_OFFSET: old.get(ORIGIN_OFFSET, str(offset).encode()),
-            REASON: transfer.reason.name.lower().replace("_", "-").encode(),
-            ATTEMPTS: str(int(old.get(ATTEMPTS, b"0")) + taken.attempts).encode(),
-            FIRST_FAILURE: old.get(FIRST_FAILURE, str(taken.first_failed_ms or transfer.wall_ms).encode()),
-            LAST_FAILURE: now,
-            DEPTH: str(depth).encode(),
-        }
-        return Record(key=record.key, value=record.value, headers=(*headers, *stamps.items()), timestamp_ms=record.timestamp_ms, offset_delta=0)
 
     def attention(self) -> list[str]:
         return list(self._stuck.values())[:20]

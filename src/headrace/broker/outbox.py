@@ -1,10 +1,9 @@
 """Moving messages between queues so that each arrives once: dead letters, move, redrive.
 
-The source partition journals a transfer (number, ranges, reason, target); the outbox publishes its messages to the target under a producer id derived
-from
-(source partition, transfer number) with sequences from 0, and journals completion once the target has committed. A crash at any point repeats the
-publish, which the
-target's producer table recognises. The messages stay readable in the source until then.
+The source partition journals a transfer (number, ranges, reason, target, time); the outbox publishes its messages to the target under a producer id
+derived from (source partition, number, time) with sequences from 0, and journals completion once the target has committed. A crash at any point
+repeats the publish, which the target's producer table recognises. The messages stay readable in the source until then. Numbers come again after a
+repair that had to cut the journal, hence the time.
 
 Jobs (move, redrive) are made of transfers of at most ``CHUNK`` messages, at a rate, with progress. The broker that was asked runs the job; each chunk
 is taken by whoever serves its partition. A job ends with its broker, what was taken is moved all the same.
@@ -14,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -30,7 +30,18 @@ from headrace.core.partitioner import partition_for
 from headrace.core.queue import Transfer
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import Damaged, Elsewhere, HeadraceError, Invalid, NotConnected, NotFound, QueueFull, Unavailable, UnknownOutcome
+from headrace.model.errors import (
+    Damaged,
+    Elsewhere,
+    HeadraceError,
+    Invalid,
+    NotConnected,
+    NotFound,
+    Quarantined,
+    QueueFull,
+    Unavailable,
+    UnknownOutcome,
+)
 from headrace.model.specs import QueueSpec
 from headrace.wire import control
 from headrace.wire.batch import Record, encode_batch, encode_publish
@@ -66,6 +77,14 @@ class Job(msgspec.Struct):
         return control.Progress(id=self.id, done=self.done, total=self.total, state=self.state, why=self.why)
 
 
+class _Way(NamedTuple):
+    """What one partition gives to one target."""
+
+    waiting: deque[Transfer]
+    gone: asyncio.Event
+    """Set when the partition is not served here any more: nothing of it is tried again."""
+
+
 class Outbox:
     """Publishes transfers and runs jobs."""
 
@@ -76,64 +95,65 @@ class Outbox:
         self._tasks: dict[int, asyncio.Task[None]] = {}
         self._next_job = 1
         self._stuck: dict[tuple[int, int], str] = {}
-        self._queued: dict[QueuePartition, deque[Transfer]] = {}
+        self._queued: dict[tuple[QueuePartition, str], _Way] = {}
         self._done: dict[tuple[int, int], asyncio.Event] = {}
         """Set when the transfer (source partition, number) has ended, for the job that waits for it."""
 
     # ------------------------------------------------------------ transfers
 
     def start(self, source: QueuePartition, transfer: Transfer) -> None:
-        """Publishes one transfer in the background, after those of the same source that came before it."""
-        waiting = self._queued.get(source)
-        if waiting is None:
-            self._queued[source] = waiting = deque()
-            waiting.append(transfer)
-            self.broker.spawn(self._work(source, waiting))
+        """Publishes one transfer in the background, after those of the same source to the same target that came before it."""
+        way = self._queued.get((source, transfer.target))
+        if way is None:
+            way = self._queued[source, transfer.target] = _Way(deque(), asyncio.Event())
+            way.waiting.append(transfer)
+            self.broker.spawn(self._work(source, transfer.target, way))
         else:
-            waiting.append(transfer)
+            way.waiting.append(transfer)
 
-    async def _work(self, source: QueuePartition, waiting: deque[Transfer]) -> None:
+    async def _work(self, source: QueuePartition, target: str, way: _Way) -> None:
         try:
-            while waiting:
-                transfer = waiting[0]
-                await self._carry(source, transfer)
-                waiting.popleft()
+            while way.waiting:
+                await self._carry(source, way.waiting[0], way.gone)
+                way.waiting.popleft()
         finally:
-            del self._queued[source]
+            del self._queued[source, target]
 
-    async def _carry(self, source: QueuePartition, transfer: Transfer) -> None:
+    async def _carry(self, source: QueuePartition, transfer: Transfer, gone: asyncio.Event) -> None:
         """Repeats until the target has it; what the target refuses for good stays here and is said in ``attention``."""
         key = (source.pid, transfer.number)
         try:
-            await self._insist(source, transfer)
+            await self._insist(source, transfer, gone)
         finally:
             waiting = self._done.pop(key, None)
             if waiting is not None:
                 waiting.set()
 
-    async def _insist(self, source: QueuePartition, transfer: Transfer) -> None:
+    async def _insist(self, source: QueuePartition, transfer: Transfer, gone: asyncio.Event) -> None:
         attempt = 0
         key = (source.pid, transfer.number)
-        while True:
-            if source.barred is not None:
-                self._stuck.pop(key, None)
-                return
-            try:
-                if source.in_flight or source.dirty:
-                    await source.settled_down()
-                await self._publish(source, transfer)
-                break
-            except Damaged:
-                return
-            except HeadraceError as e:
-                self._stuck[key] = f"{transfer.reason.name.lower()} messages of {source.item.name!r} wait for {transfer.target!r}: {e}"
-                if attempt == len(RETRY_S):
-                    _log.warning("%s", self._stuck[key])
-                await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
-                attempt += 1
-        self._stuck.pop(key, None)
-        source.machine.transfer_done(transfer.number)
-        self.broker.mark(source)
+        try:
+            while _gives(source):
+                try:
+                    if source.in_flight or source.dirty:
+                        await source.settled_down()
+                    await self._publish(source, transfer)
+                    break
+                except Damaged:
+                    return
+                except HeadraceError as e:
+                    self._stuck[key] = f"{transfer.reason.name.lower()} messages of {source.item.name!r} wait for {transfer.target!r}: {e}"
+                    if attempt == len(RETRY_S):
+                        _log.warning("%s", self._stuck[key])
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(RETRY_S[min(attempt, len(RETRY_S) - 1)]):
+                            await gone.wait()
+                    attempt += 1
+        finally:
+            self._stuck.pop(key, None)
+        if _gives(source):
+            source.machine.transfer_done(transfer.number)
+            self.broker.mark(source)
 
     async def _publish(self, source: QueuePartition, transfer: Transfer) -> None:
         broker = self.broker
@@ -144,7 +164,7 @@ class Outbox:
             if transfer.reason in (Reason.MOVED, Reason.REDRIVEN):
                 raise
             target = await broker.catalogue.declare(transfer.target, QueueSpec() if broker.cluster is None else _as_durable(source.spec))
-        digest = blake2b(f"{source.pid}/{transfer.number}".encode(), digest_size=8).digest()
+        digest = blake2b(f"{source.pid}/{transfer.number}/{transfer.wall_ms}".encode(), digest_size=8).digest()
         producer_id = int.from_bytes(digest, "big") >> 1
         records: dict[int, list[Record]] = {}
         for taken in transfer.ranges:
@@ -288,6 +308,8 @@ class Outbox:
         """Takes the next few ready messages of a partition that is served here, once those taken before are at their targets, and waits for them."""
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
         partition.activate()
+        if partition.quarantined:
+            raise Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {partition.quarantined}")
         end = asked.end if asked.end >= 0 else partition.high_watermark
         if not await self._arrived(partition):
             key = next((key for key in self._done if key[0] == partition.pid), (partition.pid, 0))
@@ -311,9 +333,12 @@ class Outbox:
         return forwarding.Moved(looked_at=len(rows), taken=taken, after=rows[-1][0], end=end, more=True)
 
     def lost(self, partition: Partition) -> None:
-        """It is not served here any more: nobody waits here for what jobs took of it."""
+        """It is not served here any more: nobody waits here for what jobs took of it, and what it gave is not tried again."""
         for key in [key for key in self._done if key[0] == partition.pid]:
             self._done.pop(key).set()
+        for (source, _), way in self._queued.items():
+            if source is partition and not _gives(source):
+                way.gone.set()
 
     async def _arrived(self, partition: QueuePartition) -> bool:
         """Whether all that jobs took of a partition is at its targets, after waiting for a while."""
@@ -345,6 +370,11 @@ class Outbox:
                         found.setdefault(target, []).append(offset)
             at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
         return found
+
+
+def _gives(source: QueuePartition) -> bool:
+    """Whether what it has to give away is this object's to give: after a repair, or where it is served then, another one begins again with it."""
+    return source.barred is None and not source.quarantined
 
 
 def _as_durable(spec: QueueSpec) -> QueueSpec:

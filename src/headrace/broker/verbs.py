@@ -300,6 +300,9 @@ class Verbs:
                 await broker.cluster.renew(pid)  # nothing is cut that others may count on
                 detail[str(item.partitions.index(pid))] = {"why": damaged[pid].why}
                 continue
+            old = broker.partitions.get(pid)
+            if old is not None and not r.dry_run:
+                old.active = False  # it appends nothing any more, neither to what is being cut nor to what takes its place
             damage = await broker.store.repair(pid, dry_run=r.dry_run)
             detail[str(item.partitions.index(pid))] = {
                 "why": damage.why,

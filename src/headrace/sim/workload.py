@@ -263,8 +263,8 @@ class Workload:
 
     @staticmethod
     def _works(outbox: Outbox, stuck: set[str]) -> bool:
-        """Whether a job runs but those whose transfer waits for an isolated target."""
-        waiting = 0
+        """Whether a job runs but those whose transfer waits for an isolated target, or that wait for an isolated source."""
+        waiting = sum("cannot be moved now" in j.why and "is quarantined" in j.why for j in outbox._jobs.values() if j.state == "running")
         for pid, number in outbox._done:
             source = outbox.broker.partitions[pid]
             assert isinstance(source, QueuePartition)

@@ -20,7 +20,7 @@ def alive(brokers: Sequence[SimBroker], free: Set[str] = frozenset()) -> Iterato
         if not broker.serving or broker.running is None:
             continue
         live = broker.running.broker
-        for source in live.outbox._queued:
+        for source, _ in live.outbox._queued:
             if live.partitions.get(source.pid) is not source and source.barred is None and not source.quarantined:
                 yield Violation("I15", f"{source.item.name}/{source.number} {live.now_ms / 1000:.3f} s: gives messages away and is not what serves")
         for pid in sorted(live.partitions):

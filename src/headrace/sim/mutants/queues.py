@@ -370,7 +370,7 @@ RULES: Final = (
         wrong="a transfer that is repeated after a restart comes under another producer id and is stored again",
         notices=("I11", "I9"),
         wants=("dead letters", "reject", "retry"),
-        edits=(Edit("broker.outbox:Outbox._publish", 'f"{source.pid}/{transfer.number}"', 'f"{source.pid}/{transfer.number}/{broker.incarnation}"'),),
+        edits=(Edit("broker.outbox:Outbox._publish", '{transfer.number}/{transfer.wall_ms}"', '{transfer.number}/{broker.incarnation}"'),),
         stir=DEATHS,
     ),
     Mutant(

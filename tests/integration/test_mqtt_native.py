@@ -10,7 +10,7 @@ import pytest
 import headrace
 from headrace.broker.run import RunningBroker
 from headrace.wire.mqtt import encoding
-from headrace.wire.mqtt.packets import Ack, Disconnect, Filter, Suback, Subscribe, Unsuback, Unsubscribe, Will
+from headrace.wire.mqtt.packets import Ack, Disconnect, Filter, Pingreq, Pingresp, Suback, Subscribe, Unsuback, Unsubscribe, Will
 from headrace.wire.mqtt.publish import Publish
 from tests.integration.test_mqtt import WAIT_S, Raw, running
 
@@ -228,6 +228,28 @@ async def test_a_delivery_is_settled_explicitly_by_who_holds_it(broker: RunningB
     for wrong in ("$queue/+", "$queue/jobs/#", "$queue/", "$share/g/$queue/jobs"):
         assert await subscribed(line, wrong) == 0x8F, wrong
     assert await subscribed(line, "$queue/none") == 0x83
+    line.drop()
+    other.drop()
+
+
+async def test_unsubscribing_gives_back_what_is_not_settled_and_nothing_more_is_sent(broker: RunningBroker, client: headrace.Client) -> None:
+    await client.declare_queue("jobs", lease_ms=600_000)
+    for i in range(4):
+        await client.publish("jobs", b"%d" % i)
+    line = await raw(broker, "leaves", properties={0x21: 2})
+    assert await subscribed(line, "$queue/jobs") == 1
+    held = [await line.next() for _ in range(2)]  # two more wait for room
+    line.send(encoding.control(Unsubscribe(9, ("$queue/jobs",)), 5))
+    assert await line.next() == Unsuback(9, (0,))
+    other = await raw(broker, "stays")
+    assert await subscribed(other, "$queue/jobs") == 1
+    assert {(await other.next()).payload for _ in range(4)} == {b"0", b"1", b"2", b"3"}
+    for found in held:
+        line.send(encoding.ack(encoding.PUBACK, found.packet_id))
+    for _ in range(2):
+        line.send(encoding.control(Pingreq(), 5))
+        assert await line.next() == Pingresp(), "no delivery"
+    assert (await client.describe("jobs")).leased == 4, "too late to settle anything"
     line.drop()
     other.drop()
 

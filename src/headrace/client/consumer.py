@@ -109,7 +109,7 @@ class Consumer(Subscription):
             self._credit_messages += 1
             if self._credit_messages * 2 >= self.prefetch:
                 self._connection.mark(self)
-        return Message(self, current.partition, offset, record, current.attempt, current.auto_acked)
+        return Message(self, current.partition, offset, record, current.attempt, current.auto_acked, current.epoch)
 
     async def take(self, most: int) -> list[Message]:
         """At least one message and at most ``most``: those that are here."""

@@ -98,15 +98,17 @@ class Content:
 class Message(Content):
     """A message of a queue, leased to this consumer until it is settled. As a context manager: ack on success, retry on an exception."""
 
-    __slots__ = ("_settler", "attempt", "auto_acked", "settled")
+    __slots__ = ("_settler", "attempt", "auto_acked", "epoch", "settled")
 
-    def __init__(self, settler: Settler, partition: int, offset: int, record: Record, attempt: int, auto_acked: bool) -> None:
+    def __init__(self, settler: Settler, partition: int, offset: int, record: Record, attempt: int, auto_acked: bool, epoch: int = 0) -> None:
         self._settler = settler
         self.partition = partition
         self.offset = offset
         self._record = record
         self.attempt = attempt
         """1 at the first delivery."""
+        self.epoch = epoch
+        """Of the ownership of its partition in which it was delivered."""
         self.settled = self.auto_acked = auto_acked
 
     @property

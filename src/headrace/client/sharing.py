@@ -94,7 +94,7 @@ class Shared(Subscription):
         self._granted = self._before = 0
 
     def end(self, error: HeadraceError | None) -> None:
-        if isinstance(error, Fenced):
+        if isinstance(error, Fenced) and self.seat:
             self.fenced = True
             error = StaleSettle(f"partition {self.partition} of {self.name!r} went to another member of the group before this was settled")
         super().end(error)

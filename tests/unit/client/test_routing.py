@@ -7,7 +7,7 @@ import pytest
 
 import headrace
 from headrace.client import routing
-from headrace.model.errors import Elsewhere, NotFound, Unavailable
+from headrace.model.errors import Elsewhere, Fenced, NotFound, Unavailable
 from headrace.wire import control, egress
 from headrace.wire.batch import Record
 from tests.unit.client.cluster import FakeCluster
@@ -201,6 +201,17 @@ async def test_a_subscription_that_is_closed_as_elsewhere_follows() -> None:
         cluster.moves(0, "b")
         cluster["a"].connections[-1].event(control.SubscriptionClosed(channel=asked.channel, code=Elsewhere.code, message="gone"))
         await until(lambda: cluster["b"].asked(control.Subscribe))
+
+
+async def test_a_reader_whose_cursor_another_took_ends_with_that() -> None:
+    async with FakeCluster({0: "a", 1: "b"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client:
+        async with client.read("orders", cursor="c") as reader:
+            (asked,) = cluster["a"].asked(control.SubscribeStream)
+            ended = control.SubscriptionClosed(channel=asked.channel, code=Fenced.code, message="another reader took the cursor")
+            cluster["a"].connections[-1].event(ended)
+            with pytest.raises(Fenced, match="took the cursor"):
+                async with asyncio.timeout(5):
+                    await reader.__anext__()
 
 
 async def test_a_subscription_that_nobody_serves_says_what_it_waits_for() -> None:

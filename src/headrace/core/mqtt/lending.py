@@ -35,11 +35,12 @@ class Lent:
 class Consumers(Protocol):
     """What consumes queues and streams for one connection."""
 
-    def begin(self, subscription: Subscription, opened: Opened) -> None:
-        """Begins; one of the same filter ends. ``opened`` is told once."""
+    def begin(self, subscription: Subscription, opened: Opened, *, again: bool = False) -> None:
+        """Begins; one of the same filter ends. ``opened`` is told once. ``again``: it has been open before, so what can be had later is waited
+        for where that may help."""
 
     def cease(self, filter: str) -> None:
-        """Ends the one of that filter, if there is one."""
+        """Ends the one of that filter, if there is one: what it holds goes back."""
 
     def given(self, lent: Lent) -> None:
         """A delivery of QoS 0 was sent."""
@@ -47,7 +48,7 @@ class Consumers(Protocol):
     def acked(self, lent: Lent, failed: bool) -> None:
         """The client has a delivery, or said (or is too small) that it cannot take it."""
 
-    def settle(self, name: str, message_id: str, action: int, settled: Opened) -> None:
+    def settle(self, name: str, id: str, action: int, settled: Opened) -> None:
         """Settles what this connection holds of a queue; ``settled`` is told once that is durable, or why not."""
 
     def end(self) -> None:

@@ -62,7 +62,7 @@ class Natives:
         """The client is back, with a session that had subscribed."""
         for subscription in list(session.subscriptions.values()):
             if is_native(subscription.path):
-                self.consumers.begin(subscription, self._resumed(session, subscription))
+                self.consumers.begin(subscription, self._resumed(session, subscription), again=True)
 
     def _resumed(self, session: Session, subscription: Subscription) -> Callable[[HeadraceError | None], None]:
         def opened(error: HeadraceError | None) -> None:
@@ -106,8 +106,8 @@ class Natives:
         """The connection is gone."""
         if self._consumers is not None:
             consumers, self._consumers = self._consumers, None
-            self.connection.sending.lent.clear()
             consumers.end()
+            self.connection.sending.lent.clear()
 
     @property
     def consumers(self) -> Consumers:

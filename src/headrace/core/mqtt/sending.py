@@ -119,6 +119,13 @@ class Sending:
         self.session = None
         self._taken_over(reason)
 
+    def take_back(self, consumed: Any) -> list[Lent]:
+        """Deliveries of one consumer that were not sent are not sent any more."""
+        found = [lent for lent in self.lent if lent.consumed is consumed]
+        if found:
+            self.lent = deque(lent for lent in self.lent if lent.consumed is not consumed)
+        return found
+
     # ------------------------------------------------------------ out
 
     def output(self) -> list[bytes]:

@@ -19,11 +19,12 @@ from headrace.broker.catalogue import MQTT as NAME
 from headrace.broker.catalogue import session_spec
 from headrace.core.mqtt.cluster_router import BACK_MS, ClusterRouter
 from headrace.core.mqtt.connection import Connection
-from headrace.core.mqtt.lending import Consumers, Lent, Opened
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.lending import Consumers
+from headrace.gateways.mqtt.clients import Clients
 from headrace.gateways.mqtt.cluster_appends import ClusterAppends
 from headrace.gateways.mqtt.connection import MqttConnection
 from headrace.gateways.mqtt.edge import EdgeConnection
+from headrace.gateways.mqtt.following import Following
 from headrace.gateways.mqtt.hub import Hub
 from headrace.gateways.mqtt.partition import SessionPartition
 from headrace.gateways.mqtt.peers import Peers
@@ -31,7 +32,7 @@ from headrace.gateways.mqtt.relay import Relays
 from headrace.gateways.mqtt.spreading import Spreading
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import HeadraceError, Refused
+from headrace.model.errors import HeadraceError
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from headrace.gateways.mqtt.server import MqttServer
     from headrace.gateways.mqtt.websocket import WebSocket
 
-_REFUSED = Refused("queues and streams are not consumed over MQTT in a cluster yet", hint="consume them with a client of the native protocol")
 DECLARE_AGAIN_S = 1.0
 TRIES = 1_000
 """Client ids that are drawn until one is of a partition that is served here."""
@@ -61,6 +61,7 @@ class ClusterHub(Hub):
         self.peers = Peers(broker, self)
         self.relays = Relays(self.peers, make)
         self.spreading = Spreading(self)
+        self.clients = Clients(broker)
         self._declaring: asyncio.Task[None] | None = None
         self._told: set[int] = set()
         """Partitions of which it was said that nobody serves them."""
@@ -150,8 +151,14 @@ class ClusterHub(Hub):
     def ticked(self) -> None:
         self.spreading.tick(self.broker.now_ms)
 
+    async def stop(self) -> None:
+        await super().stop()
+        await self.clients.close()
+
     def consumers(self, connection: Connection) -> Consumers:
-        return _NoConsumers()
+        shell: MqttConnection = connection.shell
+        shell.consuming = Following(self.broker, self.clients, shell, connection)
+        return shell.consuming
 
     def assigned_id(self) -> str:
         for _ in range(TRIES):
@@ -186,25 +193,3 @@ def _nothing() -> None:
 
 def _unheard(_: int) -> None:
     pass
-
-
-class _NoConsumers:
-    """Queues and streams are not consumed over MQTT in a cluster: their partitions are at several brokers. A ``core.mqtt.lending.Consumers``."""
-
-    def begin(self, subscription: Subscription, opened: Opened) -> None:
-        opened(_REFUSED)
-
-    def settle(self, name: str, message_id: str, action: int, settled: Opened) -> None:
-        settled(_REFUSED)
-
-    def cease(self, filter: str) -> None:
-        pass
-
-    def given(self, lent: Lent) -> None:
-        pass
-
-    def acked(self, lent: Lent, failed: bool) -> None:
-        pass
-
-    def end(self) -> None:
-        pass

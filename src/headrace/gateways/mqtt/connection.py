@@ -19,6 +19,7 @@ from headrace.wire.mqtt.reasons import Reason
 
 if TYPE_CHECKING:
     from headrace.gateways.mqtt.consuming import Consuming
+    from headrace.gateways.mqtt.following import Following
     from headrace.gateways.mqtt.server import MqttServer
     from headrace.gateways.mqtt.websocket import WebSocket
 
@@ -42,7 +43,7 @@ class MqttConnection(asyncio.Protocol):
         self.bytes_in = self.bytes_out = 0
         self.since_ms = self.broker.wall_ms
         self.opened_ms = self.heard_ms = self.broker.now_ms
-        self.consuming: Consuming | None = None
+        self.consuming: Consuming | Following | None = None
         self.take: Callable[[bytes], None] = self.machine.feed
         """Where what is read goes."""
         self._websocket = websocket

@@ -15,6 +15,7 @@ from headrace.core.mqtt.capture import Capture, addressed
 from headrace.core.mqtt.connection import Connection
 from headrace.core.mqtt.lending import Lent, Opened
 from headrace.core.mqtt.session import Subscription
+from headrace.gateways.mqtt.asked import Asked, asked_of, message_id, parse_message_id
 from headrace.gateways.mqtt.records import properties_of
 from headrace.model.errors import Conflict, HeadraceError, Invalid, Malformed, NotFound, Refused
 from headrace.wire import control
@@ -25,9 +26,6 @@ from headrace.wire.mqtt import properties as prop
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
     from headrace.gateways.mqtt.connection import MqttConnection
-
-PREFETCH = 100
-OPTIONS = ("consumer-group", "cursor", "prefetch", "settle", "start")
 
 
 class Consumed:
@@ -65,7 +63,7 @@ class Consuming:
 
     # ------------------------------------------------------------ opening and closing
 
-    def begin(self, subscription: Subscription, opened: Opened) -> None:
+    def begin(self, subscription: Subscription, opened: Opened, *, again: bool = False) -> None:
         self.cease(subscription.filter)
         capture = addressed(subscription.path)
         assert capture is not None
@@ -79,10 +77,11 @@ class Consuming:
 
     async def _open(self, consumed: Consumed, opened: Opened) -> None:
         try:
-            if consumed.capture.kind == "queue":
-                await self.attachments.subscribe(self._queue(consumed))
+            asked = asked_of(consumed.subscription, self.machine.client_id, self.broker.config.limits.prefetch_messages_max)
+            if asked.kind == "queue":
+                await self.attachments.subscribe(self._queue(consumed.channel, asked))
             else:
-                await self.attachments.subscribe_stream(self._stream(consumed))
+                await self.attachments.subscribe_stream(self._stream(consumed.channel, asked))
         except HeadraceError as e:
             self._forget(consumed)
             opened(e)
@@ -91,40 +90,20 @@ class Consuming:
             self.attachments.unsubscribe(control.Unsubscribe(channel=consumed.channel))
         opened(None)
 
-    def _queue(self, consumed: Consumed) -> control.Subscribe:
-        options = _options(consumed)
-        return control.Subscribe(
-            channel=consumed.channel,
-            name=consumed.capture.name,
-            prefetch=self._prefetch(options),
-            auto_ack=not consumed.subscription.qos,
-            cohort=options.get("consumer-group", ""),
-        )
+    def _queue(self, channel: int, asked: Asked) -> control.Subscribe:
+        return control.Subscribe(channel=channel, name=asked.name, prefetch=asked.prefetch, auto_ack=not asked.acks, cohort=asked.group)
 
-    def _stream(self, consumed: Consumed) -> control.SubscribeStream:
-        options, acks = _options(consumed), bool(consumed.subscription.qos)
-        group = options.get("consumer-group", "")
-        cursor = options.get("cursor", group or self.machine.client_id) if acks else ""
+    def _stream(self, channel: int, asked: Asked) -> control.SubscribeStream:
         return control.SubscribeStream(
-            channel=consumed.channel,
-            name=consumed.capture.name,
-            start=options.get("start", "cursor" if acks else "latest"),
-            cursor=cursor,
-            group=group if acks else "",
-            prefetch=self._prefetch(options),
+            channel=channel, name=asked.name, start=asked.start, cursor=asked.cursor, group=asked.group, prefetch=asked.prefetch
         )
-
-    def _prefetch(self, options: dict[str, str]) -> int:
-        text = options.get("prefetch", str(PREFETCH))
-        if not text.isdecimal() or not 1 <= int(text[:10]) <= self.broker.config.limits.prefetch_messages_max:
-            raise Invalid(f"prefetch is a number in 1..{self.broker.config.limits.prefetch_messages_max}, this one is {text[:40]!r}")
-        return int(text)
 
     def cease(self, filter: str) -> None:
         consumed = self._by_filter.get(filter)
         if consumed is not None:
             self._forget(consumed)
             self.attachments.unsubscribe(control.Unsubscribe(channel=consumed.channel))
+            self.machine.sending.take_back(consumed)
 
     def _forget(self, consumed: Consumed) -> None:
         consumed.closed = True
@@ -160,7 +139,7 @@ class Consuming:
         reached, end = first_offset, first_offset + count
         try:
             for offset, record, _ in iter_records(b"".join(blobs), base_offset, first=first_offset, end=end):
-                about = [("message-id", f"{partition}-{epoch}-{offset}"), (capture.kind, capture.name)]
+                about = [("message-id", message_id(partition, epoch, offset)), (capture.kind, capture.name)]
                 if capture.kind == "queue":
                     about.append(("delivery-count", str(attempt)))
                 properties = properties_of(record, about)
@@ -241,7 +220,7 @@ class Consuming:
                 return
         self.settled(consumed.channel, correlation, 0, [range])
 
-    def settle(self, name: str, message_id: str, action: int, settled: Opened) -> None:
+    def settle(self, name: str, id: str, action: int, settled: Opened) -> None:
         consumed = next((c for c in self._by_channel.values() if c.capture.kind == "queue" and c.capture.name == name), None)
         if consumed is None:
             settled(NotFound(f"this connection has not subscribed to $queue/{name}"))
@@ -249,11 +228,11 @@ class Consuming:
         if not consumed.explicit:
             settled(Conflict("PUBACK settles here: subscribe with the user property settle = explicit"))
             return
-        numbers = message_id.split("-")
-        if len(numbers) != 3 or not all(n.isdecimal() and len(n) < 20 for n in numbers):
-            settled(Invalid(f"{message_id[:40]!r} is no message-id of a delivery"))
+        try:
+            partition, epoch, offset = parse_message_id(id)
+        except Invalid as e:
+            settled(e)
             return
-        partition, epoch, offset = map(int, numbers)
         self._settle(consumed, partition, epoch, (offset, 1), Settle(action), settled)
 
     # ------------------------------------------------------------ back-pressure
@@ -266,12 +245,3 @@ class Consuming:
         self.blocked = False
         self.attachments.wake()
 
-
-def _options(consumed: Consumed) -> dict[str, str]:
-    """The user properties of its SUBSCRIBE that mean something here. Raises ``Invalid``."""
-    options = {name: value for name, value in consumed.subscription.options if name in OPTIONS}
-    if options.get("settle", "explicit") != "explicit":
-        raise Invalid("settle is explicit, or left out")
-    if options.get("settle") and not consumed.subscription.qos:
-        raise Invalid("QoS 0 settles by itself; subscribe with QoS 1 to settle explicitly")
-    return options

@@ -155,7 +155,7 @@ class Hub:
     def _catalogue_changed(self, item: Item, change: str) -> None:
         self.router.bind(item.kind, item.name, () if change == "deleted" else item.spec.bindings)
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         """The partitions stay until the broker stops: what is under way is journalled by its last turn."""
         if self._ticking is not None:
             self._ticking.cancel()

@@ -113,6 +113,6 @@ class MqttServer:
             server.close()
         for connection in list(self.hub.connections.values()):
             connection.close(None)
-        self.hub.stop()
+        await self.hub.stop()
         for server in self._servers:
             await server.wait_closed()

@@ -102,7 +102,7 @@ def _refuse(message: Message, captures: Sequence[Capture], stored: Callable[[Hea
 class NoConsumers:
     """Of a broker without queues and streams."""
 
-    def begin(self, subscription: Subscription, opened: Callable[[HeadraceError | None], None]) -> None:
+    def begin(self, subscription: Subscription, opened: Callable[[HeadraceError | None], None], *, again: bool = False) -> None:
         opened(NotFound("there are none here"))
 
     def cease(self, filter: str) -> None:
@@ -114,7 +114,7 @@ class NoConsumers:
     def acked(self, lent: Any, failed: bool) -> None:
         raise AssertionError
 
-    def settle(self, name: str, message_id: str, action: int, settled: Callable[[HeadraceError | None], None]) -> None:
+    def settle(self, name: str, id: str, action: int, settled: Callable[[HeadraceError | None], None]) -> None:
         settled(NotFound("there are none here"))
 
     def end(self) -> None:

@@ -123,7 +123,7 @@ class Sending:
         """Deliveries of one consumer that were not sent are not sent any more."""
         found = [lent for lent in self.lent if lent.consumed is consumed]
         if found:
-            self.lent = deque(lent for lent in self.lent if lent.consumed is not consumed)
+            self.lent = deque([lent for lent in self.lent if lent.consumed is not consumed])
         return found
 
     # ------------------------------------------------------------ out

@@ -14,6 +14,7 @@ empty unless the isr is below the floor. A5 every change raises version by one a
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Annotated, Literal, NewType, TypeVar
 
 import msgspec
@@ -283,28 +284,29 @@ def decode(kind: type[D], data: bytes) -> D:
 def contradictions(a: Assignment) -> list[str]:
     """The relations of the module's head that ``a`` breaks."""
     wrong: list[str] = []
-    for name in ("replicas", "isr", "elr", "learners", "leaving"):
-        listed = getattr(a, name)
-        if len(set(listed)) < len(listed):
+    replicas = a.replicas
+    for name, listed in (("replicas", replicas), ("isr", a.isr), ("elr", a.elr), ("learners", a.learners), ("leaving", a.leaving)):
+        if len(listed) > 1 and len(set(listed)) < len(listed):
             wrong.append(f"{name} names a broker twice")
-        if name not in ("replicas", "learners") and not set(listed) <= set(a.replicas):
+        if listed and name not in ("replicas", "learners") and not set(listed).issubset(replicas):
             wrong.append(f"{name} names one that is no replica")
-    if set(a.learners) & set(a.replicas):
+    if a.learners and set(a.learners) & set(replicas):
         wrong.append("a learner is a replica")
-    if a.owner not in a.replicas:
+    if a.owner not in replicas:
         wrong.append("the owner is no replica")
     if a.preferred and a.preferred not in a.copies:
         wrong.append("the preferred owner holds no copy")
     if a.level == "replica_durable":
         if a.owner not in a.isr:
             wrong.append("the owner is not in sync")
-        if set(a.isr) & set(a.elr):
+        if a.elr and set(a.isr) & set(a.elr):
             wrong.append("isr and elr share a broker")
         if a.elr and not a.below_floor:
             wrong.append("elr is kept although the isr reaches the floor")
     elif a.isr or a.elr:
         wrong.append(f"isr and elr play no part at level {a.level}")
-    if any(f.epoch > a.epoch for f in a.forced) or any(f.epoch >= g.epoch for f, g in zip(a.forced, a.forced[1:], strict=False)):
+    forced = a.forced
+    if forced and (any(f.epoch > a.epoch for f in forced) or any(f.epoch >= g.epoch for f, g in pairwise(forced))):
         wrong.append("forced elections are not in order of their epochs")
     return wrong
 

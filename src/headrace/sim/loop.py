@@ -70,11 +70,6 @@ class Handle(asyncio.TimerHandle):
     def when(self) -> float:
         return self._at
 
-    def run(self) -> None:
-        task = self._task
-        if task is not None:
-            self.run_in.run(task, *self.arguments)
-
 
 class Machine:
     """One simulated computer (or process): a name others connect to, its own clock error and numbers. It is its own ``Ambient``."""
@@ -95,10 +90,10 @@ class Machine:
         self._waiting: deque[Handle] = deque()
 
     def monotonic(self) -> float:
-        return self.loop.time() + 1000.0
+        return self.loop._now + 1000.0
 
     def wall_ns(self) -> int:
-        return WALL_START_NS + int(self.loop.time() * 1e9) + self.wall_offset_ns
+        return WALL_START_NS + int(self.loop._now * 1e9) + self.wall_offset_ns
 
     def random(self) -> float:
         return self.chance.random()
@@ -172,11 +167,13 @@ class SimLoop(asyncio.AbstractEventLoop):
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None) -> Handle:  # type: ignore[override]
-        return self._put(max(when, self._now), Handle(when, callback, args, contextvars.copy_context() if context is None else context))
+        handle = Handle(when, callback, args, contextvars.copy_context() if context is None else context)
+        return self._put(when if when > self._now else self._now, handle)
 
     def post(self, machine: Machine | None, delay: float, callback: Callable[..., object], *args: Any) -> Handle:
         """Runs ``callback`` on ``machine`` (None: the world) after ``delay``: how network and disks reach a machine."""
-        return self._put(self._now + delay, Handle(self._now + delay, callback, args, (machine or self.world).context()))
+        at = self._now + delay
+        return self._put(at, Handle(at, callback, args, (machine or self.world)._context.copy()))
 
     def _put(self, at: float, handle: Handle) -> Handle:
         self._sequence += 1
@@ -188,43 +185,6 @@ class SimLoop(asyncio.AbstractEventLoop):
 
     # ------------------------------------------------------------ running
 
-    def step(self) -> None:
-        """Runs one callback, moving time if nothing is ready."""
-        if self._ready:
-            handle = self._ready.popleft()
-        else:
-            while self._timers and self._timers[0][2].cancelled():
-                heapq.heappop(self._timers)
-            if not self._timers:
-                raise Stuck(f"nothing will ever happen after {self._now:.6f} s")
-            at, _, handle = heapq.heappop(self._timers)
-            if at > self._now:
-                self._now = at
-                self._spins = 0
-        if handle.cancelled():
-            return
-        machine = handle.machine
-        if machine is not None:
-            if not machine.alive:
-                return
-            if machine.paused:
-                machine.hold(handle)
-                return
-        self.steps += 1
-        self._spins += 1
-        if self._spins > SPINS_MAX:
-            raise Stuck(f"{SPINS_MAX} callbacks at {self._now:.6f} s; the last one: {handle!r}")
-        try:
-            handle.run()
-        except (Exception, asyncio.CancelledError) as e:  # anything else is meant for who runs the loop (a limit of time, Ctrl-C)
-            self.call_exception_handler({"message": "a callback failed", "exception": e, "handle": handle})
-        if machine is not None and machine.fuse:
-            machine.fuse -= 1
-            if not machine.fuse:
-                machine.blow()
-
-    _spins = 0
-
     def run_forever(self) -> None:
         self._run(SPINS_MAX**2)
 
@@ -235,16 +195,54 @@ class SimLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(self._generator_begins, self._generator_dropped)
-        last = self.steps + steps_max
         try:
-            while not self._stopping:
-                self.step()
-                if self.steps > last:
-                    raise Stuck(f"{steps_max} callbacks were not enough; it is {self._now:.6f} s")
+            self._turn(steps_max)
         finally:
             self._running = False
             sys.set_asyncgen_hooks(*hooks)
             asyncio._set_running_loop(before)
+
+    def _turn(self, steps_max: int) -> None:
+        """Runs callbacks until it is stopped, moving time whenever nothing is ready. All of a run passes here, so nothing is called in vain."""
+        ready, timers, pop, next_ready = self._ready, self._timers, heapq.heappop, self._ready.popleft
+        last = self.steps + steps_max
+        spins = 0
+        while not self._stopping:
+            if ready:
+                handle = next_ready()
+            else:
+                while timers and timers[0][2]._dropped:
+                    pop(timers)
+                if not timers:
+                    raise Stuck(f"nothing will ever happen after {self._now:.6f} s")
+                at, _, handle = pop(timers)
+                if at > self._now:
+                    self._now = at
+                    spins = 0
+            task = handle._task
+            if task is None:
+                continue
+            machine = handle.machine
+            if machine is not None:
+                if not machine.alive:
+                    continue
+                if machine.paused:
+                    machine.hold(handle)
+                    continue
+            self.steps += 1
+            spins += 1
+            if spins > SPINS_MAX:
+                raise Stuck(f"{SPINS_MAX} callbacks at {self._now:.6f} s; the last one: {handle!r}")
+            try:
+                handle.run_in.run(task, *handle.arguments)
+            except (Exception, asyncio.CancelledError) as e:  # anything else is meant for who runs the loop (a limit of time, Ctrl-C)
+                self.call_exception_handler({"message": "a callback failed", "exception": e, "handle": handle})
+            if machine is not None and machine.fuse:
+                machine.fuse -= 1
+                if not machine.fuse:
+                    machine.blow()
+            if self.steps > last:
+                raise Stuck(f"{steps_max} callbacks were not enough; it is {self._now:.6f} s")
 
     def run_until_complete(self, future: Any, *, steps_max: int = SPINS_MAX**2) -> Any:
         """The result of ``future``. ``Stuck`` after so many callbacks, or when nothing can happen any more."""

@@ -231,13 +231,16 @@ class SimTransport(asyncio.Transport):
         return self.link.delay_s + self.link.spread_s * self.network.chance.random()
 
     def _launch(self, data: bytes | None) -> None:
-        loop = self.network.loop
-        self._arrives = max(self._arrives, loop.time() + self._delay())
+        loop, link = self.network.loop, self.link
+        now_s = loop.time()
+        arrives = now_s + (link.delay_s + link.spread_s * self.network.chance.random())
+        if arrives > self._arrives:
+            self._arrives = arrives
         peer = self.peer
         if peer is None:
             return
         if peer.machine.alive:
-            loop.post(peer.machine, self._arrives - loop.time(), peer.arrived, data)
+            loop.post(peer.machine, self._arrives - now_s, peer.arrived, data)
         elif self.network.machines[peer.machine.name].alive:  # another process of that name knows nothing of this connection
             loop.post(self.machine, 2 * self._delay(), self.lose, _reset())
 

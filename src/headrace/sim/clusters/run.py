@@ -12,6 +12,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -361,7 +362,7 @@ class Run(clustered.Run):
     def documents(self) -> list[Assignment]:
         """Those that are recorded."""
         page = self.store.page(PARTITIONS_PREFIX, "", 1000, 0)
-        return [decode(Assignment, d.value) for d in page.documents]
+        return [_assignment(d.value) for d in page.documents]
 
     def _damage(self, host: Host, lasts: float) -> None:
         cluster = self.cluster(host)
@@ -544,6 +545,12 @@ class Run(clustered.Run):
         totals.changed = int(totals.isr + totals.members > 0)
         totals.steps = self.world.loop.steps
         return totals
+
+
+@lru_cache(maxsize=1024)
+def _assignment(document: bytes) -> Assignment:
+    """The same few are looked at many times."""
+    return decode(Assignment, document)
 
 
 _DOING: Final[dict[str, Callable[[Run, Host, float], None]]] = {

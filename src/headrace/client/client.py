@@ -150,8 +150,10 @@ class Client(Verbs):
 
         def on_event(event: control.Event) -> None:
             welcome = self._connection.welcome
-            if isinstance(event, control.GoingAway) and not (self._connection.up and welcome is not None and welcome.broker == broker):
-                self._on_event(event)  # else the client's own connection tells it
+            if isinstance(event, control.GoingAway):
+                self._router.going_away(broker)
+                if not (self._connection.up and welcome is not None and welcome.broker == broker):
+                    self._on_event(event)  # else the client's own connection tells it
 
         mine = self._connection.target
         target = Target(addresses=addresses(urls), user=mine.user, password=mine.password, name=mine.name)

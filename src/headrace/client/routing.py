@@ -92,6 +92,8 @@ class Router:
         """When it was heard that a broker serves something in a later epoch than before."""
         self._connections: dict[str, Connection] = {}
         self._idle_since: dict[str, float] = {}
+        self._leaving: set[str] = set()
+        """Brokers that go away: they wait for connections that nobody needs any more."""
         self._seats: dict[Routed, Seat] = {}
         self._by_name: dict[str, dict[Routed, None]] = {}
         self._waiting: dict[Routed, None] = {}
@@ -319,6 +321,11 @@ class Router:
         if self._renew or (not up and self._by_name):
             self._look_soon()
 
+    def going_away(self, broker: str) -> None:
+        """Its partitions go to others; once nothing sits there any more its connection is closed at once, so that it need not wait for it."""
+        if broker in self._connections:
+            self._leaving.add(broker)
+
     def _doubt(self, now: float) -> None:
         """Notes who owes a sign of life. The client's own connection goes elsewhere at once: nobody else would tell it of changes. A link to an owner
         that has begun an epoch since it was heard last is given up: it may be to an earlier life, whose machine can say so no more."""
@@ -354,8 +361,9 @@ class Router:
         for id, connection in list(self._connections.items()):
             if connection.channels:
                 self._idle_since.pop(id, None)
-            elif now - self._idle_since.setdefault(id, now) > IDLE_S:
+            elif now - self._idle_since.setdefault(id, now) > IDLE_S or id in self._leaving:
                 del self._connections[id], self._idle_since[id]
+                self._leaving.discard(id)
                 self.home.loop.create_task(connection.close(), name="headrace-idle")
         self._ticker = self.home.loop.call_later(TICK_S, self._tick)
 

@@ -203,6 +203,21 @@ async def test_a_subscription_that_is_closed_as_elsewhere_follows() -> None:
         await until(lambda: cluster["b"].asked(control.Subscribe))
 
 
+async def test_a_broker_that_goes_away_is_left_once_nothing_sits_there() -> None:
+    async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client, client.consume("orders"):
+        cluster["a"].connections[-1].event(control.GoingAway(grace_ms=60_000, message="upgrade"))
+        await asyncio.sleep(0.3)
+        assert cluster["a"].connections, "it is needed"
+        cluster.moves(0, "b")
+        cluster.push("b")
+        await until(lambda: not cluster["a"].connections)
+        cluster.moves(0, "a")
+        cluster.push("b")
+        await until(lambda: len(cluster["a"].asked(control.Subscribe)) == 2)
+        await asyncio.sleep(0.3)
+        assert cluster["a"].connections, "it is back"
+
+
 async def test_a_reader_whose_cursor_another_took_ends_with_that() -> None:
     async with FakeCluster({0: "a", 1: "b"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client:
         async with client.read("orders", cursor="c") as reader:

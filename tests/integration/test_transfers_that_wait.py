@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 import headrace
 from headrace.broker.broker import Broker
 from headrace.model.errors import Quarantined
@@ -191,3 +193,18 @@ async def test_a_job_waits_for_the_repair_of_the_queue_that_it_empties(sim: Simu
         told = await client.transfer(job.id)
         assert (told.state, told.done, told.why) == ("finished", 3, "")
         assert [m.text for m in await client.fetch("to", max_messages=10, wait=5)] == ["0", "1", "2"]
+
+
+@simulated(seeds=3)
+async def test_what_a_repair_may_undo_is_not_confirmed(sim: Simulation) -> None:
+    async with headrace.connect(sim.url) as client:
+        await client.declare_queue("q")
+        await client.declare_stream("s")
+        for name in ("q", "s"):
+            await client.publish(name, b"kept")
+            _isolate(sim, name)
+        for asked in (client.purge("q"), client.trim("s", offset=1), client.set_cursor("s", "mine", 1), client.delete_cursor("s", "mine")):
+            with pytest.raises(Quarantined):
+                await asked
+        await client.repair("q")
+        assert await client.purge("q") == 1

@@ -37,7 +37,6 @@ from headrace.model.errors import (
     Invalid,
     NotConnected,
     NotFound,
-    Quarantined,
     QueueFull,
     Unavailable,
     UnknownOutcome,
@@ -308,8 +307,6 @@ class Outbox:
         """Takes the next few ready messages of a partition that is served here, once those taken before are at their targets, and waits for them."""
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
         partition.activate()
-        if partition.quarantined:
-            raise Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {partition.quarantined}")
         end = asked.end if asked.end >= 0 else partition.high_watermark
         if not await self._arrived(partition):
             key = next((key for key in self._done if key[0] == partition.pid), (partition.pid, 0))

@@ -122,12 +122,12 @@ class Partition(Lane, ABC):
 
     def activate(self) -> None:
         """Takes a new epoch before the first entry, lease or subscription of this incarnation."""
+        if self.quarantined and self.copy is None:  # a repair may cut what is decided now, or, without a known next index, find it where its own goes
+            raise Quarantined(f"partition {self.number} of {self.item.name!r} is quarantined: {self.quarantined}")
         if self.active:
             return
         if self.copy is not None:
             raise self.barred or self.copy.elsewhere()
-        if self.quarantined:  # its next index is not known: an entry would take the place of what a repair keeps
-            raise Quarantined(f"partition {self.number} of {self.item.name!r} is quarantined: {self.quarantined}")
         self.active = True
         self.epoch += 1
         body = _encode({"epoch": self.epoch, "broker": self.broker.id, "incarnation": self.broker.incarnation, "wall_ms": self.broker.wall_ms})

@@ -252,6 +252,8 @@ class Parts:
 
     async def _cursor_delete(self, r: control.CursorDelete, numbers: Sequence[int]) -> control.Reply:
         partitions = self._stream_partitions(r.name, numbers)
+        for partition in partitions:
+            partition.activate()
         count = sum(p.machine.delete_cursor(r.cursor) for p in partitions)
         await asyncio.gather(*(p.settled_down() for p in partitions))
         return control.Done(count=count)

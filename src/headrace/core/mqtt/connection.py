@@ -62,15 +62,8 @@ class Connection:
         self._aliases: dict[int, str] = {}
         self._problems = True
         self._expiry_s = 0
-        self._handlers: dict[type[Any], Callable[[Any], None]] = {
-            Publish: self._on_publish,
-            Ack: self._on_ack,
-            Subscribe: self._on_subscribe,
-            Unsubscribe: self._on_unsubscribe,
-            Pingreq: self._on_ping,
-            Disconnect: self._on_disconnect,
-            Auth: self._on_auth,
-        }
+        self._wall_ms = 0
+        """The wall clock of this read."""
 
     # ------------------------------------------------------------ in
 
@@ -79,17 +72,20 @@ class Connection:
         if self._ended():
             return
         parser = self.parser
+        self._wall_ms = self.host.wall_ms
         try:
             for packet in parser.feed(data):
                 if type(packet) is Publish:
                     self._on_publish(packet)
                 elif self.version == 0:
                     self._on_connect(packet)
+                elif type(packet) is Ack:
+                    self._on_ack(packet)
                 else:
-                    handler = self._handlers.get(type(packet))
+                    handler = _HANDLERS.get(type(packet))
                     if handler is None:
                         raise MqttFault(f"a client sends no {type(packet).__name__.upper()}", reason=Reason.PROTOCOL_ERROR)
-                    handler(packet)
+                    handler(self, packet)
                 if self._ended():
                     break
             if parser.fault is not None and not self._ended():
@@ -194,7 +190,7 @@ class Connection:
         if session is None:
             return
         found, topic = publish.properties, publish.topic
-        wall_ms = self.host.wall_ms
+        wall_ms = self._wall_ms
         forwarded: Properties | None = None
         expires_ms = 0
         if found is not None:
@@ -467,6 +463,16 @@ class Connection:
     def _last(self, packet: bytes) -> None:
         self.closed = True
         self.sending.last(packet)
+
+
+_HANDLERS: Final[dict[type[Any], Callable[[Connection, Any], None]]] = {
+    Subscribe: Connection._on_subscribe,
+    Unsubscribe: Connection._on_unsubscribe,
+    Pingreq: Connection._on_ping,
+    Disconnect: Connection._on_disconnect,
+    Auth: Connection._on_auth,
+}
+"""What a client says beside CONNECT, PUBLISH and acknowledgements."""
 
 
 def _nothing() -> None:

@@ -83,7 +83,7 @@ class Sending:
         if self.alias_max:
             frame = self._aliased(message, 0, retain, False, ids, 0)
         else:
-            frame = message.frame(self.version, retain, ids, self.host.wall_ms)
+            frame = message.frame(self.version, retain, ids, self.host.wall_ms if message.expires_ms else 0)
         if self.packet_bytes_max and len(frame) > self.packet_bytes_max:
             self.dropped += 1  # [MQTT-3.1.2-24]
             return

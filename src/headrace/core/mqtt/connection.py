@@ -62,6 +62,8 @@ class Connection:
         self._aliases: dict[int, str] = {}
         self._problems = True
         self._expiry_s = 0
+        self._carried: dict[int, None] = {}
+        """Packet identifiers of QoS 2 that an earlier connection has left: they do not count for the receive maximum of this one."""
         self._wall_ms = 0
         """The wall clock of this read."""
 
@@ -154,6 +156,7 @@ class Connection:
             wall_ms=self.host.wall_ms,
         )
         self.session = sending.session = session
+        self._carried = dict.fromkeys([*session.received, *session.receiving])
         if session.expiry_s != granted.expiry_s and asked.version == 5:
             properties[prop.SESSION_EXPIRY_INTERVAL] = session.expiry_s
         connack = encoding.connack(asked.version, present, Reason.SUCCESS, properties)
@@ -208,7 +211,7 @@ class Connection:
                 self.router.await_session(session)
                 self.answers.reply(encoding.ack(encoding.PUBREC, publish.packet_id))  # [MQTT-4.3.3-10]
                 return
-            under_way = self.answers.unacked + len(session.received) + len(session.receiving)
+            under_way = self.answers.unacked + len(session.received) + len(session.receiving) - len(self._carried)
             if self.version == 5 and under_way >= self.terms.receive_maximum:
                 raise MqttFault("more publishes are in flight than the receive maximum allows", reason=Reason.RECEIVE_MAXIMUM_EXCEEDED)
         self.published += 1
@@ -324,6 +327,7 @@ class Connection:
             delivery = session.completed(packet_id)
         elif ack.type == _PUBREL:
             known = self.router.complete(session, packet_id)
+            self._carried.pop(packet_id, None)
             if not known:
                 self.router.await_session(session)
             self.answers.reply(encoding.ack(encoding.PUBCOMP, packet_id, 0 if known else Reason.PACKET_IDENTIFIER_NOT_FOUND, self.version))

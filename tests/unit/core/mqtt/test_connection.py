@@ -104,6 +104,21 @@ def test_a_qos_2_publish_is_taken_once() -> None:
     assert watcher2.payloads() == [b"new"]
 
 
+def test_what_an_earlier_connection_left_does_not_count_for_the_receive_maximum() -> None:
+    world = World()
+    wire = world.open("c", properties={0x11: 100})
+    for id in range(1, TERMS.receive_maximum + 1):
+        wire.publish("t", qos=2, id=id)
+    wire.machine.lost()
+    wire = world.open("c", clean_start=False, properties={0x11: 100})
+    wire.send(Ack(6, 1))
+    for id in range(11, 11 + TERMS.receive_maximum):
+        wire.publish("t", qos=2, id=id)
+    assert [ack.packet_id for ack in wire.read()] == [1, *range(11, 11 + TERMS.receive_maximum)]
+    wire.publish("t", qos=1, id=21)
+    assert wire.read() == [Disconnect(0x93, {0x1F: "more publishes are in flight than the receive maximum allows"})]
+
+
 @pytest.mark.mqtt3("3.1.2-4", "3.1.2-5", "3.2.2-2", "3.2.2-3", "3.3.1-1", "4.1.0-1", "4.3.2-1", "4.3.3-1", "4.4.0-1", "4.6.0-1")
 @pytest.mark.mqtt("3.1.2-6", "3.1.2-23", "3.2.2-3", "3.3.1-1", "3.3.1-3", "4.3.3-6", "4.4.0-1")
 @BOTH

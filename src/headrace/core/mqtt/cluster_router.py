@@ -3,9 +3,11 @@
 Owns which shards are served here, what the others want, and what goes to them. Everything about its own is ``router``'s.
 
 Invariants: L1 nothing is changed of a shard that is not served here: its place is held by an empty one. L2 a message of a shared subscription is with
-one partition at a time. L3 a retained message is kept by the owner of its topic's partition, which orders them.
+one partition at a time, if need be once it is known who has members. L3 a retained message is kept by the owner of its topic's partition, which
+orders them. L4 a will is not done before all other brokers that want it have it.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -14,7 +16,7 @@ from headrace.core.mqtt.capture import is_native
 from headrace.core.mqtt.interests import AWAY, EVERYTHING, GONE, WANTED, Others, Own
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill
-from headrace.core.mqtt.outward import PLAIN, RETAIN, Outward, Pledge
+from headrace.core.mqtt.outward import PLAIN, RETAIN, WAIT_MS, Outward, Pledge
 from headrace.core.mqtt.router import Router, Stored
 from headrace.core.mqtt.routes import Outlet, Remote, Route
 from headrace.core.mqtt.session import Session, Subscription
@@ -26,6 +28,8 @@ from headrace.wire.mqtt.reasons import Reason
 SYS: Final = "$SYS/"
 BACK_MS: Final = 10_000
 """So long the clients of a session partition that has moved, or of a broker that drains, have to come back before their wills are published."""
+WILL_AGAIN_MS: Final = 1_000
+"""When a session is looked at again that ends with its will."""
 TAKEN: Final = 0
 DECLINED: Final = 1
 REFUSED: Final = 2
@@ -65,6 +69,21 @@ class ClusterGroup(Group):
         return ready
 
 
+class _Undecided:
+    """A publish of which it is not known yet whether partitions that have told nothing have members of shared subscriptions that it matches."""
+
+    __slots__ = ("given", "left", "message", "pledge", "since_ms")
+
+    def __init__(self, message: Message, pledge: Pledge, given: set[str], left: set[int], now_ms: int) -> None:
+        self.message = message
+        self.pledge = pledge
+        """Open until those partitions have the message, so that more places may be added."""
+        self.given = given
+        """Shared subscriptions that have it."""
+        self.left = left
+        self.since_ms = now_ms
+
+
 class ClusterRouter(Router):
     """See the module's head."""
 
@@ -82,6 +101,13 @@ class ClusterRouter(Router):
         self.retained_now: list[set[str]] = []
         """For each subscription whose retained messages are being brought: topics of which newer ones were delivered meanwhile."""
         self._targets: list[tuple[int, int, str]] | None = None
+        self.durable: Callable[[Callable[[], None]], None] = _at_once
+        """Calls back once all that has changed here is durable, or is somebody else's; its owner's."""
+        self._wills: dict[str, StoredWill] = {}
+        """By client id: wills that are published and not done, as not everybody has them yet."""
+        self._untold = set(range(count))
+        """Partitions of which nothing was told yet."""
+        self._undecided: deque[_Undecided] = deque()
         for number in range(count):
             self._heard(number, self.others.told(number, 0, True, EVERYTHING))
 
@@ -104,6 +130,7 @@ class ClusterRouter(Router):
         self.own.begin(number)
         self.outward.turn(number)
         self.recovered(wall_ms, [shard], back_ms=BACK_MS)
+        self._learnt(number)
 
     def drop(self, number: int) -> None:
         """A shard is not served here any more: its connections end, and nothing is known of it but what it wanted."""
@@ -132,6 +159,8 @@ class ClusterRouter(Router):
             if whole:
                 self.outward.turn(number)
             self._heard(number, self.others.told(number, epoch, whole, changes))
+            if whole:
+                self._learnt(number)
 
     def _heard(self, number: int, changes: object) -> None:
         for filter, state in changes:  # type: ignore[attr-defined]
@@ -152,6 +181,22 @@ class ClusterRouter(Router):
                 group.remotes[number] = state
             elif group.remotes.pop(number, None) is not None and group.empty:
                 self._dissolve(filter, path)
+
+    def _learnt(self, number: int) -> None:
+        """It is known what a partition wants. Shared subscriptions that have members nowhere else get what was published before."""
+        self._untold.discard(number)
+        undecided = self._undecided
+        while undecided and self.now_ms() - undecided[0].since_ms >= WAIT_MS:
+            undecided.popleft()
+        for one in undecided:
+            if number in one.left and one.pledge.open:
+                one.left.discard(number)
+                for group in self._routes_of(one.message.topic).groups:
+                    assert isinstance(group, ClusterGroup)
+                    if group.name not in one.given and (number in group.remotes or self._has(group.name, number)):
+                        one.given.add(group.name)
+                        self.again(group.name, one.message, one.pledge.more())
+        self._undecided = deque(one for one in undecided if one.left)
 
     # ------------------------------------------------------------ what is wanted here
 
@@ -226,6 +271,9 @@ class ClusterRouter(Router):
         self._targets = targets
         count = self._here(message, wall_ms, pledge.more() if pledge is not None and routes.captures else None)
         self._targets = None
+        untold = self._untold.intersection(routes.remotes) if self._untold else None
+        if untold and pledge is not None:
+            self._undecided.append(_Undecided(message, pledge, {group.name for group in routes.groups}, untold, self.now_ms()))
         if targets:
             count += len(routes.remotes)
             self.outward.give(message, targets, pledge, self.now_ms())
@@ -330,6 +378,41 @@ class ClusterRouter(Router):
         elif session.outlet is not None:
             session.outlet.send(message, retain, ids)
 
+    # ------------------------------------------------------------ wills
+
+    def _publish_will(self, shard: Shard, client_id: str, wall_ms: int) -> None:
+        """It is done once everybody has it, or nobody will know who has: if this broker dies before, the next owner publishes it again."""
+        will = shard.wills[client_id]
+        if self._wills.get(client_id) is will:
+            return
+        self._wills[client_id] = will
+
+        def everywhere() -> None:
+            if self._wills.get(client_id) is will:
+                del self._wills[client_id]
+            if self.shards[shard.number] is not shard or shard.wills.get(client_id) is not will:
+                return  # it is another owner's, or the client is back
+            shard.will_done(client_id)
+            self._touched(shard)
+            session = shard.sessions[client_id]
+            if session.outlet is None and not session.durable:
+                self._end(shard, session, wall_ms)
+
+        self._give_will(will, wall_ms, lambda _: self.durable(everywhere))
+
+    def _end(self, shard: Shard, session: Session, wall_ms: int) -> None:
+        super()._end(shard, session, wall_ms)
+        shard.will_done(session.client_id)  # if it was not yet: who ends it does not wait
+
+    def _over(self, shard: Shard, session: Session, wall_ms: int) -> None:
+        client_id = session.client_id
+        if client_id in shard.wills_due:
+            self._publish_will(shard, client_id, wall_ms)
+        if client_id in shard.wills:
+            self._wake_at(wall_ms + WILL_AGAIN_MS, client_id)  # it ends with its will
+        elif shard.sessions.get(client_id) is session:
+            self._end(shard, session, wall_ms)
+
     # ------------------------------------------------------------ retained messages
 
     def retain(self, message: Message) -> bool:
@@ -347,6 +430,10 @@ class ClusterRouter(Router):
         self.outward.check()
         for number, shard in enumerate(self.shards):
             assert number in self.led or not shard.sessions, "L1"
+
+
+def _at_once(then: Callable[[], None]) -> None:
+    then()
 
 
 def _nobody(session: Session, subscription: Subscription) -> None:

@@ -35,6 +35,11 @@ class Pledge:
         self._stored = stored
         self._why: HeadraceError | None = None
 
+    @property
+    def open(self) -> bool:
+        """Whether one of them has not answered yet."""
+        return self._left > 0
+
     def more(self) -> Stored:
         """One more place."""
         self._left += 1

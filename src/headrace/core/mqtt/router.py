@@ -77,7 +77,7 @@ class Router:
         for shard in shards:  # now that everybody is there who may get their wills
             for session in list(shard.sessions.values()):
                 if not session.durable and session.expires_ms() <= wall_ms:
-                    self._end(shard, session, wall_ms)
+                    self._over(shard, session, wall_ms)
 
     def shard(self, key: str) -> Shard:
         return self.shards[self._shard_of(key)]
@@ -132,7 +132,7 @@ class Router:
         session.outlet = None
         self._close(shard, session, will, wall_ms, expiry_s, back_ms)
         if not session.durable and session.expires_ms() <= wall_ms:
-            self._end(shard, session, wall_ms)
+            self._over(shard, session, wall_ms)
         else:
             self._wake_at(session.expires_ms(), session.client_id)
             if will is not None:
@@ -150,6 +150,10 @@ class Router:
         """Ends a session whose client is away."""
         assert session.outlet is None
         self._end(self.shard(session.client_id), session, wall_ms)
+
+    def _over(self, shard: Shard, session: Session, wall_ms: int) -> None:
+        """Its client has not come back in time."""
+        self._end(shard, session, wall_ms)
 
     def _end(self, shard: Shard, session: Session, wall_ms: int) -> None:
         for subscription in session.subscriptions.values():
@@ -445,12 +449,15 @@ class Router:
         will = shard.wills[client_id]
         shard.will_done(client_id)
         self._touched(shard)
+        self._give_will(will, wall_ms, None)
+
+    def _give_will(self, will: StoredWill, wall_ms: int, stored: Stored | None) -> None:
         message = message_of(will.message)
         if will.expiry_s:
             message.expires_ms = wall_ms + will.expiry_s * 1000
         if message.retain and not is_native(message.topic):
             self.retain(message)
-        self.publish(message, wall_ms)
+        self.publish(message, wall_ms, stored)
 
     def next_deadline_ms(self) -> int:
         """Wall clock at which ``tick`` has something to do, 0 = never."""
@@ -471,7 +478,7 @@ class Router:
                 self._publish_will(shard, key, wall_ms)
             session = shard.sessions.get(key)
             if session is not None and session.outlet is None and session.expiry_s != NEVER and session.expires_ms() <= wall_ms:
-                self._end(shard, session, wall_ms)
+                self._over(shard, session, wall_ms)
 
     def _wake_at(self, due_ms: int, key: str) -> None:
         if due_ms:

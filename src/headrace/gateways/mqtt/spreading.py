@@ -96,6 +96,7 @@ class Spreading:
         router.own.stir = router.outward.stir = self.stir
         router.now_ms = lambda: self.hub.broker.now_ms
         router.fetch = self.fetch
+        router.durable = self._durable
 
     def stir(self) -> None:
         """There is something to say in this tick."""
@@ -168,6 +169,15 @@ class Spreading:
         self._look()
         for request, fetching in list(self._fetching.items()):
             self._ask(request, fetching)
+
+    def _durable(self, then: Callable[[], None]) -> None:
+        """Calls ``then``, and has what it changes journalled."""
+
+        def durable() -> None:
+            then()
+            self.hub.committed(_nothing)
+
+        self.hub.committed(durable)
 
     # ------------------------------------------------------------ what is wanted
 

@@ -7,7 +7,7 @@ from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.outward import PLAIN, WAIT_MS, Outward, Pledge
 from headrace.core.mqtt.shard import Shard
 from headrace.model.errors import HeadraceError, Unavailable, UnknownOutcome
-from headrace.wire.mqtt.packets import Ack, Disconnect
+from headrace.wire.mqtt.packets import Ack, Disconnect, Will
 from headrace.wire.mqtt.reasons import Reason
 from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Net
 from tests.unit.core.mqtt.wires import World
@@ -125,3 +125,59 @@ def test_what_is_sent_again_and_what_is_dropped() -> None:
     never.expire(WAIT_MS)
     assert [type(why) for why in told[1:]] == [Unavailable]
     outward.check()
+
+
+def test_a_will_is_done_once_the_other_broker_has_it(world: FarWorld) -> None:
+    """Whoever has its session next publishes it otherwise."""
+    id = client(0)
+    shard = world.far.shard(id)
+    will = Will("far", b"dead", 1)
+    world.open(id, will=will).machine.lost()
+    assert world.sent() == [(b"dead", 1)]
+    assert id in shard.wills
+    assert id in shard.sessions, "the session ends with its will"
+    world.far.tick(world.wall_ms)
+    assert world.sent() == [], "it is under way already"
+    world.far.check()
+    world.far.outward.acked("other", FAR, 1)
+    assert not shard.wills
+    assert not shard.sessions
+    world.far.check()
+
+
+@pytest.mark.parametrize("acked_late", [True, False])
+def test_who_comes_back_while_its_will_is_under_way_has_a_session_of_its_own(world: FarWorld, acked_late: bool) -> None:
+    id = client(0)
+    world.open(id, will=Will("far", b"dead", 1)).machine.lost()
+    assert world.sent() == [(b"dead", 1)]
+    back = world.open(id, will=Will("far", b"again", 1))
+    if acked_late:
+        world.far.outward.acked("other", FAR, 1)
+    assert back.machine.session is world.far.shard(id).sessions[id]
+    assert world.far.shard(id).wills[id].message.payload == b"again"
+    back.machine.lost()
+    assert [payload for payload, _ in world.sent()] == [b"again"]
+    world.far.check()
+
+
+def test_a_shared_subscription_that_is_heard_of_late_gets_what_was_published_before(world: FarWorld) -> None:
+    """A broker that has just started thinks that partitions want everything; it learns of their shared subscriptions with the rest."""
+    far = world.far = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+    world.net.router, world.net.shards = far, far.shards
+    for number in range(SHARDS):
+        if number != FAR:
+            far.lead(Shard(number), world.wall_ms)
+    wire = world.open(client(0))
+    wire.publish("t", b"1", 1, 1)
+    assert not far.outward.flush(lambda number: ""), "nobody serves that partition yet"
+    far.told(FAR, 1, True, {"$share/g/t": 2, "$share/h/t": 2, "$share/g/other": 2})
+    parts = far.outward.flush(lambda number: "other")["other"]
+    assert [(part.group, part.message.payload) for part in parts] == [("", b"1"), ("$share/g/t", b"1"), ("$share/h/t", b"1")]
+    far.outward.acked("other", FAR, 1)
+    assert wire.read() == [], "a member has to have it, too"
+    far.outward.acked("other", FAR, 3)
+    assert wire.read() == [Ack(4, 1)]
+    far.told(FAR, 2, True, {"$share/g/t": 2, "$share/late/t": 2})
+    assert not far.outward.flush(lambda number: "other"), "who subscribes later gets what is published later"
+    wire.publish("t", b"2", 1, 2)
+    assert [part.group for part in far.outward.flush(lambda number: "other")["other"]] == ["$share/g/t", "$share/late/t"]

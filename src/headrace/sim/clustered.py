@@ -389,10 +389,9 @@ class Run:
             host.start()
         await self._declare()
 
-    async def _go(self) -> None:
-        loop = self.world.loop
-        await self.begin()
-        works = self.works
+    def employ(self) -> None:
+        """Everybody who uses it begins."""
+        loop, works = self.world.loop, self.works
         dead = self.world.machine("taker-dead")
         works[dead.name] = loop.spawn(dead, self.consume(dead, self.books["dead"], 0), dead.name)
         for book in (self.books["orders"], self.books["events"]):
@@ -401,6 +400,11 @@ class Run:
                 for what, work in (("publisher", self.publish), ("taker", takes)):
                     machine = self.world.machine(f"{what}-{book.name}-{partition}")
                     works[machine.name] = loop.spawn(machine, work(machine, book, partition), machine.name)
+
+    async def _go(self) -> None:
+        loop = self.world.loop
+        await self.begin()
+        self.employ()
         end, next_fault = loop.time() + self.faults.between(*self.lasts_s), loop.time() + self.first_fault_s
         while loop.time() < end and not self.broken:
             self._start_some(0.02)
@@ -411,8 +415,8 @@ class Run:
         await self.act()
         await self._heal()
         self.over = True
-        _, late = await asyncio.wait(works.values(), timeout=30.0)
-        for name, task in works.items():
+        _, late = await asyncio.wait(self.works.values(), timeout=30.0)
+        for name, task in self.works.items():
             if task in late:
                 self.broken.append(f"K5 {name} does not end")
             elif not task.cancelled() and task.exception() is not None:

@@ -320,6 +320,11 @@ class Network:
         for link in self._links.values():
             link.delay_s, link.spread_s, link.split = self._shape
 
+    @property
+    def whole(self) -> bool:
+        """Whether no link is cut."""
+        return not any(link.cut for link in self._links.values())
+
     # ------------------------------------------------------------ faults
 
     def cut(self, source: str, target: str) -> None:

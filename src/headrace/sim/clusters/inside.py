@@ -1,7 +1,8 @@
 """K9: what a follower has in memory of a partition is what its log says, and nothing that it decided by itself when it was the owner.
 
 Owns what is compared: everything that a checkpoint keeps, but for the moments at which a broker learnt of something, and what follows from them: in
-which chunks a queue counts the bytes of messages that nobody has asked for yet. A message has the mean of its chunk.
+which chunks a queue counts the bytes of messages that nobody has asked for yet. A message has the mean of its chunk. Nor is it compared which
+deliveries of an MQTT session were sent: what may have been sent is taken for sent by all but its owner.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ import msgspec
 from headrace.broker.cluster import Cluster
 from headrace.broker.copies import Copy
 from headrace.broker.queue_partition import QueuePartition
+from headrace.core.mqtt import ops
 from headrace.core.queue.snapshots import Snapshot
 
 if TYPE_CHECKING:
@@ -34,11 +36,17 @@ def _strayed(copy: Copy) -> str:
     reached = entries[-1].index if entries else log.checkpoint.index if log.checkpoint is not None else 0
     if reached != copy.applied:
         return ""  # what is not in its log yet
-    fresh = type(partition)(broker, partition.item, partition.number, copy.pid)
+    make = broker.makers.get(partition.item.name)
+    fresh = make(partition.item, partition.number) if make is not None else type(partition)(broker, partition.item, partition.number, copy.pid)
     fresh.recover(log._replace(entries=entries, next_offset=0), broker.now_ms, broker.wall_ms)
     has, should = _kept(partition, copy.applied), _kept(fresh, copy.applied)
     wrong = [f"{name} is {has.get(name)!r}, not {should.get(name)!r}" for name in {**has, **should} if has.get(name) != should.get(name)]
     return "; ".join(wrong)[:1000]
+
+
+def _unsent(session: ops.SessionImage) -> ops.SessionImage:
+    """Without what its owner knew of each delivery: whether it was really sent."""
+    return msgspec.structs.replace(session, deliveries=[(number, to, False, released) for number, to, _, released in session.deliveries])
 
 
 def _kept(partition: "Partition", index: int) -> dict[str, Any]:
@@ -46,6 +54,9 @@ def _kept(partition: "Partition", index: int) -> dict[str, Any]:
     if isinstance(partition, QueuePartition):
         partition.machine.check()  # its bytes are those of its messages, by its own chunks
         kept["machine"] = msgspec.structs.replace(msgspec.msgpack.decode(kept["machine"], type=Snapshot), extents=[], nbytes=0)
+    elif "shard" in kept:
+        image = ops.unpack_image(kept["shard"])
+        kept["shard"] = msgspec.structs.replace(image, sessions=[_unsent(session) for session in image.sessions])
     else:
         (start, end, nbytes, epoch, _learnt_ms), cursors = msgspec.msgpack.decode(kept["machine"])
         kept["machine"] = (start, end, nbytes, epoch, cursors)

@@ -98,7 +98,7 @@ class Watched(MemoryStore):
 class Run(clustered.Run):
     """See the module's head."""
 
-    all_kinds = KINDS
+    all_kinds: tuple[str, ...] = KINDS
     rests_s = (0.02, 0.5)
     lasts_s = (2.0, 5.0)
     first_fault_s = 0.3

@@ -5,7 +5,7 @@ import multiprocessing
 import time
 import traceback
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
 
@@ -26,11 +26,16 @@ class Result(msgspec.Struct):
 
 def one(seed: int) -> Result:
     """Runs a seed."""
+    return carried_out(Run, seed)
+
+
+def carried_out(make: Callable[[int], Run], seed: int) -> Result:
+    """Runs a seed of that kind of cluster."""
     began = time.process_time()
     run: Run | None = None
     wrong = ""
     try:
-        run = Run(seed)
+        run = make(seed)
         run.go()
     except Exception as e:  # a mistake of the simulator is a failure of that seed, not of the sweep
         wrong = f"{type(e).__name__}: {e}" if type(e).__name__ == "Broken" else "".join(traceback.format_exception(e))[-2000:]
@@ -40,8 +45,8 @@ def one(seed: int) -> Result:
     return Result(seed, totals, wrong)
 
 
-def sweep(seeds: Iterable[int], *, jobs: int, until: float | None = None) -> Iterator[Result]:
-    """Results in the order of the seeds; no new one is begun after ``until`` (monotonic seconds)."""
+def sweep(seeds: Iterable[int], *, jobs: int, until: float | None = None, work: Callable[[int], Result] = one) -> Iterator[Result]:
+    """Results in the order of the seeds; no new one is begun after ``until`` (monotonic seconds). ``work`` runs a seed, in any process."""
 
     def some() -> Iterator[int]:
         for seed in seeds:
@@ -51,12 +56,12 @@ def sweep(seeds: Iterable[int], *, jobs: int, until: float | None = None) -> Ite
 
     if jobs == 1:
         for seed in some():
-            yield one(seed)
+            yield work(seed)
         return
     ahead: deque[multiprocessing.pool.AsyncResult[Result]] = deque()
     with multiprocessing.get_context("spawn").Pool(jobs, initializer=_begin, maxtasksperchild=SEEDS_A_WORKER) as pool:
         for seed in some():
-            ahead.append(pool.apply_async(one, (seed,)))
+            ahead.append(pool.apply_async(work, (seed,)))
             while len(ahead) >= jobs * AHEAD:
                 yield ahead.popleft().get()
         while ahead:

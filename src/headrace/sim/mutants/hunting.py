@@ -21,20 +21,21 @@ import msgspec
 
 from headrace.sim import images, swarm
 from headrace.sim.chance import Chance
-from headrace.sim.clusters.sweep import one
+from headrace.sim.clusters import sweep as clusters
+from headrace.sim.mqtt import run as mqtt
 from headrace.sim.mutants import MUTANTS
 from headrace.sim.mutants.planting import Mutant, Net, compiled
 from headrace.sim.mutants.touching import lines_of, watching
 from headrace.sim.run import run
 from headrace.sim.scenario import DAMAGE, Fault, FaultKind, Scenario
 
-ROUND: Final[Mapping[Net, int]] = {"runs": 10, "images": 1, "clusters": 5}
+ROUND: Final[Mapping[Net, int]] = {"runs": 10, "images": 1, "clusters": 5, "mqtt": 5}
 """Seeds a round. A seed of the images is some thousand images."""
-RUN_S_MAX: Final[Mapping[Net, int]] = {"runs": 60, "images": 600, "clusters": 300}
+RUN_S_MAX: Final[Mapping[Net, int]] = {"runs": 60, "images": 600, "clusters": 300, "mqtt": 300}
 """Real seconds after which a run counts as one that does not end; clean ones take less than one, and a minute."""
 
 CLUSTERS_MAX: Final = 60
-PROMISE: Final = re.compile(r"\b([KF]\d) ")
+PROMISE: Final = re.compile(r"\b([KFM]\d) ")
 
 Ground = tuple[Net, tuple[FaultKind, ...], tuple[str, ...]]
 """What a mutant is run on, which others share: the net, and the faults and features that every run gets."""
@@ -105,7 +106,7 @@ class Hunt:
         self.rows = {mutant.name: Row(mutant.name, mutant.net, mutant.wrong) for mutant in mutants}
         self.unclean: list[Seen] = []
         self._mutants = list(mutants)
-        self._seeds_max: dict[Net, int] = {"runs": seeds_max, "images": images_max, "clusters": clusters_max}
+        self._seeds_max: dict[Net, int] = {"runs": seeds_max, "images": images_max, "clusters": clusters_max, "mqtt": clusters_max}
         self._jobs = jobs
         self._told = told
         self._tell_unclean = unclean
@@ -208,7 +209,9 @@ def broken(seed: int, net: Net, stir: tuple[FaultKind, ...] = (), wants: tuple[s
                 sweep.run()
                 return [Seen(seed, "images", str(failure)) for failure in sweep.failures]
             if net == "clusters":
-                return list(_of_clusters(seed))
+                return list(_of_clusters(seed, clusters.one(seed).wrong))
+            if net == "mqtt":
+                return list(_of_clusters(seed, mqtt.one(seed).wrong))
             result, _ = run(stirred(swarm.draw(seed, wants), stir))
             return [Seen(seed, violation.invariant, violation.text, stir) for violation in result.violations]
     except TooLong:
@@ -217,8 +220,8 @@ def broken(seed: int, net: Net, stir: tuple[FaultKind, ...] = (), wants: tuple[s
         return [Seen(seed, "error", "".join(traceback.format_exception(e))[-1000:], stir)]
 
 
-def _of_clusters(seed: int) -> Iterator[Seen]:
-    for line in one(seed).wrong.splitlines():
+def _of_clusters(seed: int, wrong: str) -> Iterator[Seen]:
+    for line in wrong.splitlines():
         found = PROMISE.search(line)
         yield Seen(seed, found[1] if found is not None else "error", line)
 

@@ -23,7 +23,7 @@ import msgspec
 
 from headrace.sim.scenario import FaultKind
 
-Net = Literal["runs", "images", "clusters"]
+Net = Literal["runs", "images", "clusters", "mqtt"]
 DEATHS: Final[tuple[FaultKind, ...]] = ("power", "kill")
 FLIPS: Final[tuple[FaultKind, ...]] = ("flip", "stop", "flip")
 """For ``Mutant.stir``: few different ones, as the sound product has to pass each of them too."""
@@ -56,7 +56,7 @@ class Mutant(msgspec.Struct, frozen=True, kw_only=True):
     edits: tuple[Edit, ...]
     net: Net = "runs"
     """``images``: whole runs hardly ever meet the moment in which it shows; crash images of the store meet every moment. ``clusters``:
-    it takes several brokers."""
+    it takes several brokers; ``mqtt``: and MQTT clients."""
     stir: tuple[FaultKind, ...] = ()
     """Faults that it needs and that few runs have: each run gets them besides its own."""
     wants: tuple[str, ...] = ()

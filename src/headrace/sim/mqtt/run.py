@@ -1,0 +1,301 @@
+"""One short run of a cluster of three or five brokers with MQTT clients, under faults; judged by ``checks``.
+
+Owns who the clients are, when a subscription counts as known, and the questions that are asked in the end. Faults are those of ``sim.clusters``, less
+those of single disks and of who is a member.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from typing import Any, Final
+
+from msgspec.structs import replace
+
+from headrace.broker.catalogue import MQTT
+from headrace.model.cluster import Assignment
+from headrace.sim import clustered
+from headrace.sim.chance import Chance
+from headrace.sim.clustered import Host
+from headrace.sim.clusters import run as clusters_run
+from headrace.sim.clusters.sweep import Result, carried_out
+from headrace.sim.mqtt import checks
+from headrace.sim.mqtt.books import NEVER, Books
+from headrace.sim.mqtt.client import PORT, Device
+from headrace.sim.mqtt.people import TOPICS, Listener, Stays, Talker, mortal, mortals, told
+
+KINDS: Final = (*clustered.KINDS, "away", "pause", "power-all", "etcd", "lease", "answers", "watch")
+CALM_S: Final = 3.0
+"""So long after the last fault a subscription that is acknowledged counts as known, whoever has heard of it."""
+LATE_S: Final = 40.0
+"""What was promised has come so long after all is healed."""
+OWNED_S: Final = 15.0
+"""After so long each client has one connection."""
+STRAY_S: Final = 2.0
+"""What comes twice may come so much later."""
+DOUBT_S: Final = 6.0
+"""So long after it came first a will may be on its way to others."""
+NAME: Final = MQTT
+
+
+class Totals(clusters_run.Totals):
+    """What runs were."""
+
+    published: int = 0
+    taken: int = 0
+    """Messages that came."""
+    resumed: int = 0
+    """Connections that found their session."""
+    takeovers: int = 0
+    wills: int = 0
+    unsure: int = 0
+    """Messages of QoS 2 of which it may not be known whether they were taken."""
+
+
+class Run(clusters_run.Run):
+    """See the module's head."""
+
+    all_kinds = KINDS
+    lasts_s = (3.0, 8.0)
+    first_fault_s = 1.5
+
+    def __init__(self, seed: int, *, rows_max: int | None = 0) -> None:
+        super().__init__(seed, rows_max=rows_max)
+        self.totals: Totals = Totals(seeds=1)
+        self.acts = False
+        self.books = {}
+        self.mqtt = Books()
+        self.people = Chance(seed, "mqtt")
+        self.faulty_at = -NEVER
+        """When something was wrong last."""
+        self.devices: list[Device] = []
+        self.pids: tuple[int, ...] = ()
+        """Of the session partitions, by number."""
+        self.epochs: dict[int, int] = {}
+        self.moves: dict[int, list[float]] = {}
+        """When each partition had a new epoch."""
+
+    def host(self, name: str) -> Host:
+        host = super().host(name)
+        host.config = replace(host.config, listen=replace(host.config.listen, mqtt=f"{name}:{PORT}"))
+        return host
+
+    # ------------------------------------------------------------ what clients ask
+
+    def somewhere(self, chance: Chance) -> str:
+        """A broker, by name."""
+        return chance.choice(self.names)
+
+    def epoch_of(self, client_id: str) -> int:
+        """Of the partition of its session."""
+        if not self.pids:
+            hubs = self.hubs()
+            item = next(iter(hubs.values())).broker.catalogue.find(NAME) if hubs else None
+            self.pids = item.partitions if item is not None else ()
+        return self.epochs.get(self._pid_of(client_id), 0)
+
+    def _pid_of(self, client_id: str) -> int:
+        return self.pids[zlib.crc32(client_id.encode()) % len(self.pids)] if self.pids else -1
+
+    @property
+    def calm(self) -> bool:
+        """Whether nothing is wrong, nor was lately."""
+        return self.world.loop.time() - self.faulty_at > CALM_S
+
+    # ------------------------------------------------------------ who is there
+
+    async def begin(self) -> None:
+        await clustered.Run.begin(self)
+
+    def _changed(self, before: Assignment | None, now: Assignment) -> None:
+        super()._changed(before, now)
+        if now.item == NAME:
+            if self.epochs.get(now.partition) != now.epoch:
+                self.moves.setdefault(now.partition, []).append(self.world.loop.time())
+            self.epochs[now.partition] = now.epoch
+
+    async def _declare(self) -> None:
+        """The first client has the session partitions made."""
+        machine = self.world.machine("first")
+        device = Device(self.mqtt, "first", 5, 1, durable=False, epoch_of=self.epoch_of)
+
+        async def first() -> None:
+            while not await device.connect("a"):  # noqa: ASYNC110 - it tries again
+                await asyncio.sleep(0.1)
+            device.goodbye()
+
+        await self.world.loop.spawn(machine, first(), "declare")
+
+    def employ(self) -> None:
+        chance = self.people
+        for i, filters in enumerate((["#"], [*TOPICS, "w/#"], ["t/+", "t/1", "r/#"], ["w/all", "t/2/#"])):
+            self._settle(Listener(self, chance.fork(f"l{i}"), self._device(f"listener-{i}", 1 + i % 2), filters))
+        for i in range(2):
+            self._settle(Listener(self, chance.fork(f"m{i}"), self._device(f"member-{i}", 1 + i % 2), ["$share/team/t/#"]))
+        for i in range(2):
+            self._settle(Listener(self, chance.fork(f"c{i}"), self._device(f"clean-{i}", 2, durable=False), ["t/#", "r/#"]))
+        for i in range(3):
+            self._settle(Talker(self, chance.fork(f"t{i}"), self._device(f"talker-{i}", 1, durable=i != 2)))
+        for i in range(2):
+            self._spawn(f"mortals-{i}", mortals(self, chance.fork(f"mortals-{i}"), f"mortal-{i}", 4 + i % 2))
+
+    def _device(self, client_id: str, qos: int, *, durable: bool = True) -> Device:
+        device = Device(self.mqtt, client_id, self.people.choice([4, 5]), qos, durable=durable, epoch_of=self.epoch_of)
+        self.devices.append(device)
+        return device
+
+    def _settle(self, who: Stays) -> None:
+        self._spawn(who.device.client_id, who.live())
+
+    def _spawn(self, name: str, work: Any) -> None:
+        machine = self.world.machine(name)
+        self.works[name] = self.world.loop.spawn(machine, work, name)
+
+    # ------------------------------------------------------------ what is known
+
+    def fault(self) -> None:
+        super().fault()
+        self.faulty_at = self.world.loop.time()
+
+    def _start_some(self, often: float) -> None:
+        super()._start_some(often)
+        self.broken += self.mqtt.broken
+        self.mqtt.broken = []
+        self._look()
+
+    def _look(self) -> None:
+        """Which subscriptions are known by now."""
+        now = self.world.loop.time()
+        down = any(not host.serving or (host.machine is not None and host.machine.paused) for host in self._there())
+        if down or not self.world.network.whole:
+            self.faulty_at = now
+        for kept in self.mqtt.sessions.values():
+            for wanted in kept.wanted:
+                if wanted.known_at == NEVER and wanted.acked_at != NEVER and (self.calm or self._known(kept.client_id, wanted.filter, wanted.path)):
+                    wanted.known_at = wanted.acked_at if self.calm else now
+
+    def _there(self) -> list[Host]:
+        return [host for name, host in self.hosts.items() if name not in self.gone]
+
+    def hubs(self) -> dict[str, Any]:
+        """What MQTT is at each broker that serves."""
+        found = {}
+        for name, host in self.hosts.items():
+            cluster = self.cluster(host)
+            make: Any = cluster.broker.makers.get(NAME) if cluster is not None else None
+            if make is not None:
+                found[name] = make.__self__
+        return found
+
+    def _known(self, client_id: str, filter: str, path: str) -> bool:
+        for hub in self.hubs().values():
+            router = hub.router
+            number = router.number_of(client_id)
+            if number in router.led:
+                session = router.shards[number].sessions.get(client_id)
+                if session is None or filter not in session.subscriptions:
+                    return False
+            elif not {"#", path, filter} & router.others.wants.get(number, {}).keys():
+                return False
+        return True
+
+    # ------------------------------------------------------------ the end
+
+    async def _heal(self) -> None:
+        await super()._heal()
+        await self._all_come()
+        if not self.broken:
+            await self._as(self.hosts, "farewell", self._farewells)
+            await self._all_come()
+        await asyncio.sleep(STRAY_S)
+        self._start_some(1.0)
+        await self._judge()
+
+    async def _all_come(self) -> None:
+        loop = self.world.loop
+        end = loop.time() + LATE_S
+        while loop.time() < end and not self.broken and (any(checks.missing(self.mqtt)) or any(d.sending for d in self.devices)):
+            self._start_some(1.0)
+            await asyncio.sleep(0.2)
+
+    async def _as(self, names: Any, prefix: str, work: Any) -> None:
+        tasks = []
+        for name in names:
+            machine = self.world.machine(f"{prefix}-{name}")
+            tasks.append(self.world.loop.spawn(machine, work(name), machine.name))
+        await asyncio.gather(*tasks)
+
+    async def _farewells(self, name: str) -> None:
+        for how in ("goodbye", "vanish"):
+            await mortal(self, self.people.fork(f"{how} {name}"), f"last-{how}-{name}", 4, how, broker=name)
+
+    async def _judge(self) -> None:
+        books = self.mqtt
+        found: dict[str, dict[str, int]] = {}
+
+        async def ask(name: str) -> None:
+            found[name] = await told(self, name, 5)
+
+        if not self.broken:
+            await self._as([h.name for h in self._there()], "asker", ask)
+        self._doubt_wills()
+        self.broken += books.broken
+        self.broken += checks.missing(books)
+        self.broken += checks.wrong(books)
+        if found:
+            for topic in dict.fromkeys(m.topic for m in books.messages.values() if m.retain):
+                self.broken += checks.retained(books, topic, {name: here.get(topic, 0) for name, here in found.items()})
+            end = self.world.loop.time() + OWNED_S
+            while (wrong := self._owners()) and self.world.loop.time() < end:  # noqa: ASYNC110 - a partition may just go back to who is preferred
+                await asyncio.sleep(0.2)
+            self.broken += wrong
+        for device in self.devices:
+            if device.sending and not self.broken:
+                self.broken.append(f"M1 {len(device.sending)} of {device.client_id} are not acknowledged {LATE_S:g} s after all")
+        totals = self.totals
+        totals.published = len(books.messages)
+        totals.confirmed = sum(m.acked_at != NEVER for m in books.messages.values())
+        totals.unsure = sum(m.unsure or m.most > 1 for m in books.messages.values())
+        totals.taken = sum(len(kept.got) for kept in books.sessions.values())
+        totals.resumed = sum(d.resumed for d in self.devices)
+        totals.takeovers = sum(d.taken_over for d in self.devices)
+
+    def _doubt_wills(self) -> None:
+        """How often each may come (docs/decisions/017): once more for each time at which its session goes to another owner while it is published."""
+        first: dict[int, float] = {}
+        for kept in self.mqtt.sessions.values():
+            for got in kept.got:
+                first[got.number] = min(first.get(got.number, NEVER), got.at)
+        for number, at in first.items():
+            message = self.mqtt.messages.get(number)
+            if message is None or not message.will or not message.most:
+                continue
+            for moved in self.moves.get(self._pid_of(message.publisher), []):
+                if at - 1.0 <= moved <= at + DOUBT_S:
+                    message.most += 1
+                    at = max(at, moved + 1.0)
+
+    def _owners(self) -> list[str]:
+        """M8, seen from inside: one owner of each session partition, one connection of each client."""
+        wrong = []
+        owners: dict[int, list[str]] = {}
+        served: dict[str, list[str]] = {}
+        for name, hub in self.hubs().items():
+            hub.router.check()
+            for number in hub.router.led:
+                owners.setdefault(number, []).append(name)
+                for session in hub.router.shards[number].sessions.values():
+                    if session.outlet is not None:
+                        served.setdefault(session.client_id, []).append(name)
+        wrong += [f"M8 session partition {number} is served by {', '.join(some)}" for number, some in owners.items() if len(some) > 1]
+        for device in self.devices:
+            some = served.get(device.client_id, [])
+            open_ones = [line for line in [*device.deserted, *([device.line] if device.line is not None else [])] if not line.over]
+            if len(some) != 1 or len(open_ones) != 1:
+                wrong.append(f"M8 {device.client_id} is served by {some or 'nobody'} and has {len(open_ones)} connections")
+        return wrong
+
+
+def one(seed: int) -> Result:
+    """Runs a seed."""
+    return carried_out(Run, seed)

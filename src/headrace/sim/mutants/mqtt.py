@@ -1,0 +1,78 @@
+"""Bugs of MQTT in a cluster: what is acknowledged when, who has a session, and what outlives its owner."""
+
+from typing import Final
+
+from headrace.sim.mutants.planting import Edit, Mutant
+
+MQTT: Final = (
+    Mutant(
+        name="puback-before-other-brokers",
+        wrong="a publish is acknowledged although other brokers, who have subscribers, do not have it yet",
+        notices=("M1",),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter.awaits", " or self.spreads(topic, retain)", ""),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="puback-before-the-inbox-is-durable",
+        wrong="what was asked for is answered before the journal of the session partitions is durable",
+        notices=("M1", "M7"),
+        edits=(Edit("gateways.mqtt.hub:Hub.committed", "round.answers.append((answer, unsure))", "answer()"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="takeover-without-fencing",
+        wrong="the connection whose session another one has taken over goes on",
+        notices=("M8",),
+        edits=(Edit("core.mqtt.router:Router.connect", "replaced.replaced(Reason.SESSION_TAKEN_OVER)", "pass"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="old-owner-keeps-its-sessions",
+        wrong="a broker that has lost a session partition serves its clients on",
+        notices=("M8", "M7", "M1", "error"),
+        edits=(Edit("gateways.mqtt.cluster:ClusterHub._unserved", "self.router.drop(number)", "pass"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="will-published-after-each-move",
+        wrong="that a will was published is not journalled",
+        notices=("M6", "K9"),
+        edits=(Edit("core.mqtt.shard:Shard.will_done", "self._note(WillDone(client_id))", "pass"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="will-done-before-others-have-it",
+        wrong="a will is done before other brokers have it, and lost with its broker",
+        notices=("M6",),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter._publish_will", "self._give_will(will", "everywhere()\nself._give_will(will"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="will-in-spite-of-a-goodbye",
+        wrong="the will of a client that has said goodbye is published",
+        notices=("M6",),
+        edits=(Edit("core.mqtt.connection:Connection._on_disconnect", "with_will=said.reason != 0", "with_will=True"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="retained-where-it-was-written",
+        wrong="the owner of a topic does not keep what is retained at another broker",
+        notices=("M5",),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter.arrived", "self.retain(message)", "pass"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="release-forgotten",
+        wrong="that a client has a message of QoS 2 is not journalled",
+        notices=("M3",),
+        edits=(Edit("core.mqtt.shard:Shard.released", "self._note(Released(session.client_id, delivery.sequence))", "pass"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="source-forgotten",
+        wrong="the next owner of a session partition does not know which messages of other brokers it has",
+        notices=("M3",),
+        edits=(Edit("core.mqtt.shard:Shard._queued", "self.take(*op.source)", "pass"),),
+        net="mqtt",
+    ),
+)

@@ -149,7 +149,11 @@ class Following(Run):
         return self.late(book) + super().awaited(book)
 
     async def _heal(self) -> None:
+        self.world.loop.post(None, HEALED_S, self.all_confirmed)  # of what is posted little is under way, however much is to be delivered
         await super()._heal()
+        self.all_confirmed()
+
+    def all_confirmed(self) -> None:
         for book in self.books.values():
             late = self.late(book)
             if late and not self.broken:

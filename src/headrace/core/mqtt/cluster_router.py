@@ -309,7 +309,7 @@ class ClusterRouter(Router):
                 return
             super()._to_group(group, message)
         if stored is not None:
-            stored(None)
+            self.durable(lambda: stored(None))
 
     def arrived(self, incarnation: str, message: Message, targets: Sequence[Target]) -> list[int]:
         """Takes a message that another broker has sent; what became of it for each target. Shards that must be durable before that is acknowledged
@@ -398,7 +398,16 @@ class ClusterRouter(Router):
             if session.outlet is None and not session.durable:
                 self._end(shard, session, wall_ms)
 
-        self._give_will(will, wall_ms, lambda _: self.durable(everywhere))
+        left = 2
+
+        def one() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                everywhere()
+
+        self._give_will(will, wall_ms, lambda _: self.durable(one))
+        self.durable(one)  # what is queued here
 
     def _end(self, shard: Shard, session: Session, wall_ms: int) -> None:
         super()._end(shard, session, wall_ms)

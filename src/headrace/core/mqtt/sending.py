@@ -112,6 +112,7 @@ class Sending:
                     self.wake()
                 self.host.touch(self.shell)
 
+        self.host.router.await_session(session)  # it may be in the journal already, and not durable yet
         self.host.committed(durable)
 
     def replaced(self, reason: int) -> None:

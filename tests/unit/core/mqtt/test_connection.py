@@ -1,11 +1,13 @@
 """What a connection answers, in which order, and how it ends."""
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from headrace.wire.mqtt import encoding
+from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Auth, Connack, Disconnect, Filter, Pingreq, Pingresp, Suback, Subscribe, Unsuback, Unsubscribe, Will
 from headrace.wire.mqtt.publish import Publish
 from headrace.wire.mqtt.reasons import Reason
@@ -389,3 +391,25 @@ def test_the_will_of_a_client_that_is_sent_to_another_broker_waits_for_it() -> N
     world.router.tick(world.wall_ms)
     world.sync()
     assert [p.topic for p in watcher.read()] == ["will/stays"]
+
+
+def test_what_stands_in_a_journal_that_is_not_durable_yet_is_not_sent() -> None:
+    """A crash may give its packet identifier to another message, for which the client would not take it."""
+    world = World()
+    taker = world.open("taker", clean_start=False, properties={prop.SESSION_EXPIRY_INTERVAL: 100})
+    taker.send(Subscribe(1, (Filter("t", 2),)))
+    taker.read()
+    giver = world.open("giver")
+    world.prompt = False
+    taken: list[list[Callable[[], None]]] = []
+    for n in (1, 2):
+        giver.publish("t", b"%d" % n, 2, n)
+        world.net.write()
+        taken.append(world.waiting)
+        world.waiting = []
+    for answer in taken[0]:
+        answer()
+    assert taker.payloads() == [b"1"]
+    for answer in [*taken[1], *world.waiting]:
+        answer()
+    assert taker.payloads() == [b"2"]

@@ -108,6 +108,10 @@ sim: dev ## whole brokers on virtual time under faults (ARGS="--seed 17", "--see
 sim-cluster: dev ## whole clusters of three and five brokers under all faults (ARGS="--seed 17", "--seeds 0-19999", "--minutes 5")
 	@$(BIN)/python -m headrace.sim.clusters $(or $(ARGS),--minutes 5)
 
+.PHONY: sim-mqtt
+sim-mqtt: dev ## clusters with MQTT clients under faults (ARGS="--seed 17", "--seeds 0-9999", "--minutes 5")
+	@$(BIN)/python -m headrace.sim.mqtt $(or $(ARGS),--minutes 5)
+
 .PHONY: sim-formation
 sim-formation: dev ## random programs of operators and machines against a naive model (ARGS="--scenarios 10 --restarts", "--mutants")
 	@$(BIN)/python -m headrace.sim.formation $(or $(ARGS),--programs 0-10000)

@@ -15,7 +15,7 @@ from headrace.sim.sweep import seeds_of
 from tests.sim.test_seeds import first_seed
 
 SEEN = Path(__file__).parent / "mqtt.txt"
-NEW = 6
+NEW = 4
 
 
 def swept(seeds: list[int]) -> Totals:
@@ -66,5 +66,3 @@ def test_the_command_says_what_was_run(capsys: pytest.CaptureFixture[str]) -> No
     figures = json.loads(said.out)
     assert (figures["seeds"], figures["failed"]) == (1, 0)
     assert figures["taken"] > figures["confirmed"] > 0
-    assert main(["--seed", "1"]) == 0
-    assert "every promise was kept" in capsys.readouterr().out

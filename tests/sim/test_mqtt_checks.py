@@ -79,6 +79,9 @@ def test_what_nobody_sent(books: History) -> None:
 def test_twice(books: History) -> None:
     books.session.got.append(got(2, dup=True))
     assert books.said() == ["M3"]
+    books.session.got[-1].session = 1
+    assert books.said() == [], "to two sessions"
+    books.session.got[-1].session = 0
     books.messages[2].unsure = True
     assert books.said() == []
     books.messages[2].unsure, books.messages[2].qos = False, 1
@@ -94,6 +97,9 @@ def test_out_of_order(books: History) -> None:
     assert books.said() == ["M4", "M4"]
     books.session.got.insert(0, got(1))
     assert books.said() == ["M3", "M4"], "by when each came first"
+    books.session.wanted[0].acked_at = books.session.wanted[0].known_at = 2.15
+    assert books.said() == ["M3"], "what was sent before it was subscribed may have come by being sent again"
+    books.session.wanted[0].acked_at = books.session.wanted[0].known_at = 1.0
     books.messages[2].publisher = "q"
     assert books.said() == ["M3"]
 

@@ -29,6 +29,8 @@ class Published(msgspec.Struct):
     """It was sent more than once."""
     unsure: bool = False
     """QoS 2: it was sent again to another owner of its session, as its PUBREC had not come (docs/decisions/017: then it may come twice)."""
+    died_at: float = NEVER
+    """A will: when its client was gone, as the client saw it."""
     due: int = 0
     """A will: how often it must be published at least; ``most``: and at most."""
     most: int = 1
@@ -55,6 +57,8 @@ class Got(msgspec.Struct):
     dup: bool
     retain: bool
     at: float
+    session: int = 0
+    """Which one of the client, if it has one after the other."""
 
 
 class Kept(msgspec.Struct):

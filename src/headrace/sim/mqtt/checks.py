@@ -70,7 +70,7 @@ def _nothing_strange(books: Books, kept: Kept) -> Iterator[str]:
 
 
 def _once(books: Books, kept: Kept) -> Iterator[str]:
-    for number, times in Counter(got.number for got in kept.got if not got.retain).items():
+    for (_, number), times in Counter((got.session, got.number) for got in kept.got if not got.retain).items():
         message = books.messages.get(number)
         if message is None:
             continue
@@ -94,6 +94,8 @@ def _in_order(books: Books, kept: Kept) -> Iterator[str]:
         if message is None or got.retain or message.will or got.number in seen or message.qos == 0 or kept.qos == 0:
             continue
         seen.add(got.number)
+        if not any(w.acked_at < message.at and w.gone_at > got.at and matches(w.path, message.topic) for w in kept.wanted):
+            continue  # it came when it was sent again, and others before, in between it was subscribed
         key = message.publisher, message.topic
         before = newest.get(key, 0)
         if got.number < before:

@@ -334,7 +334,7 @@ class Device:
         elif packet.qos == 1:
             self.line.send(encoding.ack(encoding.PUBACK, packet.packet_id))
         if number:
-            self.kept.got.append(Got(number, packet.qos, packet.dup, packet.retain, self.now))
+            self.kept.got.append(Got(number, packet.qos, packet.dup, packet.retain, self.now, self._sessions))
 
     def _acked(self, packet: Ack) -> None:
         assert self.line is not None

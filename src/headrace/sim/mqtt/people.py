@@ -112,6 +112,7 @@ async def mortal(run: Run, chance: Chance, client_id: str, version: int, how: st
     will.at = run.world.loop.time()
     delay_s = chance.choice([0, WILL_DELAY_S]) if version == 5 else 0
     if not await device.connect(broker or run.somewhere(chance), will=will, will_delay_s=delay_s):
+        will.died_at = run.world.loop.time()
         return
     until = run.world.loop.time() + chance.between(0.05, 1.5)
     while run.world.loop.time() < until and device.line is not None:
@@ -125,6 +126,7 @@ async def mortal(run: Run, chance: Chance, client_id: str, version: int, how: st
     else:
         will.most = int(not run.calm)  # where something is wrong its goodbye may be lost
         device.goodbye()
+    will.died_at = run.world.loop.time()
     run.totals.wills += will.due
 
 

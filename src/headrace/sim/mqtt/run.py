@@ -33,8 +33,8 @@ OWNED_S: Final = 15.0
 """After so long each client has one connection."""
 STRAY_S: Final = 2.0
 """What comes twice may come so much later."""
-DOUBT_S: Final = 6.0
-"""So long after it came first a will may be on its way to others."""
+DONE_S: Final = 2.0
+"""So long after it was seen to be done, with nothing wrong, a will is done for ever."""
 NAME: Final = MQTT
 
 
@@ -72,6 +72,8 @@ class Run(clusters_run.Run):
         self.pids: tuple[int, ...] = ()
         """Of the session partitions, by number."""
         self.epochs: dict[int, int] = {}
+        self.done: dict[int, float] = {}
+        """Wills that are done, and since when."""
         self.moves: dict[int, list[float]] = {}
         """When each partition had a new epoch."""
 
@@ -169,6 +171,8 @@ class Run(clusters_run.Run):
         down = any(not host.serving or (host.machine is not None and host.machine.paused) for host in self._there())
         if down or not self.world.network.whole:
             self.faulty_at = now
+        else:
+            self._look_at_wills()
         for kept in self.mqtt.sessions.values():
             for wanted in kept.wanted:
                 if wanted.known_at == NEVER and wanted.acked_at != NEVER and (self.calm or self._known(kept.client_id, wanted.filter, wanted.path)):
@@ -260,20 +264,28 @@ class Run(clusters_run.Run):
         totals.resumed = sum(d.resumed for d in self.devices)
         totals.takeovers = sum(d.taken_over for d in self.devices)
 
-    def _doubt_wills(self) -> None:
-        """How often each may come (docs/decisions/017): once more for each time at which its session goes to another owner while it is published."""
-        first: dict[int, float] = {}
-        for kept in self.mqtt.sessions.values():
-            for got in kept.got:
-                first[got.number] = min(first.get(got.number, NEVER), got.at)
-        for number, at in first.items():
-            message = self.mqtt.messages.get(number)
-            if message is None or not message.will or not message.most:
+    def _look_at_wills(self) -> None:
+        """Which are done, at who serves their clients now: then no later owner may publish them again."""
+        hubs, now = list(self.hubs().values()), self.world.loop.time()
+        for message in self.mqtt.messages.values():
+            if not message.will or message.died_at == NEVER or self.done.get(message.number, now) < now - DONE_S:
                 continue
-            for moved in self.moves.get(self._pid_of(message.publisher), []):
-                if at - 1.0 <= moved <= at + DOUBT_S:
-                    message.most += 1
-                    at = max(at, moved + 1.0)
+            pid = self._pid_of(message.publisher)
+            for hub in hubs:
+                partition = next((p for p in hub.partitions.values() if p.pid == pid and p.epoch == self.epochs[pid]), None)
+                if partition is None:
+                    continue
+                if message.publisher in partition.shard.wills:
+                    self.done.pop(message.number, None)
+                else:
+                    self.done.setdefault(message.number, now)
+
+    def _doubt_wills(self) -> None:
+        """How often each may come (docs/decisions/017): once more for each time at which its session went to another owner before it was done."""
+        for message in self.mqtt.messages.values():
+            if message.will and message.most:
+                until = self.done.get(message.number, NEVER) + DONE_S
+                message.most += sum(message.at <= moved <= until for moved in self.moves.get(self._pid_of(message.publisher), []))
 
     def _owners(self) -> list[str]:
         """M8, seen from inside: one owner of each session partition, one connection of each client."""

@@ -64,7 +64,7 @@ MQTT: Final = (
     Mutant(
         name="release-forgotten",
         wrong="that a client has a message of QoS 2 is not journalled",
-        notices=("M3",),
+        notices=("M3", "M6"),
         edits=(Edit("core.mqtt.shard:Shard.released", "self._note(Released(session.client_id, delivery.sequence))", "pass"),),
         net="mqtt",
     ),

@@ -43,8 +43,8 @@ SECRET: Final = b"a secret of the simulated cluster"
 SETTINGS: Final = Placement(registration_grace_ms=400, returning_wait_ms=800, preferred_after_ms=1500, replace_after_ms=60_000, virtual_nodes=16)
 HEALED_S: Final = 60.0
 PACE: Final = 1_000
-"""So much comes in each ``HEALED_S`` after all is healed, or all that is left. How much there is to take is drawn, so no fixed time is enough for all of
-it. One taker that settles one at a time, each confirmed, on the slowest disks, was measured at 2,900."""
+"""So much comes in each ``HEALED_S`` after all is healed, or all that is left. How much there is to take is drawn, so no fixed time is enough for all
+of it. One taker that settles one at a time, each confirmed, on the slowest disks, was measured at 2,900."""
 TRY_S: Final = 3.0
 """A client that heard nothing for so long looks anew who serves."""
 KINDS: Final = ("kill", "power", "stop", "drain", "cut", "one-way", "reset", "slow", "off")

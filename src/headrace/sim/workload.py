@@ -17,7 +17,7 @@ from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.client.client import Client as Connected
 from headrace.client.consumer import Consumer
-from headrace.model.errors import HeadraceError
+from headrace.model.errors import Conflict, HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.sim.chance import Chance
 from headrace.sim.history import UNSEEN, History, Leased, value_of
@@ -222,7 +222,7 @@ class Workload:
                     attached.how, attached.until = "left", self.world.loop.time()
             except HeadraceError as e:
                 task.set_name(f"{type(e).__name__}: {e}")  # a cohort whose members are away for their grace; a quarantined partition
-                if queue in self._quarantined():
+                if queue in self._quarantined() and not isinstance(e, Conflict):
                     return
                 await asyncio.sleep(QUIET_S)
 

@@ -8,7 +8,7 @@ orders them. L4 a will is not done before all other brokers that want it have it
 """
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from headrace.core.mqtt.bounds import Bounds
@@ -162,8 +162,8 @@ class ClusterRouter(Router):
             if whole:
                 self._learnt(number)
 
-    def _heard(self, number: int, changes: object) -> None:
-        for filter, state in changes:  # type: ignore[attr-defined]
+    def _heard(self, number: int, changes: Iterable[tuple[str, int]]) -> None:
+        for filter, state in changes:
             name, path = split_shared(filter)
             if not name:
                 if state == GONE:

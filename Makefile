@@ -35,6 +35,7 @@ run: ## install and start a broker with its admin page in ./headrace-data
 
 .PHONY: test
 test: dev ## all tests, in up to 4 processes (ARGS="-k wal" picks some, "-n 0" is one process)
+	@scripts/etcd >/dev/null
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 .PHONY: quick

@@ -29,7 +29,7 @@ from headrace.cluster.formation.addresses import ETCD_CLIENT, ETCD_PEER, GOSSIP
 from headrace.model.cluster import BROKERS_PREFIX, CONTROLLER_KEY, PARTITIONS_PREFIX, Assignment, Holder, Registered, decode
 from headrace.model.errors import HeadraceError
 from headrace.model.ports import DefaultPort
-from tests.integration.coordination.etcds import binary
+from tests.integration.coordination.etcds import flags
 from tests.integration.formation.nodes import ports
 from tests.plain import PLAIN
 
@@ -97,7 +97,7 @@ class Machine:
         command = [
             *(("ip", "netns", "exec", self.space) if self.space else ()), sys.executable, "-m", "headrace.cli", "start", "--name", self.name,
             "--data-dir", str(self.data), "--listen", self.native, "--admin", self.admin, "--ready-file", str(self.ready_file), *arguments,
-            *(("--set", f"coordination.etcd.binary={binary()}") if binary() else ()),
+            *flags(),
         ]  # fmt: skip
         env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
         with self.log.open("ab") as log:

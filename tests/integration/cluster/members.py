@@ -17,7 +17,7 @@ import msgspec
 import headrace
 from headrace.client.client import Client, Connecting
 from headrace.cluster.etcd.child import Child, Record
-from tests.integration.coordination.etcds import binary
+from tests.integration.coordination.etcds import flags
 from tests.integration.formation.nodes import ports
 from tests.plain import PLAIN
 
@@ -44,7 +44,7 @@ class Member:
         command = [
             sys.executable, "-m", "headrace.cli", "start", "--name", self.name, *declared, "--secret-file", str(secret), "--data-dir",
             str(self.data), "--listen", self.native, "--admin", self.admin, "--ready-file", str(self.ready_file),
-            *(("--set", f"coordination.etcd.binary={binary()}") if binary() else ()),
+            *flags(),
         ]  # fmt: skip
         env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
         with self.log.open("ab") as log:

@@ -34,6 +34,11 @@ def binary() -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
+def flags() -> list[str]:
+    """What tells a broker of it on its command line; without such a program, that the one of a tryout will do."""
+    return ["--set", f"coordination.etcd.binary={binary()}" if binary() else "coordination.etcd.tryout=true"]
+
+
 @cache
 def program() -> Program:
     return find(binary(), tryout=True)

@@ -40,7 +40,8 @@ async def test_from_the_configuration_to_a_document(tmp_path: Path) -> None:
     await member.start([member])
     voter = member.supervisor
     assert voter is not None
-    config = Config(broker=Broker(data_dir=str(tmp_path)), coordination=Coordination(mode="coordinated", etcd=Etcd(binary=binary())))
+    etcd = Etcd(binary=binary(), tryout=not binary())
+    config = Config(broker=Broker(data_dir=str(tmp_path)), coordination=Coordination(mode="coordinated", etcd=etcd))
     try:
         await voter.ready(READY_S)
         client = await open_client(config, [str(member.client)])

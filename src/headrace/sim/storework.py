@@ -329,7 +329,7 @@ class Work:
             if what == "pass":
                 await store._mover.pass_once(everything=everything)
             elif metas := sorted(store._ground.metas):
-                await store._mover._rewrite(metas if everything else metas[::2])
+                await store._sweeper.rewrite(metas if everything else metas[::2])
 
     async def _save(self, pid: int) -> None:
         checkpoint = self.checkpoint(pid)

@@ -1,6 +1,6 @@
-"""Keeps the log short: moves what must outlive it into segments, erases what is dead, rewrites files that are mostly dead.
+"""Keeps the log short: moves what must outlive it into segments, and has what is dead erased (``sweeping``).
 
-Owns when and what; the bytes are written by ``moving`` and ``rewriting`` on a thread. Everything that changes references runs while
+Owns when and what; the bytes are written by ``moving`` on a thread. Everything that changes references runs while
 ``ground.moving`` is held, one thing at a time.
 
 I1 Order of durability: log synced up to the checkpoint's index, segments and their directory synced, one commit {moved_to, checkpoint, references},
@@ -9,40 +9,28 @@ move (with one copy: durable ones), so what was moved is never truncated; others
 them stays. I3 Nothing is erased before what made it dead is durable. I4 The loop is held for at most one checkpoint, or 0.5 ms."""
 
 import asyncio
-from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
-from functools import partial
-from itertools import islice
 from typing import Final
 
-import msgspec
-
-from headrace.model.errors import DiskFull
-from headrace.storage import carrying, keys, rewriting
+from headrace.storage import carrying, keys
 from headrace.storage.api import Checkpoint
 from headrace.storage.ground import Ground
-from headrace.storage.index import Part, live_bytes
+from headrace.storage.index import Part
 from headrace.storage.intake import Intake
-from headrace.storage.keys import FileMeta, Moved, SegmentRef, number_key
-from headrace.storage.moving import Job, Moves, Writing
+from headrace.storage.keys import FileMeta, Moved, number_key
+from headrace.storage.moving import Job, Moves
 from headrace.storage.rewriting import Rewrite
+from headrace.storage.slices import Slices
+from headrace.storage.sweeping import Sweeper, as_covered, writing
 from headrace.storage.system import SYSTEM_PID, SystemJournal
 
-SLICE_NS: Final = 500_000
 ENTRIES_MAX: Final = 250_000
 FILES_MAX: Final = 8
 """Every start begins a new log file: nearly empty ones must not pile up."""
 PILE_SHARE: Final = 16
 """What piled up in the file that is written is given up from this share of it on, when nobody adds to it."""
-PAUSE_S: Final = 0.001
 COMMIT_PARTITIONS: Final = 128
-SWEEP_PARTITIONS: Final = 1024
-QUIET_ROUNDS: Final = 10
-"""A file is rewritten only when nothing in it died for so long: what is being consumed will be gone by itself."""
-SMALL_ARCHIVES: Final = 16
-"""So many archives below a quarter of the smallest own segment are merged into one."""
-REWRITE_BYTES_MAX: Final = 64 * 1024 * 1024
 Puts = dict[bytes, bytes | None]
 
 
@@ -50,19 +38,23 @@ class Mover:
     """See the module's head."""
 
     def __init__(
-        self, ground: Ground, system: SystemJournal, intake: Intake, durable: Callable[[Part, int], Awaitable[None]], flush: Callable[[], None]
+        self,
+        ground: Ground,
+        system: SystemJournal,
+        intake: Intake,
+        sweeper: Sweeper,
+        durable: Callable[[Part, int], Awaitable[None]],
+        flush: Callable[[], None],
     ) -> None:
         self.passes = 0
         self.moved_bytes = 0
         self._ground = ground
         self._system = system
+        self._sweeper = sweeper
         self._durable = durable
         self._flush = flush
         self._appending = (intake, flush, durable)
         self._wanted = asyncio.Event()
-        self._floors: dict[int, Part] = {}
-        self._last_death: dict[int, int] = {}
-        self._round = 0
         self._seen_seq = 0
         self._forced = False
         storage = ground.config.storage
@@ -87,13 +79,9 @@ class Mover:
                 await self._wanted.wait()
         self._wanted.clear()
 
-    def floor_moved(self, part: Part) -> None:
-        """Some of what a partition has in segments may be dead."""
-        self._floors[part.pid] = part
-
     async def round(self) -> None:
         """A pass if one is due, then what died, then a rewrite if one is worth it."""
-        self._round += 1
+        self._sweeper.rounds += 1
         if self.due() or self._forced or len(self._ground.wal.files()) > FILES_MAX:
             self._forced = False
             await self.pass_once()
@@ -102,10 +90,10 @@ class Mover:
         elif self._piled_up():
             self._ground.wal.roll()
         await self._forget_deleted()
-        await self._sweep()
-        numbers = self._worth_rewriting()
+        await self._sweeper.sweep()
+        numbers = self._sweeper.worth_rewriting()
         if numbers:
-            await self._rewrite(numbers)
+            await self._sweeper.rewrite(numbers)
 
     # ------------------------------------------------------------ a pass
 
@@ -142,7 +130,7 @@ class Mover:
             if file.file_id <= upto:
                 pids |= ground.file_pids.get(file.file_id, set())
         upto = await self._unpinned(pids, upto)
-        slices = _Slices(self._ground.now_ns)
+        slices = Slices(self._ground.now_ns)
         wanted: list[tuple[Part, int]] = []
         for pid in sorted(pids):
             part = ground.parts.get(pid)
@@ -212,34 +200,23 @@ class Mover:
         if not taken:
             return
         jobs: list[Job] = []
-        slices = _Slices(self._ground.now_ns)
+        slices = Slices(self._ground.now_ns)
         for part, rows, checkpoint in taken:
             jobs.append(self._job(part, rows, checkpoint, least_index))
             if slices.over():
                 await slices.pause()
-        writing = self._writing()
-        moves = await ground.on(ground.io, lambda: writing.move(ground.wal, jobs))
+        into = writing(ground)
+        moves = await ground.on(ground.io, lambda: into.move(ground.wal, jobs))
         self.moved_bytes += moves.moved_bytes
         fresh = {part.pid: checkpoint for part, _, checkpoint in taken if checkpoint is not None}
         for at in range(0, len(jobs), COMMIT_PARTITIONS):
             await self._commit(jobs[at : at + COMMIT_PARTITIONS], fresh, moves)
 
-    def _writing(self) -> Writing:
-        ground, storage = self._ground, self._ground.config.storage
-        return Writing(
-            ground.files,
-            ground.segment_directory,
-            ground.take_number,
-            own_bytes_min=storage.segment_own_bytes_min,
-            file_bytes=storage.segment_file_bytes,
-            wall_ms=ground.wall_ms(),
-        )
-
     async def _checkpoints(self, wanted: Sequence[tuple[Part, int]]) -> list[tuple[Part, int, Checkpoint | None]]:
         """Asks for the state of each partition, in slices, and waits until it is durable."""
         ground = self._ground
         taken: list[tuple[Part, int, Checkpoint | None]] = []
-        slices = _Slices(self._ground.now_ns)
+        slices = Slices(self._ground.now_ns)
         for part, rows in wanted:
             checkpoint: Checkpoint | None = None
             if part.pid == SYSTEM_PID:
@@ -290,7 +267,7 @@ class Mover:
         # If whether this is committed stays unknown, the new files stay: the next start finds out which of them count.
         await ground.writer.submit(puts)
         ground.apply_files(after)
-        slices = _Slices(self._ground.now_ns)
+        slices = Slices(self._ground.now_ns)
         for job, part, now in zip(jobs, parts, moved, strict=True):
             checkpoint = fresh.get(part.pid)
             if checkpoint is not None and checkpoint.index >= part.checkpoint_index:
@@ -328,7 +305,7 @@ class Mover:
             if file and old.checkpoint_file:
                 change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
             covered = job.after if file else old.copy_index
-            refs = (*(_covered(ref) if ref.tail_index <= covered else ref for ref in old.refs), *new)
+            refs = (*(as_covered(ref) if ref.tail_index <= covered else ref for ref in old.refs), *new)
             if not file:
                 file, nbytes = old.checkpoint_file, old.checkpoint_bytes
             now = Moved(job.last_index, part.last_epoch, part.promised, refs, file, nbytes, covered, job.base_epoch, *part.obeyed)
@@ -369,238 +346,12 @@ class Mover:
         if puts:
             await ground.writer.submit(puts)
 
-    # ------------------------------------------------------------ what died
-
-    def retained_from(self, part: Part, *, wall_ms: int, age_ms: int, bytes_max: int, records_max: int) -> int:
-        """The start offset after retention: whole segments, then entries still in the log."""
-        refs, bases, counts = part.moved.refs, part.bases, part.counts
-        start = part.floor
-        end = part.end_in_log() if bases else refs[-1].end_offset if refs else start
-        old_before = wall_ms - age_ms if age_ms else -1
-        below = end - records_max if records_max else -1
-        excess = part.stored_bytes() - bytes_max if bytes_max else -1
-        for ref in refs:
-            if ref.end_offset <= part.floor:
-                continue
-            size = live_bytes(ref, part.floor)
-            if not (ref.last_wall_ms < old_before or ref.end_offset <= below or 0 < size <= excess):
-                return start
-            start = ref.end_offset
-            excess -= size
-        at, first = part.dead_rows, part.first_index
-        by_age = bisect_left(part.walls, old_before, at) if age_ms else at
-        while at < len(bases):
-            size = part.sizes[part.records[at] - first]
-            if not (at < by_age or bases[at] + counts[at] <= below or size <= excess):
-                break
-            start = bases[at] + counts[at]
-            excess -= size
-            at += 1
-        return start
-
-    async def _sweep(self) -> None:
-        """Erases what floors have left behind: dead references go, dead parts are counted."""
-        ground = self._ground
-        targets: list[tuple[Part, int, int]] = []
-        for pid in list(islice(self._floors, SWEEP_PARTITIONS)):
-            part = self._floors.pop(pid)
-            if ground.parts.get(pid) is part:
-                targets.append((part, part.floor, part.last_index))
-        if not targets:
-            return
-        self._flush()
-        slices = _Slices(self._ground.now_ns)
-        puts: Puts = {}
-        change: dict[int, int] = {}
-        moved: list[tuple[Part, Moved]] = []
-        for part, floor, index in targets:
-            if part.durable_index < index:
-                await self._durable(part, index)
-            if slices.over():
-                await slices.pause()
-            part.settled_floor = max(part.settled_floor, floor)
-            refs = self._still_needed(part, change)
-            if refs is not None:
-                now = msgspec.structs.replace(part.moved, refs=refs)
-                moved.append((part, now))
-                puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
-        if not puts:
-            return
-        for number in change:
-            self._last_death[number] = self._round
-        file_puts, after = ground.files_changed(change, {})
-        await ground.writer.submit(puts | file_puts)
-        for part, now in moved:
-            part.moved = now
-        ground.apply_files(after)
-
-    @staticmethod
-    def _still_needed(part: Part, change: dict[int, int]) -> tuple[SegmentRef, ...] | None:
-        """The references after what is dead was left out; None if nothing changes."""
-        kept: list[SegmentRef] = []
-        changed = False
-        for ref in part.moved.refs:
-            if ref.tail_index > part.moved.copy_index:
-                kept.append(ref)
-                continue
-            dead = ref.nbytes - live_bytes(_covered(ref), part.settled_floor)
-            if dead >= ref.nbytes:
-                change[ref.file] = change.get(ref.file, 0) - (ref.nbytes - ref.dead_bytes)
-                changed = True
-            elif dead - ref.dead_bytes >= ref.nbytes // 4:
-                change[ref.file] = change.get(ref.file, 0) - (dead - ref.dead_bytes)
-                kept.append(_with_dead(ref, dead))
-                changed = True
-            else:
-                kept.append(ref)
-        return tuple(kept) if changed else None
-
-    async def drop_refs(self, part: Part, gone: Sequence[SegmentRef]) -> None:
-        """Gives up references whose files are not there any more."""
-        old = part.moved
-        kept = tuple(ref for ref in old.refs if ref not in gone)
-        now = msgspec.structs.replace(old, refs=kept)
-        file_puts, after = self._ground.files_changed({ref.file: -(ref.nbytes - ref.dead_bytes) for ref in gone}, {})
-        await self._ground.writer.submit({number_key(keys.MOVED, part.pid): keys.pack(now), **file_puts})
-        part.moved = now
-        self._ground.apply_files(after)
-
-    async def delete(self, pids: Sequence[int]) -> None:
-        """Erases partitions: references and state in one commit, then files that held nothing else. ``DiskFull``: they are all still there."""
-        ground = self._ground
-        newest = ground.wal.files()[-1].file_id
-        puts: Puts = {}
-        change: dict[int, int] = {}
-        for pid in pids:
-            part = ground.parts.get(pid) or ground.part(pid)
-            for ref in part.moved.refs:
-                change[ref.file] = change.get(ref.file, 0) - (ref.nbytes - ref.dead_bytes)
-            if part.moved.checkpoint_file:
-                change[part.moved.checkpoint_file] = change.get(part.moved.checkpoint_file, 0) - part.moved.checkpoint_bytes
-            for prefix in (keys.MOVED, keys.CHECKPOINT, keys.WAKE, keys.QUARANTINE):
-                puts[number_key(prefix, pid)] = None
-            puts[number_key(keys.DELETED, pid)] = newest.to_bytes(8, "big")
-            ground.deleted[pid] = newest
-        file_puts, after = ground.files_changed(change, {})
-        try:
-            await ground.writer.submit(puts | file_puts)
-        except DiskFull:
-            for pid in pids:
-                ground.deleted.pop(pid, None)
-            raise
-        for pid in pids:
-            ground.cache.clear(ground.part(pid).tail)
-            for known in (ground.parts, ground.damaged, ground.wakes, self._floors):
-                known.pop(pid, None)
-        ground.apply_files(after)
-
-    # ------------------------------------------------------------ rewriting
-
-    def _worth_rewriting(self) -> list[int]:
-        """Files that are mostly dead, or a crowd of small archives."""
-        if not self._ground.metas:
-            return []
-        small_bytes = self._ground.config.storage.segment_own_bytes_min // 4
-        dead: list[int] = []
-        small: list[int] = []
-        for number, meta in self._ground.metas.items():
-            if self._round - self._last_death.get(number, -QUIET_ROUNDS) < QUIET_ROUNDS:
-                continue
-            if meta.live_bytes * 2 < meta.nbytes and meta.nbytes > 64 * 1024:
-                dead.append(number)
-            elif meta.own_pid < 0 and meta.live_bytes < small_bytes:
-                small.append(number)
-        chosen = dead + (small if len(small) >= SMALL_ARCHIVES else [])
-        total, taken = 0, list[int]()
-        for number in chosen:
-            total += self._ground.metas[number].live_bytes
-            if taken and total > REWRITE_BYTES_MAX:
-                break
-            taken.append(number)
-        return taken
-
-    async def _rewrite(self, numbers: list[int]) -> None:
-        ground = self._ground
-        tables = await ground.on(ground.io, partial(rewriting.tables, ground.segments, numbers))
-        pids = sorted({section.pid for table in tables.values() for section in table})
-        rewrites: list[Rewrite] = []
-        before = set(ground.parts)
-        for pid in pids:
-            part = ground.part(pid)
-            refs = [ref for ref in part.moved.refs if ref.file in tables]
-            behind = part.checkpoint_index > part.moved.copy_index and any(ref.tail_index for ref in refs)
-            copy = part.moved.checkpoint_file in tables or behind
-            if pid in ground.damaged or not (refs or copy):
-                continue
-            raw = ground.state.get(number_key(keys.CHECKPOINT, pid)) if copy and pid != SYSTEM_PID else None
-            rewrites.append(Rewrite(part, refs, part.settled_floor, checkpoint=raw or b"", carry_copy=copy))
-        await self.replace(rewrites, tables, own_pid=-1)
-        for number in numbers:
-            self._last_death[number] = self._round
-        for pid in pids:
-            if pid not in before and (part_now := ground.parts.get(pid)) is not None:
-                ground.forget(part_now)
-
     async def compact(self, part: Part, keep: Callable[[bytes, int], bytes | None]) -> None:
         """Rewrites what is sealed of one partition by ``keep``; everything durable is sealed first."""
         await self.evacuate(part)
         refs = [ref for ref in part.moved.refs if ref.tail_index <= part.moved.copy_index]
-        await self.replace([Rewrite(part, refs, part.settled_floor, keep=keep)], {}, own_pid=part.pid)
+        await self._sweeper.replace([Rewrite(part, refs, part.settled_floor, keep=keep)], {}, own_pid=part.pid)
         self._ground.cache.before_index(part.tail, part.moved.moved_to)
-
-    async def replace(self, rewrites: Sequence[Rewrite], tables: rewriting.Tables, *, own_pid: int) -> None:
-        """Writes and commits new sections in the place of old ones."""
-        ground = self._ground
-        if not rewrites:
-            return
-        writing = self._writing()
-        done = await ground.on(ground.io, lambda: rewriting.rewrite(ground.segments, writing, rewrites, tables, own_pid))
-        for pid, why in done.damaged.items():
-            hurt = ground.part(pid)
-            ground.isolate(pid, why, hurt.moved.moved_to, hurt.first_offset(), -1)
-        puts: Puts = {}
-        change: dict[int, int] = {}
-        moved: list[tuple[Part, Moved]] = []
-        for rewrite in rewrites:
-            part, old = rewrite.part, rewrite.part.moved
-            gone = set(done.replaced.get(part.pid, ()))
-            file, nbytes = done.copies.get(part.pid, (old.checkpoint_file, old.checkpoint_bytes))
-            if not gone and file == old.checkpoint_file:
-                continue
-            for ref in gone:
-                change[ref.file] = change.get(ref.file, 0) - (ref.nbytes - ref.dead_bytes)
-            if file != old.checkpoint_file and old.checkpoint_file:
-                change[old.checkpoint_file] = change.get(old.checkpoint_file, 0) - old.checkpoint_bytes
-            kept = [ref for ref in old.refs if ref not in gone] + done.made.get(part.pid, [])
-            kept.sort(key=_first_index)
-            index = rewrite.checkpoint_index if part.pid in done.copies else old.copy_index
-            now = msgspec.structs.replace(old, refs=tuple(kept), checkpoint_file=file, checkpoint_bytes=nbytes, copy_index=index)
-            moved.append((part, now))
-            puts[number_key(keys.MOVED, part.pid)] = keys.pack(now)
-        if not puts:
-            return
-        file_puts, after = ground.files_changed(change, done.files)
-        await ground.writer.submit(puts | file_puts)
-        for part, now in moved:
-            part.moved = now
-        ground.apply_files(after)
-
-
-class _Slices:
-    """Keeps a loop over many partitions from holding the event loop for more than 0.5 ms."""
-
-    __slots__ = ("_now_ns", "_until_ns")
-
-    def __init__(self, now_ns: Callable[[], int]) -> None:
-        self._now_ns = now_ns
-        self._until_ns = self._now_ns() + SLICE_NS
-
-    def over(self) -> bool:
-        return self._now_ns() > self._until_ns
-
-    async def pause(self) -> None:
-        await asyncio.sleep(PAUSE_S)  # a timer: sleep(0) would starve the flusher's completions
-        self._until_ns = self._now_ns() + SLICE_NS
 
 
 def _checkpoint_puts(part: Part, checkpoint: Checkpoint) -> Puts:
@@ -610,16 +361,3 @@ def _checkpoint_puts(part: Part, checkpoint: Checkpoint) -> Puts:
     if checkpoint.wake_at_ms or part.wake_at_ms:
         puts[wake] = checkpoint.wake_at_ms.to_bytes(8, "big") if checkpoint.wake_at_ms else None
     return puts
-
-
-def _first_index(ref: SegmentRef) -> int:
-    return ref.first_index
-
-
-def _covered(ref: SegmentRef) -> SegmentRef:
-    """The same, with a checkpoint that covers its entries."""
-    return msgspec.structs.replace(ref, tail_index=0) if ref.tail_index else ref
-
-
-def _with_dead(ref: SegmentRef, dead_bytes: int) -> SegmentRef:
-    return msgspec.structs.replace(ref, dead_bytes=dead_bytes)

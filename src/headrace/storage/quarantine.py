@@ -19,14 +19,16 @@ from headrace.storage.mover import Mover
 from headrace.storage.reads import Row, raw_entries
 from headrace.storage.rebuild import rebuild
 from headrace.storage.rewriting import Rewrite
+from headrace.storage.sweeping import Sweeper
 
 
 class Repairs:
     """See the module's head."""
 
-    def __init__(self, ground: Ground, mover: Mover, truncate: Callable[[Part, int], Awaitable[None]]) -> None:
+    def __init__(self, ground: Ground, mover: Mover, sweeper: Sweeper, truncate: Callable[[Part, int], Awaitable[None]]) -> None:
         self._ground = ground
         self._mover = mover
+        self._sweeper = sweeper
         self._truncate = truncate
 
     async def repair(self, pid: int, *, dry_run: bool) -> Damage:
@@ -126,9 +128,9 @@ class Repairs:
         there = set(ground.files.listdir(ground.segment_directory))
         gone = [ref for ref in refs if f"segment-{ref.file:016x}.seg" not in there]
         share = Rewrite(part, [ref for ref in refs if ref not in gone], part.settled_floor, salvage=True)
-        await self._mover.replace([share], {}, own_pid=part.pid)
+        await self._sweeper.replace([share], {}, own_pid=part.pid)
         if share.dropped:
             await ground.on(ground.io, lambda: aside.write(ground, f"partition-{part.pid}-segments", [raw for _, raw in share.dropped]))
         if gone:
-            await self._mover.drop_refs(part, gone)
+            await self._sweeper.drop_refs(part, gone)
 

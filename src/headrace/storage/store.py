@@ -35,8 +35,10 @@ from headrace.storage.opening import open_ground
 from headrace.storage.quarantine import Repairs
 from headrace.storage.reads import Reader
 from headrace.storage.replicated import OnRows, ReplicatedLog
+from headrace.storage.retention import retained_from
 from headrace.storage.space import Space
 from headrace.storage.state import LmdbStateStore, StateStore
+from headrace.storage.sweeping import Sweeper
 from headrace.storage.system import SYSTEM_PID, SystemJournal
 from headrace.storage.wal import FlushResult, Wal
 from headrace.storage.walfiles import Later
@@ -136,8 +138,9 @@ class DiskStore:
         ground.writer.on_failed = self._state_failed
         self._opened = True
         self._system = SystemJournal(ground, self)
-        self._mover = Mover(ground, self._system, self._intake, self.durable, self.flush)
-        self._repairs = Repairs(ground, self._mover, self._truncate)
+        self._sweeper = Sweeper(ground, self.durable, self.flush)
+        self._mover = Mover(ground, self._system, self._intake, self._sweeper, self.durable, self.flush)
+        self._repairs = Repairs(ground, self._mover, self._sweeper, self._truncate)
         self._space = Space(ground, owner)
         await self._space.begin()
         deleted = await self._system.begin(self._reader)
@@ -391,11 +394,11 @@ class DiskStore:
             part.set_floor(offset)
             self._ground.cache.below(part.tail, offset)
             if part.moved.refs:
-                self._mover.floor_moved(part)
+                self._sweeper.floor_moved(part)
 
     def retain(self, pid: int, *, wall_ms: int, age_ms: int, bytes_max: int, records_max: int) -> int:
         part = self._ground.part(pid)
-        start = self._mover.retained_from(part, wall_ms=wall_ms, age_ms=age_ms, bytes_max=bytes_max, records_max=records_max)
+        start = retained_from(part, wall_ms=wall_ms, age_ms=age_ms, bytes_max=bytes_max, records_max=records_max)
         self.set_floor(pid, start)
         return part.first_offset()
 
@@ -417,7 +420,7 @@ class DiskStore:
             marks = {number_key(keys.DELETED, pid): b"" for pid in pids}
             self._system.note(marks)
             try:
-                await self._mover.delete(pids)
+                await self._sweeper.delete(pids)
             except DiskFull:
                 await self._system.undo(marks)
                 raise

@@ -157,7 +157,7 @@ SEGMENTS: Final = (
         wrong="segments are erased below a floor before the settlements that moved it are durable",
         notices=("I1", "images"),
         net="images",
-        edits=(Edit("storage.mover:Mover._sweep", "await self._durable(part, index)", "pass"),),
+        edits=(Edit("storage.sweeping:Sweeper.sweep", "await self._durable(part, index)", "pass"),),
     ),
     Mutant(
         name="promise-not-journalled",
@@ -212,14 +212,14 @@ SEGMENTS: Final = (
         wrong="a deletion is not remembered until the log has forgotten the partition",
         notices=("I2", "images"),
         net="images",
-        edits=(Edit("storage.mover:Mover.delete", 'puts[number_key(keys.DELETED, pid)] = newest.to_bytes(8, "big")', "pass"),),
+        edits=(Edit("storage.sweeping:Sweeper.delete", 'puts[number_key(keys.DELETED, pid)] = newest.to_bytes(8, "big")', "pass"),),
     ),
     Mutant(
         name="rewrite-forgets-the-newest-part",
         wrong="a rewrite of mostly dead segments, or a compaction, keeps the old references' order and loses the part made last",
         notices=("I1", "images"),
         net="images",
-        edits=(Edit("storage.mover:Mover.replace", "done.made.get(part.pid, [])", "done.made.get(part.pid, [])[:1]"),),
+        edits=(Edit("storage.sweeping:Sweeper.replace", "done.made.get(part.pid, [])", "done.made.get(part.pid, [])[:1]"),),
     ),
     Mutant(
         name="rebuild-takes-one-segment",
@@ -233,7 +233,7 @@ SEGMENTS: Final = (
         wrong="retention by records counts from the wrong end and removes what should stay",
         notices=("I1",),
         wants=("retention",),
-        edits=(Edit("storage.mover:Mover.retained_from", "below = end - records_max if records_max else -1", "below = end if records_max else -1"),),
+        edits=(Edit("storage.retention:retained_from", "below = end - records_max if records_max else -1", "below = end if records_max else -1"),),
     ),
 )
 

@@ -27,7 +27,7 @@ from headrace.core.group_records import GroupRecords
 from headrace.model import limits
 from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, QueueFull, TooLarge, Unavailable
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
-from headrace.wire import ingress
+from headrace.wire import control, ingress
 from headrace.wire.entry import runs
 from headrace.wire.frames import BATCH, ENVELOPE, Level
 from headrace.wire.journal import RECORDS_HEAD, Kind
@@ -151,10 +151,14 @@ class Partition(Lane, ABC):
         self.active = self.epoch_kept = False
         confirms = Confirms(self.broker.counters, self.turn, self.broker.precise_ms)
         gathered, self.gathered = self.gathered, []
+        refused: dict[tuple[int, int], Sink] = {}
         for publish in gathered:
             confirms.take(publish, False, True)
             if publish.sink is not None:
                 self.refuse(publish.sink, publish.channel, publish.run, publish.level, why)
+                refused[id(publish.sink), publish.channel] = publish.sink
+        for (_, channel), sink in refused.items() if type(why) in (Elsewhere, Unavailable) else ():
+            self.close_channel(sink, channel, why)  # nothing may follow on it that would tell them
         in_flight, self.in_flight = self.in_flight, []
         answers, self._answers = self._answers, []
         for entry in in_flight:
@@ -388,6 +392,11 @@ class Partition(Lane, ABC):
         if asked_level != Level.NONE:
             sink.refused(channel, run.first_correlation, run.frame_count, error)
             self.broker.touch(sink)
+
+    def close_channel(self, sink: Sink, channel: int, why: HeadraceError) -> None:
+        """Tells a publisher that what it sends on ``channel`` is refused from now on, until it is opened anew."""
+        sink.event(control.PublisherClosed(channel=channel, code=why.code, message=str(why), detail=dict(why.detail)))
+        self.broker.touch(sink)
 
     def _not_new(
         self, sink: Sink, channel: int, asked: int, level: int, run: ingress.Run, blob: bytes, verdict: Any, now_ms: float

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from headrace.broker.lane import Lane, lane_publish
 from headrace.model.errors import HeadraceError, Refused, Unavailable
-from headrace.wire import control
 from headrace.wire.ingress import Run, Shape, scan_alike, scan_run, shape_of
 
 if TYPE_CHECKING:
@@ -52,8 +51,7 @@ class Publisher:
 
     def _stop(self, sink: Sink, why: HeadraceError) -> None:
         self.stopped = why
-        sink.event(control.PublisherClosed(channel=self.channel, code=why.code, message=str(why), detail=dict(why.detail)))
-        self.broker.touch(sink)
+        self.partition.close_channel(sink, self.channel, why)
 
     def _follow(self, sink: Sink) -> None:
         """After a repair, or when its epoch in a cluster has ended, the partition is another object."""

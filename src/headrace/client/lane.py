@@ -28,7 +28,7 @@ QUEUE_BATCH_RECORDS_MAX: Final = 128
 _CORRELATIONS: Final = 1 << 32
 _CHANNEL: Final = slice(6, 8)
 """Where a frame names its channel."""
-_PASSING: Final = (Elsewhere, Unavailable)
+PASSING: Final = (Elsewhere, Unavailable)
 """Exactly these: some errors derived from them are for good."""
 _PERHAPS: Final = "whether they are stored is not known; publish again if a duplicate does no harm"
 
@@ -239,7 +239,7 @@ class Lane:
             if frame is None:
                 self._given_up.pop(i, None)
                 continue
-            if isinstance(error, Draining) or type(error) in _PASSING:
+            if isinstance(error, Draining) or type(error) in PASSING:
                 frame.again, self.why = True, error
             elif type(error) is UnknownOutcome and self.producer_id != NO_PRODUCER:
                 frame.doubtful = frame.repeated = True
@@ -264,7 +264,7 @@ class Lane:
                 f"no confirm for {frame.count} message(s) to partition {self.partition} came in time: whether they are stored is not known",
                 hint="publish again if a duplicate does no harm, raise confirm_timeout, or see whether the broker is overloaded",
             )
-            if frame.again and not frame.repeated and type(self.why) in _PASSING:
+            if frame.again and not frame.repeated and type(self.why) in PASSING:
                 error = Unavailable(f"{frame.count} message(s) to partition {self.partition} were not taken in time, nor stored: {self.why}")
             self._finish(frame, -1, Level.NONE, False, error)
         while gathered and gathered[0].deadline_ms <= now_ms:

@@ -7,7 +7,7 @@ answer is sent first, in order.
 from typing import TYPE_CHECKING, Any, Final
 
 from headrace.client.connection import Connection
-from headrace.client.lane import BATCH_RECORDS_MAX, QUEUE_BATCH_RECORDS_MAX, Lane
+from headrace.client.lane import BATCH_RECORDS_MAX, PASSING, QUEUE_BATCH_RECORDS_MAX, Lane
 from headrace.model.errors import Draining, HeadraceError, Unavailable, UnknownOutcome
 from headrace.wire import control
 
@@ -109,14 +109,18 @@ class LaneUser:
 
     def refused(self, first: int, count: int, error: HeadraceError) -> None:
         self.lane.refused(first, count, error)
-        if isinstance(error, Draining) or (type(error) is UnknownOutcome and self.lane.sent):
+        if isinstance(error, Draining) or (type(error) in (UnknownOutcome, *PASSING) and self.lane.sent):
             self.connection.loop.call_later(AGAIN_S, self._once_more, self.connection, self.connection.connects, self.channel)
         elif self.lane.gathered:
             self.connection.mark(self)
 
     def _once_more(self, connection: Connection, connects: int, channel: int) -> None:
-        """The broker said it was going away, or did not know, but the channel lives on: offer again what has no answer."""
+        """The broker said it was going away, or did not know, or does not serve the partition now, but the channel lives on: offer again what has no
+        answer. In a cluster on a new channel if it is for the last reason: on this one what follows may be taken before it."""
         if self.connection is connection and self.channel == channel and connection.connects == connects and connection.up and self._open:
+            why = self.lane.why
+            if why is not None and type(why) in PASSING and self._follows(why):
+                return
             out: list[bytes] = []
             self.lane.returned(out)
             if out:

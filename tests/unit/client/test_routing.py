@@ -119,6 +119,20 @@ async def test_a_refusal_until_the_end_is_what_is_raised() -> None:
             await client.publish("orders", b"1")
 
 
+async def test_what_was_refused_on_a_channel_that_was_not_closed_is_sent_on_another() -> None:
+    async with FakeCluster({0: "a"}, "a") as cluster, headrace.connect(cluster["a"].url) as client:
+        publisher = client.publisher("orders")
+        await publisher.send(b"0")
+        cluster["a"].refuse = Unavailable("its owner has begun another epoch")
+        first, second = publisher.post(b"1"), publisher.post(b"2")
+        await until(lambda: len(cluster["a"].publishes) == 2)
+        cluster["a"].refuse = None
+        async with asyncio.timeout(5):
+            await asyncio.gather(first, second)
+        assert [r.value for r in cluster["a"].stored["orders"]] == [b"0", b"1", b"2"]
+        assert len({message.channel for message in cluster["a"].asked(control.OpenPublisher)}) == 2
+
+
 async def test_a_name_that_nobody_knows_is_not_found() -> None:
     async with FakeCluster({0: "a"}, "a", "b") as cluster, headrace.connect(cluster["b"].url) as client:
         with pytest.raises(NotFound):

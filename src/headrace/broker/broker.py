@@ -555,24 +555,23 @@ class Broker:
         """What says which entries of a partition are committed; None: this broker is alone."""
         return None if self.cluster is None else self.cluster.copies[pid]
 
-    def make_partition(self, pid: int, name: str) -> QueuePartition | StreamPartition | None:
-        """The runtime of a copied partition, without any state; None: there is no such queue or stream (any more, or yet)."""
+    def make_partition(self, pid: int, name: str, *, keep: bool = True) -> QueuePartition | StreamPartition | None:
+        """The runtime of a copied partition, without any state; None: there is no such queue or stream (any more, or yet). ``keep``: it is found by
+        its id from now on."""
         item = self.catalogue.find(name)
         if item is None or pid not in item.partitions:
             return None
+        number = item.partitions.index(pid)
+        made: Any
         if name.startswith(OWN):
-            own: StreamPartition | None = self._make_own(item, pid)
-            return own
-        made = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, item.partitions.index(pid), pid)
-        self.partitions[pid] = made
-        return made
-
-    def _make_own(self, item: Item, pid: int) -> Any:
-        maker = self.makers.get(item.name)
-        made = None if maker is None else maker(item, item.partitions.index(pid))
-        if made is not None:
+            maker = self.makers.get(name)
+            made = None if maker is None else maker(item, number)
+        else:
+            made = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, number, pid)
+        if made is not None and keep:
             self.partitions[pid] = made
-        return made
+        found: QueuePartition | StreamPartition | None = made
+        return found
 
     def where(self, pid: int) -> str:
         """What to do to reach who serves a partition."""

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 LEVELS: Final = {"local_durable": Level.LOCAL, "majority_durable": Level.MAJORITY, "replica_durable": Level.REPLICA}
 LOOK_S: Final = 0.05
 """How soon a partition that may not deliver, or not append, looks again whether it may."""
+STUCK_S: Final = 1.0
+"""An owner that committed nothing for so long, though it has appended something, makes a checkpoint of what is committed without that."""
 _log = get_logger("broker")
 
 
@@ -78,6 +80,9 @@ class Copy:
         """(index, floor): below the floor nothing is needed once that index is committed."""
         self._shown: Checkpoint | None = None
         """The state at an index that was not committed when it was made."""
+        self._shown_s, self._shown_end = 0.0, 0
+        """Since when nothing more is committed, and up to where it was then."""
+        self._stuck: Checkpoint | None = None
 
     # ------------------------------------------------------------ for the partition
 
@@ -208,7 +213,7 @@ class Copy:
         self._lead = 0, 0
         self._tokens.clear()
         self._floors.clear()
-        self._floor, self._shown = 0, None
+        self._floor, self._shown, self._stuck = 0, None, None
         if not self.serving:
             return
         self.serving = False
@@ -283,16 +288,19 @@ class Copy:
         self.partition = partition
         partition.barred = self.elsewhere()
         try:
-            log = self.broker.store.replay(self.pid)
+            self.applied = self._recover(partition)
         except Damaged as e:
             partition.quarantined = str(e)
-            return
+
+    def _recover(self, partition: Partition) -> int:
+        """Gives it what the store has, as far as that is committed: the index of the last entry. ``Damaged``."""
+        log = self.broker.store.replay(self.pid)
         start = self.replicated.replica.journal.start
         reached = max(start - 1, log.checkpoint.index if log.checkpoint is not None else 0)
         self.end = max(self.end, reached + 1)
         entries = [entry for entry in log.entries if entry.index < self.end]
         partition.recover(log._replace(entries=entries, next_offset=0), self.broker.now_ms, self.broker.wall_ms)
-        self.applied = max(reached, entries[-1].index if entries else 0)
+        return max(reached, entries[-1].index if entries else 0)
 
     def _apply(self) -> None:
         """Applies what is committed, from memory as far as it goes."""
@@ -361,17 +369,39 @@ class Copy:
         if partition is None or partition.quarantined:
             return None
         if not self.serving:
-            epoch = partition.epochs[-1][0] if partition.epochs else 0  # every epoch begins with an entry that says so
-            return partition.state(epoch, self.applied) if self.applied else None
+            return _state(partition, self.applied)
         found = self._shown if self._shown is not None and self._shown.index < self.end else None
         if self._shown is None or found is not None:
-            self._shown = None
+            self._shown = self._stuck = None
             if self.replicated.refusal(Level.NONE) is None:
                 made = partition.checkpoint()
                 if made.index < self.end:
                     return made
-                self._shown = made
+                self._shown, self._shown_s, self._shown_end = made, self.broker.loop.time(), self.end
+        elif self.end != self._shown_end:
+            self._shown_s, self._shown_end, self._stuck = self.broker.loop.time(), self.end, None
+        elif self.broker.loop.time() - self._shown_s > STUCK_S:
+            return self._committed_state()
         return found
+
+    def _committed_state(self) -> Checkpoint | None:
+        """Nothing more is committed: perhaps it waits for a broker that waits for a checkpoint to begin with. So it is made of a second object, which
+        has what is committed and not what was appended since."""
+        if self._stuck is None:
+            made = self.broker.make_partition(self.pid, self.document.item, keep=False)
+            if made is None:
+                return None
+            made.barred = self._later(Refusal.BELOW_FLOOR)
+            try:
+                self._stuck = _state(made, self._recover(made))
+            except Damaged:
+                return None  # whoever reads it next is told
+        return self._stuck
+
+
+def _state(partition: Partition, applied: int) -> Checkpoint | None:
+    epoch = partition.epochs[-1][0] if partition.epochs else 0  # every epoch begins with an entry that says so
+    return partition.state(epoch, applied) if applied else None
 
 
 def _unknown(reason: str) -> UnknownOutcome:

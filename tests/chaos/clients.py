@@ -67,6 +67,11 @@ class Publishing:
     def undelivered(self) -> int:
         return self.sent - self.refused - len(self.history.seen[self.partition])
 
+    def waits(self) -> str:
+        """Where its channel is, and what keeps it from going on, as far as the client knows."""
+        whys = [(user, user.lane.why or self._publisher._router.why(user)) for user in self._publisher._lanes.values()]
+        return "; ".join(f"channel {user.channel} at {user.connection.target}, open: {user._open}, {why!r}" for user, why in whys)
+
     def give_up(self) -> None:
         """Nobody waits for its confirms any more."""
         self._publisher.fail(NotConnected("the run is over"))

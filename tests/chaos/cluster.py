@@ -24,6 +24,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import httpx
+
 from headrace.client.client import Client
 from headrace.model.errors import HeadraceError
 from headrace.wire.control import PartitionInfo
@@ -103,6 +105,7 @@ class Run:
                     await self._fault(number)
                 await self._end(clients[0])
             except (HeadraceError, AssertionError, TimeoutError) as e:
+                await self._shown()
                 for publisher in self._publishing:
                     publisher.give_up()
                 raise e if isinstance(e, Broken) else self._broken(str(e) or repr(e)) from e
@@ -237,6 +240,18 @@ class Run:
             if machine.up:
                 for where, answer in await mended(machine):
                     self.note(f"repair of {where}: {answer}", machine)
+
+    async def _shown(self) -> None:
+        """Keeps how the cluster stands now, as each broker shows it, beside the logs; and what each publisher waits for."""
+        for machine in self.cluster:
+            for what in ("topology", "cluster", "quarantine"):
+                try:
+                    text = (await machine.get(what)).text
+                except httpx.HTTPError as e:
+                    text = repr(e)
+                (self._timeline.parent / f"{machine.name}-{what}.json").write_text(text)
+        rows = [f"{p.history.name}/{p.partition}: {p.unanswered} unanswered, {p.waits()}" for p in self._publishing]
+        (self._timeline.parent / "publishers.txt").write_text("\n".join(rows) + "\n")
 
     def _broken(self, what: str) -> Broken:
         self.note("broken", why=what)

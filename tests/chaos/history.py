@@ -26,6 +26,8 @@ class History:
         """Per partition: sequence to offset."""
         self.seen: dict[int, dict[int, int]] = defaultdict(dict)
         """Per partition: offset to sequence."""
+        self._stored: dict[int, set[int]] = defaultdict(set)
+        """Per partition: sequences that were delivered."""
         self.refused: dict[int, set[int]] = defaultdict(set)
         """Per partition: sequences that were refused for certain."""
         self.settled: dict[int, set[int]] = defaultdict(set)
@@ -61,7 +63,7 @@ class History:
             self.refused[partition].add(sequence)
             if sequence in self.confirmed[partition]:
                 raise Broken(f"{self.name}/{partition}: sequence {sequence} was confirmed and refused")
-            if sequence in self.seen[partition].values():
+            if sequence in self._stored[partition]:
                 raise Broken(f"{self.name}/{partition}: sequence {sequence} was delivered and refused")
 
     def deliver(self, partition: int, offset: int, sequence: int, *, to: tuple[int, int] | None = None) -> None:
@@ -76,6 +78,7 @@ class History:
             before = seen.get(offset)
             if before is None:
                 seen[offset] = sequence
+                self._stored[partition].add(sequence)
             elif before != sequence:
                 raise Broken(f"{self.name}/{partition}: offset {offset} held {before}, now it holds {sequence}")
             else:

@@ -91,9 +91,9 @@ class Opening(Streaming):
             self.fetch(now_ms)
 
     def _fetched(self, now_ms: int) -> None:
-        """Everything that the best answer named is durable here."""
+        """Everything that the best answer named is durable here. If it has to be installed first, what is here is of another history."""
         source = self.source
-        if source is not None and self._journal.settled and self._journal.end >= source.end:
+        if source is not None and source.at and self._journal.settled and self._journal.end >= source.end:
             self.source = None
             self._begin(source.high_watermark, now_ms)
 

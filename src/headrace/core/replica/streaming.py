@@ -167,8 +167,10 @@ class Streaming:
     def fetch(self, now_ms: int) -> None:
         """Asks the source for what comes next."""
         best, journal = self.source, self._journal
-        first = journal.end if best is not None and best.at else 1
-        if best is None or journal.busy or journal.end >= best.end or (first == self._fetch_first and now_ms < self._fetch_at_ms):
+        if best is None or journal.busy or (best.at and journal.end >= best.end):
+            return
+        first = journal.end if best.at else 1
+        if first == self._fetch_first and now_ms < self._fetch_at_ms:
             return
         self._fetch_at_ms, self._fetch_first = now_ms + FETCH_MS, first
         self._out.append(

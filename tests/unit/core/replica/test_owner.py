@@ -5,7 +5,7 @@ from msgspec.structs import replace
 from headrace.core.replica.change import Wish
 from headrace.core.replica.effects import Alarm, Committed, Confirmed, Outcome, Promise, Refusal, Send, Stream, Swap, Unknown
 from headrace.core.replica.journal import Recovered
-from headrace.core.replica.messages import Align, Append, Fenced, Fetch, Fetched, Gap, NewEpoch
+from headrace.core.replica.messages import Align, Append, Fenced, Fetch, Fetched, Gap, Install, NewEpoch
 from headrace.model.cluster import BrokerId, Forced, Incarnation
 from headrace.model.ids import Epoch, Index
 from headrace.wire.frames import Level
@@ -232,6 +232,31 @@ def test_the_longest_journal_of_the_last_epoch_is_fetched() -> None:
     bench.synced()
     assert bench.replica.owner is not None
     assert bench.replica.owner.begun_at == 4
+
+
+def test_a_longer_journal_of_another_history_is_not_gone_on_with() -> None:
+    """``c`` has what was committed, from an index on at which the owner's journal is of an older epoch already: only a checkpoint brings it there."""
+    bench = Bench(assignment("majority_durable"), Recovered(end=20, promised=2, runs=((1, 1),)))
+    bench.synced()
+    bench.connects("b", "c")
+    bench.holds("c", 12, runs=((2, 8),), start=8, history_start=8, base_epoch=2, high_watermark=10)
+    bench.holds("b")
+    bench.later(1_500, hears="bc")
+    owner = bench.replica.owner
+    assert owner is not None
+    assert owner.begun_at == 0
+    assert bench.replica.journal.high_watermark == 1
+    asked = [s for s in bench.took(Send) if isinstance(s.message, Fetch)]
+    assert {(s.to, s.message.first, s.message.end) for s in asked if isinstance(s.message, Fetch)} == {("c", 1, 12)}
+    assert len(asked) > 1, "the answer may be lost"
+    bench.says("c", Install(epoch=3, session=bench.sessions["c"], end=10, history_start=10, base_epoch=2, runs=()))
+    bench.replica.installed(10, bench.now_ms)
+    bench.later(100)
+    (fetch,) = [s.message for s in bench.took(Send) if isinstance(s.message, Fetch)]
+    assert (fetch.first, fetch.end, fetch.previous_epoch) == (10, 12, 2)
+    bench.says("c", Fetched(epoch=3, session=bench.sessions["c"], first=10, count=2, runs=((2, 10),), entries=(0, 0)))
+    bench.synced()
+    assert owner.begun_at == 12
 
 
 def test_after_an_unclean_stop_the_own_answer_is_not_enough() -> None:

@@ -4,6 +4,7 @@ The peers' clusters of three are not driven here; what they did on such a machin
 """
 
 import argparse
+import signal
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ def main() -> int:
     parser.add_argument("--etcd", default="", help="which etcd, if not the first on the PATH")
     parser.add_argument("--dry", action="store_true", help="print only")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     ROOT.mkdir(parents=True, exist_ok=True)
     members = Members(COPIES, etcd=options.etcd)
     found: dict[str, list[dict[str, Any]]] = {title: [] for title, _, _ in ROWS}

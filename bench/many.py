@@ -6,6 +6,7 @@ much more than others. What is said: times and memory.
 
 import argparse
 import asyncio
+import signal
 import statistics
 import sys
 import time
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument("--etcd", default="", help="which etcd, if not the first on the PATH")
     parser.add_argument("--dry", action="store_true", help="print only")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     ROOT.mkdir(parents=True, exist_ok=True)
     members = Members(options.brokers, etcd=options.etcd)
     rows: Rows = []

@@ -7,6 +7,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -18,6 +19,15 @@ PORTS = 4
 """A member's peer port and its neighbours: gossip, etcd for clients, etcd for voters."""
 READY_S = 600.0
 STOP_S = 60.0
+OBTAIN = Path(__file__).resolve().parent.parent / "scripts" / "etcd"
+
+
+def obtained() -> str:
+    """The etcd that ``scripts/etcd`` fetches where none is on the PATH; "" = one is. ``RuntimeError``: there is none to be had."""
+    done = subprocess.run([OBTAIN], capture_output=True, text=True, check=False, env={**os.environ, "VENV": sys.prefix})
+    if not done.stdout.strip() and shutil.which("etcd") is None:
+        raise RuntimeError("there is no etcd on the PATH, and scripts/etcd could not fetch one: install it, or name one with --etcd")
+    return done.stdout.strip()
 
 
 class Member:
@@ -77,7 +87,8 @@ class Members:
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         self.root = root
-        self.options = ("--set", f"coordination.etcd.binary={etcd}") if etcd else ()
+        found = etcd or obtained()
+        self.options = ("--set", f"coordination.etcd.binary={found}") if found else ()
         self.secret = root / "secret"
         self.secret.touch(0o600)
         self.secret.write_text(secrets.token_hex(32))

@@ -56,6 +56,9 @@ class Publishing:
         self.confirmed = self.refused = 0
         self.confirmed_s = 0.0
         """When the last confirm came, monotonic."""
+        self.gap_s = 0.0
+        """The longest wait for a confirm since somebody set it to 0: from the last one, or from when there was something to confirm again."""
+        self._waits_s = 0.0
         self.failure: Exception | None = None
         self.stopping = self.holding = False
 
@@ -85,6 +88,8 @@ class Publishing:
                 continue
             count, owed = int(owed), owed - int(owed)
             self.history.sent(self.partition, self.sent + count)
+            if not self.unanswered:
+                self._waits_s = time.monotonic()
             for sequence in range(self.sent, self.sent + count):
                 future = self._publisher.post(value_of(self.partition, sequence), partition=self.partition)
                 future.add_done_callback(lambda done, sequence=sequence: self._done(sequence, done))  # type: ignore[misc]
@@ -103,6 +108,8 @@ class Publishing:
         else:
             self.confirmed += 1
             self.confirmed_s = time.monotonic()
+            self.gap_s = max(self.gap_s, self.confirmed_s - self._waits_s)
+            self._waits_s = self.confirmed_s
 
 
 async def again(work: Callable[[], Awaitable[None]]) -> None:

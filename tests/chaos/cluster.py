@@ -48,8 +48,10 @@ OUTAGE_LATE_S: Final = 2.0
 MEND_EVERY_S: Final = 5.0
 BEHIND_S: Final = 1.5
 """The third copy of what a majority has is with it by then."""
-TOGETHER: Final = 0.12
+TOGETHER: Final = 0.25
 """How often a second fault falls into the first."""
+REST_S: Final = 1.0
+"""At most so long nothing happens after a fault is over."""
 BESIDE: Final = ("kill_broker", "pause", "kill_etcd", "kill_machine")
 ALONE: Final = ("damage", "etcd_away", "kill_all", "disk_full")
 SETTINGS: Final = tuple(f"{name}={value}" for name, value in kill.TIGHT.items())
@@ -71,6 +73,10 @@ class Run:
         self.histories = {name: History(name) for name in (*QUEUES, STREAM[0])}
         self.done: Counter[str] = Counter()
         self.recovered_s: list[float] = []
+        self.gaps_s: dict[str, list[float]] = {}
+        """By kind of fault: the longest wait of any partition for a confirm, from before it until all confirm again."""
+        self.memory_mib = 0.0
+        """The most that a broker had."""
         self._only, self._per_s = only, per_s
         self._began_s = time.monotonic()
         self._timeline = timeline
@@ -101,8 +107,8 @@ class Run:
             await self._load(*clients)
             try:
                 await self._confirming(time.monotonic(), "the beginning")
-                for number in range(1, self.count + 1):
-                    await self._fault(number)
+                while self.done.total() < self.count:
+                    await self._fault(self.done.total() + 1)
                 await self._end(clients[0])
             except (HeadraceError, AssertionError, TimeoutError) as e:
                 await self._shown()
@@ -132,9 +138,11 @@ class Run:
         faults = Faults(self.cluster, random.Random(self.chance.getrandbits(64)), self)
         table = {name: row for name, row in faults.table().items() if not self._only or name in self._only}
         name = self.chance.choices(list(table), [weight for weight, _ in table.values()])[0]
-        beside = self.chance.choice(BESIDE) if name not in ALONE and self.chance.random() < TOGETHER else ""
+        beside = self.chance.choice(BESIDE) if name not in ALONE and self.chance.random() < TOGETHER and number < self.count else ""
         self.note(name, number=number, beside=beside, confirmed=self.confirmed)
         self.tell(f"{number}/{self.count} {name}{' and ' + beside if beside else ''}")
+        for publisher in self._publishing:
+            publisher.gap_s = 0.0
         try:
             async with asyncio.TaskGroup() as together:
                 together.create_task(table[name][1]())
@@ -143,18 +151,26 @@ class Run:
                     together.create_task(self._later(other.table()[beside][1], self.chance.uniform(0.0, 1.5)))
         except* (HeadraceError, AssertionError, TimeoutError) as group:
             raise self._broken(f"{name}: {'; '.join(str(e) or repr(e) for e in group.exceptions)}") from group
-        self.done[name] += 1
+        self.done.update([name, beside] if beside else [name])
         self.cluster.heal()
         for machine in self.cluster:
             machine.resume()
             if machine.process is None:
                 self.cluster.start([machine.name])
         await self._confirming(time.monotonic(), f"{name} ({number})")
+        self._measured(name if not beside else "two at a time")
         self._check()
         if self.chance.random() < 0.3:
             await self._whole()
         else:
-            await asyncio.sleep(self.chance.uniform(0.0, 2.0))
+            await asyncio.sleep(self.chance.uniform(0.0, REST_S))
+
+    def _measured(self, name: str) -> None:
+        gap_s = max(publisher.gap_s for publisher in self._publishing)
+        memory = {machine.name: round(machine.memory_mib()) for machine in self.cluster}
+        self.gaps_s.setdefault(name, []).append(gap_s)
+        self.memory_mib = max(self.memory_mib, *memory.values())
+        self.note("measured", gap_s=round(gap_s, 3), memory_mib=memory)
 
     async def _later(self, deed: Deed, after_s: float) -> None:
         await asyncio.sleep(after_s)
@@ -308,6 +324,7 @@ class Run:
 
     def totals(self) -> dict[str, Any]:
         recovered = sorted(self.recovered_s)
+        gaps = {name: [round(sorted(each)[len(each) // 2], 2), round(max(each), 2)] for name, each in sorted(self.gaps_s.items())}
         sums: Counter[str] = Counter()
         for history in self.histories.values():
             sums.update(history.totals())
@@ -315,6 +332,7 @@ class Run:
             "faults": self.done.total(), "by_kind": dict(sorted(self.done.items())), "lost": 0, **sums,
             "refused": sum(p.refused for p in self._publishing), "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
             "late": sum(h.late for h in self.histories.values()), "settlements_unknown": sum(c.unknown for c in self._consuming),
+            "gaps_s": gaps, "memory_mib_max": round(self.memory_mib),
             "recovered_s_p50": round(recovered[len(recovered) // 2], 2), "recovered_s_max": round(recovered[-1], 2),
             "seconds": round(time.monotonic() - self._began_s),
         }  # fmt: skip
@@ -349,8 +367,13 @@ def write(document: Path, totals: dict[str, Any]) -> None:
         "|---|--:|",
         *(f"| {key.replace('_', ' ')} | {totals[key]:,} |" for key in SHOWN),
         f"| all partitions confirm again after a fault, s: p50, max | {totals['recovered_s_p50']}, {totals['recovered_s_max']} |",
+        f"| most memory of a broker, MiB | {totals['memory_mib_max']} |",
         "",
         "Faults: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in totals["by_kind"].items()) + ".",
+        "",
+        "| longest wait of a partition for a confirm, from before the fault until all confirm again, s | p50 | max |",
+        "|---|--:|--:|",
+        *(f"| {name.replace('_', ' ')} | {middle} | {most} |" for name, (middle, most) in totals["gaps_s"].items()),
     ]
     document.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
 

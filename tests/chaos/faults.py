@@ -50,16 +50,21 @@ class Faults:
     async def _owner(self) -> Machine:
         """The owner of some partition, as far as the coordinator answers; else anybody."""
         drawn = self.chance.random()
-        anybody = self.chance.choice(list(self.cluster))
+        number = self.chance.randrange(len(list(self.cluster)))
         try:
             async with asyncio.timeout(5):
                 owners = [m for _, found in sorted((await self.cluster.owners()).items()) for m in found if m.up]
         except (HeadraceError, TimeoutError):
             owners = []
-        return owners[int(drawn * len(owners))] if owners else anybody
+        return owners[int(drawn * len(owners))] if owners else self._there(number)
 
     def _anybody(self) -> Machine:
-        return self.chance.choice(list(self.cluster))
+        return self._there(self.chance.randrange(len(list(self.cluster))))
+
+    def _there(self, number: int) -> Machine:
+        """That one, or the next whose broker runs: another fault may have taken it away."""
+        machines = list(self.cluster)
+        return next((m for m in (*machines[number:], *machines[:number]) if m.process is not None), machines[number])
 
     def _time(self, span: tuple[float, float]) -> float:
         return self.chance.uniform(*span)
@@ -89,12 +94,15 @@ class Faults:
         await self._back(machine)
 
     async def kill_controller(self) -> None:
-        anybody = self._anybody()
+        number = self.chance.randrange(len(list(self.cluster)))
+        machine = None
         try:
             async with asyncio.timeout(5):
-                machine = await self.cluster.controller() or anybody
+                machine = await self.cluster.controller()
         except (HeadraceError, TimeoutError):
-            machine = anybody
+            pass
+        if machine is None or machine.process is None:
+            machine = self._there(number)
         self.note("kill -9", machine)
         await machine.kill()
         await self._back(machine)
@@ -122,7 +130,7 @@ class Faults:
         machine = await self._owner()
         self.note("SIGTERM", machine)
         code = await machine.kill(signal.SIGTERM)
-        if code:
+        if code not in (0, -signal.SIGKILL):  # by a fault that fell into this one
             raise AssertionError(f"{machine.name} ended with {code} after SIGTERM:\n{machine.tail()}")
         await self._back(machine)
 

@@ -134,7 +134,8 @@ class Machine:
         process = self.process
         assert process is not None
         code = await asyncio.to_thread(process.wait, WAIT_S)
-        self.process, self.paused = None, False
+        if self.process is process:
+            self.process, self.paused = None, False
         return code
 
     async def die(self) -> None:
@@ -158,6 +159,14 @@ class Machine:
         if self.process is not None and self.paused:
             self.process.send_signal(signal.SIGCONT)
         self.paused = False
+
+    def memory_mib(self) -> float:
+        """What of its broker is resident, 0 = it does not run."""
+        with suppress(OSError):
+            for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines() if self.process is not None else ():
+                if line.startswith("VmRSS:"):
+                    return int(line.split()[1]) / 1024
+        return 0.0
 
     def etcd_child(self) -> Child | None:
         """Its etcd, as the broker recorded it."""

@@ -232,3 +232,34 @@ async def test_many_posts_with_many_consumers_lose_and_double_nothing(client: he
         worker.cancel()
     await asyncio.gather(*workers, return_exceptions=True)
     assert sorted(seen) == list(range(count))
+
+
+async def test_a_partition_that_does_not_exist_spoils_nothing_for_what_names_none(client: headrace.Client) -> None:
+    await client.declare_queue("orders", partitions=2)
+    async with asyncio.timeout(20), client.publisher("orders") as publisher:
+        await publisher.send(b"0", partition=0)
+        with pytest.raises(NotFound, match=r"partitions 0\.\.1"):
+            await publisher.send(b"x", partition=7)
+        assert sorted([(await publisher.send(b"1")).partition, (await publisher.send(b"2")).partition]) == [0, 1]
+
+
+async def test_a_publisher_goes_on_with_another_queue_of_that_name(client: headrace.Client) -> None:
+    """Once it has been told that the first one is gone."""
+    await client.declare_queue("orders", partitions=4)
+    publisher = client.publisher("orders")
+    async with asyncio.timeout(20):
+        await publisher.send_many(b"%d" % n for n in range(40))
+        await client.delete("orders")
+        for _ in range(2):
+            with pytest.raises(NotFound):
+                await publisher.send(b"nowhere")
+        await client.declare_queue("orders", partitions=2)
+        receipts = [await publisher.send(b"%d" % n) for n in range(4)]
+        assert sorted((r.partition, r.offset) for r in receipts) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        await client.delete("orders")
+        posted = [publisher.post(b"%d" % n, partition=n % 2) for n in range(1000)]
+        answers = await asyncio.gather(*posted, return_exceptions=True)
+        assert {type(a) for a in answers} == {NotFound}
+        await client.declare_queue("orders")
+        assert (await publisher.send(b"here")).partition == 0
+        await publisher.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from headrace.client.connection import Connection
 from headrace.client.lane import BATCH_RECORDS_MAX, PASSING, QUEUE_BATCH_RECORDS_MAX, Lane
-from headrace.model.errors import Draining, HeadraceError, Unavailable, UnknownOutcome
+from headrace.model.errors import Draining, HeadraceError, NotFound, Unavailable, UnknownOutcome
 from headrace.wire import control
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ _FLUSH_BYTES: Final = 1024 * 1024
 class LaneUser:
     """See the module's head."""
 
-    __slots__ = ("_open", "_publisher", "channel", "connection", "lane", "marked", "name", "partition")
+    __slots__ = ("_gone", "_open", "_publisher", "_told", "channel", "connection", "lane", "marked", "name", "partition")
 
     def __init__(self, publisher: "Publisher", lane: Lane) -> None:
         self._publisher = publisher
@@ -31,7 +31,13 @@ class LaneUser:
         self.name, self.partition = publisher.name, lane.partition
         self.channel = 0
         self.marked = False
-        self._open = False
+        self._open = self._gone = False
+        self._told: control.PublisherOpened | None = None
+
+    @property
+    def told(self) -> control.PublisherOpened | None:
+        """What the broker said of the queue or stream when it opened the channel; None: it is not open."""
+        return self._told if self._open else None
 
     def opening(self, *, resumed: bool) -> control.Message:
         self._open = False
@@ -40,7 +46,7 @@ class LaneUser:
         return control.OpenPublisher(channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id)
 
     def opened(self, reply: Any) -> None:
-        self._open = True
+        self._open, self._gone, self._told = True, False, reply
         self._publisher._router.sat_down(self)
         self.lane.records_max = BATCH_RECORDS_MAX if reply.kind == "stream" else QUEUE_BATCH_RECORDS_MAX
         self._publisher._learned(reply)
@@ -69,6 +75,19 @@ class LaneUser:
         self.connection.detach(self)
         router.moved(self, error)
         return True
+
+    def renew(self) -> None:
+        """The queue or stream behind its channel was deleted: nothing more is sent on it, and once all that was is answered it is given up. Perhaps
+        there is another one of that name."""
+        self._gone, self._open = True, False
+        self._renew()
+
+    def _renew(self) -> None:
+        if self._gone and not self.lane.sent:
+            self._gone = False
+            self._publisher._router.leave(self)
+            if self.lane.gathered:
+                self._publisher._router.place(self)
 
     def goodbye(self) -> control.Message:
         return control.ClosePublisher(channel=self.channel)
@@ -104,12 +123,18 @@ class LaneUser:
 
     def confirmed(self, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         self.lane.confirmed(first, count, base_offset, level, duplicate)
-        if self.lane.gathered:
+        if self._gone:
+            self._renew()
+        elif self.lane.gathered:
             self.connection.mark(self)
 
     def refused(self, first: int, count: int, error: HeadraceError) -> None:
         self.lane.refused(first, count, error)
-        if isinstance(error, Draining) or (type(error) in (UnknownOutcome, *PASSING) and self.lane.sent):
+        if type(error) is NotFound:
+            self._publisher._deleted()
+        elif self._gone:
+            self._renew()
+        elif isinstance(error, Draining) or (type(error) in (UnknownOutcome, *PASSING) and self.lane.sent):
             self.connection.loop.call_later(AGAIN_S, self._once_more, self.connection, self.connection.connects, self.channel)
         elif self.lane.gathered:
             self.connection.mark(self)

@@ -252,9 +252,10 @@ class Publisher:
         elif self.partitions:
             self._route(envelope, record, nbytes, waiter, self._deadline_ms)
         else:
-            if not self._unrouted:
-                self._lane(0, envelope.level != _NONE)
             self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms))
+            told = self._lane(0, envelope.level != _NONE).told
+            if told is not None:
+                self._learned(told)
         self._in_flight += 1
         self._in_flight_bytes += nbytes
 
@@ -423,6 +424,13 @@ class Publisher:
         self._fail_unrouted(error)
         user.lane.fail(error)
         self.partitions = 0
+
+    def _deleted(self) -> None:
+        """A publish was refused as the queue or stream does not exist any more: how many partitions another one of that name has is not known."""
+        self.partitions = 0
+        for user in self._lanes.values():
+            if user.channel:
+                user.renew()
 
     def _fail_unrouted(self, error: HeadraceError) -> None:
         waiting, self._unrouted = self._unrouted, []

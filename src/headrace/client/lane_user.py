@@ -77,16 +77,17 @@ class LaneUser:
         return True
 
     def renew(self) -> None:
-        """The queue or stream behind its channel was deleted: nothing more is sent on it, and once all that was is answered it is given up. Perhaps
-        there is another one of that name."""
+        """The queue or stream behind its channel was deleted: nothing more is sent on it, and once all that was is answered it is given up, if need
+        be for another channel: perhaps there is another one of that name."""
         self._gone, self._open = True, False
         self._renew()
 
     def _renew(self) -> None:
-        if self._gone and not self.lane.sent:
+        lane = self.lane
+        if self._gone and all(frame.again or frame.doubtful for frame in lane.sent.values()):
             self._gone = False
             self._publisher._router.leave(self)
-            if self.lane.gathered:
+            if lane.sent or lane.gathered:
                 self._publisher._router.place(self)
 
     def goodbye(self) -> control.Message:

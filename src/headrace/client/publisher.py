@@ -17,7 +17,7 @@ from headrace.client.payload import Duration, Headers, encode_headers, encode_ke
 from headrace.client.routing import Router
 from headrace.core.partitioner import key_slot, partition_for
 from headrace.model import limits
-from headrace.model.errors import ConfirmTimeout, HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge
+from headrace.model.errors import ConfirmTimeout, HeadraceError, Invalid, LimitExceeded, NotConnected, NotFound, TooLarge
 from headrace.model.ids import NO_PRODUCER
 from headrace.wire import control
 from headrace.wire.batch import Record
@@ -424,9 +424,11 @@ class Publisher:
         self._fail_unrouted(error)
         user.lane.fail(error)
         self.partitions = 0
+        if type(error) is NotFound:
+            self._deleted()
 
     def _deleted(self) -> None:
-        """A publish was refused as the queue or stream does not exist any more: how many partitions another one of that name has is not known."""
+        """Something does not exist, perhaps the queue or stream any more: how many partitions another one of that name has is not known."""
         self.partitions = 0
         for user in self._lanes.values():
             if user.channel:

@@ -179,6 +179,24 @@ async def test_a_queue_that_is_deleted_fails_what_waits() -> None:
             await publish
 
 
+async def test_what_the_broker_did_not_know_of_a_deleted_queue_is_asked_for_again() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client:
+        publisher = client.publisher("orders")
+        await publisher.send(b"0", partition=0)
+        await publisher.send(b"0", partition=1)
+        broker.refuse = UnknownOutcome("it was being deleted")
+        unknown = publisher.post(b"1", partition=1)
+        while len(broker.publishes) < 3:
+            await asyncio.sleep(0.005)
+        broker.refuse = NotFound("it was deleted")
+        with pytest.raises(NotFound):
+            await publisher.send(b"1", partition=0)
+        broker.refuse = None
+        async with asyncio.timeout(5):
+            await unknown
+        assert len({m.channel for m in broker.asked(control.OpenPublisher)}) > 2
+
+
 async def test_leaving_waits_for_confirms() -> None:
     async with FakeBroker() as broker:
         async with headrace.connect(broker.url) as client:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import socket
 import threading
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from headrace.broker.run import RunningBroker, start
+from headrace.gateways.mqtt.connection import MqttConnection
 from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage, mqtt_address, parse_address
 from headrace.model.errors import SyncFailed
 from headrace.model.ports import DefaultPort
@@ -325,6 +327,32 @@ async def test_websockets_need_the_subprotocol_and_binary_frames(tmp_path: Path)
             with pytest.raises(ConnectionClosed):
                 async with asyncio.timeout(WAIT_S):
                     await socket_.recv()
+
+
+async def test_connections_that_have_ended_need_no_collection(tmp_path: Path) -> None:
+    async with running(tmp_path) as broker:
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            for version in (4, 5):
+                for goodbye in (True, False):
+                    client = Raw(version)
+                    await client.open(broker)
+                    await client.subscribe("t", 1)
+                    client.send(encoding.publish(version, "t", b"x", qos=1, packet_id=1))
+                    assert {type(await client.next()) for _ in range(2)} == {Ack, Publish}
+                    if goodbye:
+                        client.send(encoding.disconnect(version))
+                        assert await client.next() is None
+                    else:
+                        client.drop()
+                    await until(lambda: not broker.broker.sinks)
+            await asyncio.sleep(0)
+            left = [one for one in gc.get_objects() if isinstance(one, MqttConnection) and one.broker is broker.broker]
+            assert len(left) <= 1  # the broker remembers which one was read last
+        finally:
+            if collecting:
+                gc.enable()
 
 
 @pytest.mark.mqtt3("4.6.0-2", "4.6.0-5", "4.6.0-6")

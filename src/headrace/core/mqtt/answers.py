@@ -92,3 +92,15 @@ class Answers:
             answer = waiting.popleft()
             self.unacked -= answer.unacked
             self._durable(answer)
+
+    def over(self) -> None:
+        """Nobody is there any more who could be answered: it refers to nobody."""
+        self._durable, self._unsure = _to_nobody, _nothing
+
+
+def _to_nobody(_: Answer) -> None:
+    pass
+
+
+def _nothing() -> None:
+    pass

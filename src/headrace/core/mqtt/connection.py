@@ -57,7 +57,7 @@ class Connection:
         self.published = 0
         self.sending = Sending(host, terms.write_bytes_high, shell, self.replaced)
         self.answers = Answers(self._answer, self._unsure)
-        self.natives = Natives(self)
+        self._natives: Natives | None = None
         self._done: list[int] = []
         self._aliases: dict[int, str] = {}
         self._problems = True
@@ -156,7 +156,8 @@ class Connection:
             wall_ms=self.host.wall_ms,
         )
         self.session = sending.session = session
-        self._carried = dict.fromkeys([*session.received, *session.receiving])
+        if session.received or session.receiving:
+            self._carried = dict.fromkeys([*session.received, *session.receiving])
         if session.expiry_s != granted.expiry_s and asked.version == 5:
             properties[prop.SESSION_EXPIRY_INTERVAL] = session.expiry_s
         connack = encoding.connack(asked.version, present, Reason.SUCCESS, properties)
@@ -389,8 +390,9 @@ class Connection:
         if self.session is None:
             return
         reasons = [0 if self.router.unsubscribe(self.session, f) else int(Reason.NO_SUBSCRIPTION_EXISTED) for f in asked.filters]
-        for f in asked.filters:
-            self.natives.unsubscribed(f)
+        if self._natives is not None:
+            for f in asked.filters:
+                self._natives.unsubscribed(f)
         self.answers.reply(encoding.unsuback(self.version, asked.packet_id, reasons))
 
     def _on_ping(self, _: Pingreq) -> None:
@@ -412,7 +414,7 @@ class Connection:
     def replaced(self, reason: int) -> None:
         """Another connection, or another broker, has the session."""
         self.session = None
-        self.natives.lost()
+        self._natives_lost()
         self._last(encoding.disconnect(5, reason) if self.version == 5 and self.sending.accepted else b"")
 
     # ------------------------------------------------------------ out
@@ -459,10 +461,31 @@ class Connection:
         """The connection is gone, or about to go; safe to call again."""
         session, self.session = self.session, None
         self.sending.session = None
-        self.natives.lost()
+        self._natives_lost()
         if session is not None:
             self.router.disconnected(session, with_will=with_will, wall_ms=self.host.wall_ms, expiry_s=expiry_s, back_ms=back_ms)
             self.host.committed(_nothing)
+
+    def over(self, nobody: Any) -> None:
+        """It is closed, and nobody reads ``output`` any more. What refers to itself is let go, so that no collection of garbage has to find it;
+        ``nobody`` is what the host is told of where it was told ``shell``."""
+        self.lost()
+        self.closed = True
+        self.shell = nobody
+        self.sending.over(nobody)
+        self.answers.over()
+
+    @property
+    def natives(self) -> Natives:
+        """Made when it is needed first: most connections have nothing to do with queues and streams."""
+        if self._natives is None:
+            self._natives = Natives(self)
+        return self._natives
+
+    def _natives_lost(self) -> None:
+        if self._natives is not None:
+            self._natives.lost()
+            self._natives = None
 
     def _last(self, packet: bytes) -> None:
         self.closed = True

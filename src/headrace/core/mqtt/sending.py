@@ -120,6 +120,12 @@ class Sending:
         self.session = None
         self._taken_over(reason)
 
+    def over(self, nobody: Any) -> None:
+        """Its connection is over: it refers to ``nobody`` in place of that."""
+        self.session = None
+        self.shell = nobody
+        self._taken_over = _by_nobody
+
     def take_back(self, consumed: Any) -> list[Lent]:
         """Deliveries of one consumer that were not sent are not sent any more."""
         found = [lent for lent in self.lent if lent.consumed is consumed]
@@ -213,3 +219,7 @@ class Sending:
             self.delivered += 1
             if not lent.qos:
                 consumers.given(lent)
+
+
+def _by_nobody(_: int) -> None:
+    pass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 from headrace.core.mqtt.connection import Connection
 from headrace.model import limits
@@ -27,10 +27,20 @@ LINGER_S = 1.0
 """How long a connection that is closed for an error stays half open, so that the reason reaches a peer that is still sending."""
 
 
+class Nobody:
+    """Stands for a connection that is over where something would still be written to it."""
+
+    def __init__(self) -> None:
+        self.dirty = True  # so it is never flushed
+
+
+NOBODY: Final = Nobody()
+
+
 class MqttConnection(asyncio.Protocol):
     """A protocol for the loop; to the broker one of its connections."""
 
-    pushes: frozenset[str] = frozenset()
+    pushes: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, server: MqttServer, id: int, websocket: WebSocket | None = None) -> None:
         self.server = server
@@ -39,7 +49,6 @@ class MqttConnection(asyncio.Protocol):
         self.machine = Connection(server.hub, server.hub.terms, self)
         self.dirty = False
         self.in_flight_bytes = 0
-        self.peer = ""
         self.bytes_in = self.bytes_out = 0
         self.since_ms = self.broker.wall_ms
         self.opened_ms = self.heard_ms = self.broker.now_ms
@@ -47,6 +56,7 @@ class MqttConnection(asyncio.Protocol):
         self.take: Callable[[bytes], None] = self.machine.feed
         """Where what is read goes."""
         self._websocket = websocket
+        self._peer = ""
         self._transport: asyncio.Transport | None = None
         self._tick_bytes = 0
         self._holding = False
@@ -56,13 +66,19 @@ class MqttConnection(asyncio.Protocol):
     def blocked(self) -> bool:
         return self.machine.sending.blocked
 
+    @property
+    def peer(self) -> str:
+        """Its client's address, which is asked for when somebody wants to know."""
+        if not self._peer and self._transport is not None:
+            peer = self._transport.get_extra_info("peername")
+            self._peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
+        return self._peer
+
     # ------------------------------------------------------------ the loop's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
         self._transport = transport
-        peer = transport.get_extra_info("peername")
-        self.peer = f"{peer[0]}:{peer[1]}" if isinstance(peer, tuple) else str(peer)
         bounds = self.broker.config.limits
         transport.set_write_buffer_limits(high=bounds.write_buffer_bytes_high, low=bounds.write_buffer_bytes_low)
         self.server.opened(self)
@@ -71,8 +87,10 @@ class MqttConnection(asyncio.Protocol):
         self._transport = None
         self.broker.refresh()
         self.machine.lost()
-        self.machine.closed = True
         self.server.closed(self)
+        self.machine.over(NOBODY)
+        self.consuming = None
+        self.take = self.machine.feed  # which takes nothing
 
     def data_received(self, data: bytes) -> None:
         machine, broker = self.machine, self.broker

@@ -1,11 +1,15 @@
 """What a connection answers, in which order, and how it ends."""
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
+from headrace.core.mqtt.answers import Answers
+from headrace.core.mqtt.connection import Connection
+from headrace.core.mqtt.sending import Sending
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Auth, Connack, Disconnect, Filter, Pingreq, Pingresp, Suback, Subscribe, Unsuback, Unsubscribe, Will
@@ -80,6 +84,34 @@ def test_nothing_is_said_before_it_is_durable_and_then_in_order() -> None:
     got = wire.read()
     assert got[:2] == [Ack(4, 3), Ack(4, 4, 0x10)]
     assert isinstance(got[2], Publish)
+
+
+def test_a_connection_that_is_over_tells_nobody_and_needs_no_collection() -> None:
+    world = World(prompt=False)
+    wire, subscriber = world.wire(), world.wire()
+    for one in (wire, subscriber):
+        one.connect(f"c{id(one)}", properties={0x11: 100})
+    subscriber.send(Subscribe(1, (Filter("t", 1),)))
+    world.sync()
+    wire.publish("t", qos=1, id=1)  # waits for the journal
+    told: list[Any] = []
+    world.touch = told.append  # type: ignore[method-assign]
+    machine, nobody = wire.machine, object()
+    machine.over(nobody)
+    world.sync()
+    machine.feed(encoding.PINGREQ)
+    assert wire not in told
+    kinds = (Connection, Sending, Answers)
+    before = sum(isinstance(one, kinds) for one in gc.get_objects())
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        world.wires.clear()
+        del machine, wire, one
+        assert sum(isinstance(one, kinds) for one in gc.get_objects()) == before - len(kinds)
+    finally:
+        if collecting:
+            gc.enable()
 
 
 @pytest.mark.mqtt("4.3.3-8", "4.3.3-10", "4.3.3-11", "4.3.3-12", "3.1.2-5", "3.2.2-3")

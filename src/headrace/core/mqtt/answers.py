@@ -8,20 +8,29 @@ from collections import deque
 from collections.abc import Callable
 
 from headrace.core.mqtt.session import Subscription
+from headrace.wire.mqtt import encoding
 
 
 class Answer:
     """Replies of one read."""
 
-    __slots__ = ("replies", "retained", "unacked", "waits")
+    __slots__ = ("acked", "replies", "retained", "unacked", "waits")
 
     def __init__(self) -> None:
         self.replies: list[bytes] = []
+        self.acked: list[int] = []
+        """Packet identifiers of the PUBACKs without a reason that come after ``replies`` and are not among them yet."""
         self.unacked = 0
         self.retained: list[Subscription] = []
         """Subscriptions that get the retained messages after their SUBACK."""
         self.waits = 1
         """For the end of its read and what that caused, and for each reply that is not known yet."""
+
+    def gather(self) -> None:
+        """Makes one piece of the PUBACKs that nothing has come between."""
+        if self.acked:
+            acked, self.acked = self.acked, []
+            self.replies.append(encoding.acks(encoding.PUBACK, acked))
 
 
 class Answers:
@@ -44,18 +53,27 @@ class Answers:
         return answer
 
     def reply(self, packet: bytes) -> None:
-        self._open().replies.append(packet)
+        answer = self._open()
+        answer.gather()
+        answer.replies.append(packet)
 
-    def acknowledge(self, packet: bytes) -> None:
-        """A PUBACK: it counts for the receive maximum until it is sent."""
+    def acknowledge(self, packet_id: int) -> None:
+        """A PUBACK without a reason: it counts for the receive maximum until it is sent."""
         self.unacked += 1
         answer = self._open()
         answer.unacked += 1
-        answer.replies.append(packet)
+        answer.acked.append(packet_id)
+
+    def acknowledge_with(self, packet: bytes) -> None:
+        """A PUBACK that says more."""
+        self.unacked += 1
+        self.reply(packet)
+        self._open().unacked += 1
 
     def later(self, *, counts: bool = False) -> Callable[[bytes], None]:
         """A reply in its place among the others, whose packet is given when it is known; to be called once. ``counts``: as ``acknowledge``."""
         answer = self._open()
+        answer.gather()
         at = len(answer.replies)
         answer.replies.append(b"")
         answer.waits += 1
@@ -79,6 +97,7 @@ class Answers:
         answer, self._now = self._now, None
         if answer is None:
             return
+        answer.gather()
 
         def done() -> None:
             answer.waits -= 1

@@ -36,6 +36,8 @@ _NO_MATCHING_SUBSCRIBERS: Final = 0x10
 _PUBACK: Final = 4
 _PUBREL: Final = 6
 _PUBCOMP: Final = 7
+_SHORT_PUBACK: Final = b"\x40\x02"
+_UNASKED: Final = -1
 """Of the reasons and types those that are asked about for each message: a member of an enumeration is looked up each time."""
 
 
@@ -66,6 +68,8 @@ class Connection:
         """Packet identifiers of QoS 2 that an earlier connection has left: they do not count for the receive maximum of this one."""
         self._wall_ms = 0
         """The wall clock of this read."""
+        self._refusing = _UNASKED
+        """Whether nothing can be stored in this read."""
 
     # ------------------------------------------------------------ in
 
@@ -75,6 +79,7 @@ class Connection:
             return
         parser = self.parser
         self._wall_ms = self.host.wall_ms
+        self._refusing = _UNASKED
         try:
             for packet in parser.feed(data):
                 if type(packet) is Publish:
@@ -115,8 +120,10 @@ class Connection:
         session = self.session
         if session is not None:
             bound = self.sending.packet_bytes_max
-            replies = [reply for reply in answer.replies if len(reply) <= bound] if bound else answer.replies
-            self.sending.out.extend(replies)  # [MQTT-3.1.2-24]
+            if not bound:
+                self.sending.out.extend(answer.replies)
+            else:  # [MQTT-3.1.2-24]; PUBACKs without a reason are four bytes each, and CONNACK has more
+                self.sending.out.extend([reply for reply in answer.replies if len(reply) <= bound or reply.startswith(_SHORT_PUBACK)])
             for subscription in answer.retained:
                 if session.subscriptions.get(subscription.filter) is subscription:
                     self.router.send_retained(session, subscription, self.host.wall_ms)
@@ -217,7 +224,7 @@ class Connection:
                 raise MqttFault("more publishes are in flight than the receive maximum allows", reason=Reason.RECEIVE_MAXIMUM_EXCEEDED)
         self.published += 1
         reason = 0
-        if (qos or publish.retain) and self.host.refusing():
+        if (qos or publish.retain) and self._refuses():
             reason = Reason.QUOTA_EXCEEDED
             if qos and self.version == 4:
                 raise MqttFault("nothing can be stored now", reason=reason)  # 3.1.1 cannot say it otherwise
@@ -226,6 +233,8 @@ class Connection:
         elif topic.startswith("$queue/") and (target := addressed(topic)) is not None and target.settles >= 0:
             self._capture(session, publish, None, target)
             return
+        elif not publish.retain and self.router.unheard(topic):
+            reason = _NO_MATCHING_SUBSCRIBERS
         elif qos and self.router.awaits(topic, publish.retain):
             self._capture(session, publish, Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id))
             return
@@ -237,12 +246,19 @@ class Connection:
                 reason = Reason.QUOTA_EXCEEDED
             elif not self.router.publish(message, wall_ms):
                 reason = _NO_MATCHING_SUBSCRIBERS
-        if qos == 1:
-            self.answers.acknowledge(encoding.ack(encoding.PUBACK, publish.packet_id, reason, self.version))
+        if qos == 1 and (reason == 0 or self.version == 4):
+            self.answers.acknowledge(publish.packet_id)
+        elif qos == 1:
+            self.answers.acknowledge_with(encoding.ack(encoding.PUBACK, publish.packet_id, reason, self.version))
         elif qos == 2:
             if reason < 0x80:
                 self.router.receive(session, publish.packet_id)
             self.answers.reply(encoding.ack(encoding.PUBREC, publish.packet_id, reason, self.version))
+
+    def _refuses(self) -> bool:
+        if self._refusing == _UNASKED:
+            self._refusing = 1 if self.host.refusing() else 0
+        return self._refusing == 1
 
     def _capture(self, session: Session, publish: Publish, message: Message | None, target: Capture | None = None) -> None:
         """A publish of QoS 1 or 2 that queues or streams get, or (``target``) of any QoS that settles what one has delivered: acknowledged once

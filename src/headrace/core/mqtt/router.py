@@ -243,6 +243,10 @@ class Router:
         for filter in self._bindings.get(name, ()):
             self.tree.put(filter, name + "\1", Capture(kind, name, bound=True))
 
+    def unheard(self, topic: str) -> bool:
+        """Whether a message to ``topic`` that is not retained changes nothing, since nobody gets it."""
+        return self._routes_of(topic).nobody
+
     def awaits(self, topic: str, retain: bool) -> bool:
         """Whether ``publish`` has to say when others than the sessions here have a message to ``topic``."""
         return bool(self._routes_of(topic).captures)

@@ -55,7 +55,7 @@ class Route:
 class Routes:
     """What a topic matches."""
 
-    __slots__ = ("captures", "groups", "remotes", "routes")
+    __slots__ = ("captures", "groups", "nobody", "remotes", "routes")
 
     def __init__(self, routes: list[Route], groups: list[Group], captures: list[Capture], remotes: list[int]) -> None:
         self.remotes = remotes
@@ -63,3 +63,4 @@ class Routes:
         self.routes = routes
         self.groups = groups
         self.captures = captures
+        self.nobody = not (routes or groups or captures or remotes)

@@ -86,6 +86,43 @@ def test_nothing_is_said_before_it_is_durable_and_then_in_order() -> None:
     assert isinstance(got[2], Publish)
 
 
+@BOTH
+def test_pubacks_of_one_read_are_one_piece_and_keep_their_place(version: int) -> None:
+    world = World(msgspec.structs.replace(TERMS, receive_maximum=100))
+    wire, other = world.open("c", version), world.open("o")
+    subscribe(other, "t")
+    one = [encoding.publish(version, "t", b"x", qos=1, packet_id=id) for id in (7, 300, 65_535)]
+    wire.write(b"".join([*one, encoding.subscribe(version, 1, [Filter("s", 1)]), *one[:2], encoding.publish(version, "t", b"x", qos=2, packet_id=9)]))
+    pieces = wire.machine.output()
+    assert pieces[0] == b"".join(encoding.ack(encoding.PUBACK, id) for id in (7, 300, 65_535))
+    assert len(pieces) == 4
+    assert wire.parser.feed(b"".join(pieces)) == [
+        Ack(4, 7), Ack(4, 300), Ack(4, 65_535), Suback(1, (1,)), Ack(4, 7), Ack(4, 300), Ack(5, 9),
+    ]  # fmt: skip
+    assert not wire.machine.answers.unacked
+
+
+@pytest.mark.mqtt("3.1.2-24")
+def test_pubacks_that_are_too_much_together_are_each_small_enough() -> None:
+    world = World(msgspec.structs.replace(TERMS, receive_maximum=100))
+    wire, other = world.open("c", properties={0x27: 20}), world.open("o")
+    subscribe(other, "t")
+    wire.write(b"".join(encoding.publish(5, "t", b"x", qos=1, packet_id=id) for id in range(1, 51)))
+    assert wire.read() == [Ack(4, id) for id in range(1, 51)]
+
+
+def test_nothing_is_done_for_a_publish_that_nobody_gets() -> None:
+    world = World()
+    wire = world.open("c")
+    wire.publish("t", qos=1, id=1)
+    assert wire.read() == [Ack(4, 1, 0x10)]
+    wire.publish("t", b"kept", qos=1, id=2, retain=True)
+    assert wire.read() == [Ack(4, 2, 0x10)]
+    assert subscribe(wire, "t")[1].payload == b"kept"
+    wire.publish("t", b"now", qos=1, id=3)
+    assert {type(p) for p in wire.read()} == {Ack, Publish}
+
+
 def test_a_connection_that_is_over_tells_nobody_and_needs_no_collection() -> None:
     world = World(prompt=False)
     wire, subscriber = world.wire(), world.wire()

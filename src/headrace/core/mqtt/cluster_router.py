@@ -214,7 +214,7 @@ class ClusterRouter(Router):
     def _count(self, session: Session, subscription: Subscription, change: int) -> None:
         if is_native(subscription.path):
             return
-        number = self._shard_of(session.client_id)
+        number = session.number
         if subscription.group:
             self._regard(number, subscription.filter)
         else:
@@ -243,7 +243,7 @@ class ClusterRouter(Router):
     def _regard_all(self, session: Session) -> None:
         for subscription in session.subscriptions.values():
             if subscription.group:
-                self._regard(self._shard_of(session.client_id), subscription.filter)
+                self._regard(session.number, subscription.filter)
 
     # ------------------------------------------------------------ publishing
 
@@ -346,7 +346,7 @@ class ClusterRouter(Router):
     def _to_sessions(self, message: Message, numbers: dict[int, None]) -> None:
         for route in self._routes_of(message.topic).routes:
             session = route.session
-            if self._shard_of(session.client_id) not in numbers:
+            if session.number not in numbers:
                 continue
             if not route.local and session.client_id == message.publisher:
                 others = [s for s in route.subscriptions if not s.no_local]

@@ -59,10 +59,11 @@ def grant(asked: Connect, host: Host, terms: Terms) -> Granted | Refusal:
     seconds, most = asked.keep_alive_s, terms.keep_alive_s_max
     if asked.version == 5 and most and (not seconds or seconds > most):
         properties[prop.SERVER_KEEP_ALIVE] = seconds = most  # [MQTT-3.2.2-21]
-    properties[prop.RECEIVE_MAXIMUM] = terms.receive_maximum
-    properties[prop.MAXIMUM_PACKET_SIZE] = terms.packet_bytes_max
-    if terms.topic_alias_maximum:
-        properties[prop.TOPIC_ALIAS_MAXIMUM] = terms.topic_alias_maximum
+    if asked.version == 5:
+        properties[prop.RECEIVE_MAXIMUM] = terms.receive_maximum
+        properties[prop.MAXIMUM_PACKET_SIZE] = terms.packet_bytes_max
+        if terms.topic_alias_maximum:
+            properties[prop.TOPIC_ALIAS_MAXIMUM] = terms.topic_alias_maximum
     expiry_s = found.get(prop.SESSION_EXPIRY_INTERVAL, 0) if asked.version == 5 else 0 if asked.clean_start else NEVER
     if bound := found.get(prop.MAXIMUM_PACKET_SIZE, 0):
         told = properties | {prop.SESSION_EXPIRY_INTERVAL: 0} if expiry_s else properties

@@ -82,9 +82,12 @@ class Router:
     def shard(self, key: str) -> Shard:
         return self.shards[self._shard_of(key)]
 
+    def home(self, session: Session) -> Shard:
+        return self.shards[session.number]
+
     def holds(self, session: Session) -> bool:
         """Whether it is still one of those that are kept here."""
-        return self.shard(session.client_id).sessions.get(session.client_id) is session
+        return self.home(session).sessions.get(session.client_id) is session
 
     def serves(self, client_id: str) -> bool:
         """Whether the session of that client is kept here."""
@@ -123,7 +126,7 @@ class Router:
     def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None, back_ms: int = 0) -> None:
         """The session's connection is gone. ``with_will``: as a failure, so that its will is published (later, if it has a delay); ``expiry_s``: as
         the client said in its DISCONNECT; ``back_ms`` as of ``recovered``: the broker has sent the client to another."""
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         if expiry_s is None:
             expiry_s = session.expiry_s
         elif self.bounds.session_expiry_s_max:
@@ -149,7 +152,7 @@ class Router:
     def end(self, session: Session, wall_ms: int) -> None:
         """Ends a session whose client is away."""
         assert session.outlet is None
-        self._end(self.shard(session.client_id), session, wall_ms)
+        self._end(self.home(session), session, wall_ms)
 
     def _over(self, shard: Shard, session: Session, wall_ms: int) -> None:
         """Its client has not come back in time."""
@@ -159,7 +162,9 @@ class Router:
         for subscription in session.subscriptions.values():
             self._leave(session, subscription)
         # Of a shared subscription another member gets what this one has not; but for QoS 2 that was sent [MQTT-4.8.2-5].
-        left = [d for d in [*session.in_flight.values(), *session.inbox] if d.group and not (d.qos == 2 and d.sent)]
+        left: list[Delivery] = []
+        if session.in_flight or session.inbox:
+            left = [d for d in [*session.in_flight.values(), *session.inbox] if d.group and not (d.qos == 2 and d.sent)]
         if session.client_id in shard.wills_due:
             self._publish_will(shard, session.client_id, wall_ms)
         shard.end(session)
@@ -178,7 +183,7 @@ class Router:
             return None
         if before is not None:
             self._leave(session, before)
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         shard.subscribe(session, subscription)
         self._enter(session, subscription)
         self._touched(shard)
@@ -190,7 +195,7 @@ class Router:
         if subscription is None:
             return False
         self._leave(session, subscription)
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         shard.unsubscribe(session, filter)
         self._touched(shard)
         return True
@@ -345,7 +350,7 @@ class Router:
                 self.dropped += 1
                 session.dropped += 1
                 return
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         shard.queue(session, message, qos, retain, ids, group)
         self._touched(shard)
         if session.outlet is not None:
@@ -367,30 +372,30 @@ class Router:
 
     def done(self, session: Session, sequences: list[int]) -> None:
         """Deliveries that the session has given up already."""
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         shard.done(session, sequences)
         self._touched(shard)
 
     def released(self, session: Session, delivery: Delivery) -> None:
         """The client has a delivery of QoS 2."""
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         shard.released(session, delivery)
         self._touched(shard)
 
     def receive(self, session: Session, packet_id: int) -> None:
         """A QoS 2 publish of the client was taken."""
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         shard.receive(session, packet_id)
         self._touched(shard)
 
     def await_session(self, session: Session) -> None:
         """What is acknowledged next of a session waits until all that was journalled of it is durable, though nothing of it has changed."""
         if session.durable:
-            self.changed[self.shard(session.client_id).number] = None
+            self.changed[self.home(session).number] = None
 
     def complete(self, session: Session, packet_id: int) -> bool:
         """The client's PUBREL came; whether its publish was known."""
-        shard = self.shard(session.client_id)
+        shard = self.home(session)
         known = shard.complete(session, packet_id)
         self._touched(shard)
         return known

@@ -61,9 +61,11 @@ class Delivery:
 class Session:
     """See the module's head. Made and ended by its shard."""
 
-    def __init__(self, client_id: str, expiry_s: int) -> None:
+    def __init__(self, client_id: str, expiry_s: int, number: int) -> None:
         self.client_id = client_id
         self.expiry_s = expiry_s
+        self.number = number
+        """Of the session partition that it is in."""
         self.epoch = 0
         """Of its connection: grows with each."""
         self.outlet: Any = None

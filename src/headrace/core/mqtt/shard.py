@@ -209,7 +209,7 @@ class Shard:
     def _opened(self, op: Opened) -> None:
         session = self.sessions.get(op.client_id)
         if session is None or op.anew:
-            session = self.sessions[op.client_id] = Session(op.client_id, op.expiry_s)
+            session = self.sessions[op.client_id] = Session(op.client_id, op.expiry_s, self.number)
         session.epoch = op.epoch
         session.expiry_s = op.expiry_s
         session.away_ms = 0
@@ -335,7 +335,7 @@ class Shard:
                 self.wills[kept.client_id] = kept.will
                 if kept.will_ms:
                     self.wills_due[kept.client_id] = kept.will_ms
-            session = self.sessions[kept.client_id] = Session(kept.client_id, kept.expiry_s)
+            session = self.sessions[kept.client_id] = Session(kept.client_id, kept.expiry_s, self.number)
             session.epoch, session.away_ms = kept.epoch, kept.away_ms
             session.subscriptions = {s.filter: s for s in kept.subscriptions}
             session.received = dict.fromkeys(kept.received)

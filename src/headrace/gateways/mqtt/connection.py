@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final, cast
 
+from headrace.compiling import mypyc_attr
 from headrace.core.mqtt.connection import Connection
 from headrace.model import limits
 from headrace.model.errors import Draining, HeadraceError
@@ -37,8 +38,9 @@ class Nobody:
 NOBODY: Final = Nobody()
 
 
-class MqttConnection(asyncio.Protocol):
-    """A protocol for the loop; to the broker one of its connections."""
+@mypyc_attr(allow_interpreted_subclasses=True)
+class MqttConnection:
+    """A protocol (``asyncio.Protocol``) for the loop; to the broker one of its connections."""
 
     pushes: ClassVar[frozenset[str]] = frozenset()
 

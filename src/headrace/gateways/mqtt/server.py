@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from headrace.broker.metrics import Figures
 from headrace.gateways.mqtt.connection import MqttConnection
@@ -59,7 +59,7 @@ class MqttServer:
                 continue
             address = parse_address(text)
             try:
-                server = await self.broker.loop.create_server(make, address.host, address.port, backlog=BACKLOG)
+                server = await self.broker.loop.create_server(cast(Callable[[], asyncio.Protocol], make), address.host, address.port, backlog=BACKLOG)
             except OSError as e:
                 if getattr(config.listen, name) != "auto":
                     raise

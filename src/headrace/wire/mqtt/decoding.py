@@ -26,6 +26,11 @@ from headrace.wire.mqtt.packets import (
 from headrace.wire.mqtt.properties import AUTHENTICATION_DATA, AUTHENTICATION_METHOD, WILL, Properties, binary_at, decode, text_at
 from headrace.wire.mqtt.reasons import ALLOWED, Reason, Type
 
+_CONNECT: Final = 1
+_SUBSCRIBE: Final = 8
+_UNSUBSCRIBE: Final = 10
+_DISCONNECT: Final = 14
+"""Of the types those that each connection sends: a member of an enumeration is looked up each time."""
 FILTERS_MAX: Final = 4096
 """Topic filters of one SUBSCRIBE or UNSUBSCRIBE."""
 
@@ -41,22 +46,22 @@ def protocol(message: str) -> MqttFault:
 def control(data: bytes, at: int, stop: int, first: int, version: int) -> Control:
     """The packet whose first byte is ``first`` and whose body is ``data[at:stop]``; never PUBLISH, PUBACK, PUBREC, PUBREL or PUBCOMP."""
     kind = first >> 4
-    if first & 15 != (2 if kind in (Type.SUBSCRIBE, Type.UNSUBSCRIBE) else 0):
+    if first & 15 != (2 if kind in (_SUBSCRIBE, _UNSUBSCRIBE) else 0):
         raise malformed(f"the flags of packet type {kind} are {first & 15}")  # [MQTT-2.1.3-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1]
-    if kind == Type.CONNECT:
+    if kind == _CONNECT:
         return _connect(data, at, stop)
+    if kind == _DISCONNECT:
+        return _disconnect(data, at, stop, version)
     if kind == Type.CONNACK:
         return _connack(data, at, stop, version)
-    if kind == Type.SUBSCRIBE:
+    if kind == _SUBSCRIBE:
         return _subscribe(data, at, stop, version)
     if kind == Type.SUBACK:
         return _suback(data, at, stop, version)
-    if kind == Type.UNSUBSCRIBE:
+    if kind == _UNSUBSCRIBE:
         return _unsubscribe(data, at, stop, version)
     if kind == Type.UNSUBACK:
         return _unsuback(data, at, stop, version)
-    if kind == Type.DISCONNECT:
-        return _disconnect(data, at, stop, version)
     if kind == Type.AUTH and version == 5:
         return _auth(data, at, stop)
     if kind in (Type.PINGREQ, Type.PINGRESP):

@@ -51,7 +51,7 @@ def test_bindings_capture_each_publish_once() -> None:
 
 
 def test_identifiers_of_what_is_lent_are_in_use_once() -> None:
-    session = Session("c", 0)
+    session = Session("c", 0, 0)
     session.receive_maximum = 3
     assert [session.lend("x") for _ in range(3)] == [PACKET_IDS, PACKET_IDS - 1, PACKET_IDS - 2]
     del session.lent[PACKET_IDS - 1]

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from headrace.broker.run import RunningBroker, start
 from headrace.gateways.mqtt.connection import MqttConnection
+from headrace.gateways.mqtt.server import ACCEPTS_PER_TURN
 from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage, mqtt_address, parse_address
 from headrace.model.errors import SyncFailed
 from headrace.model.ports import DefaultPort
@@ -353,6 +355,23 @@ async def test_connections_that_have_ended_need_no_collection(tmp_path: Path) ->
         finally:
             if collecting:
                 gc.enable()
+
+
+def test_several_connections_are_taken_in_one_turn_of_the_loop(tmp_path: Path) -> None:
+    """libuv takes one for each descriptor that listens."""
+
+    async def scenario() -> None:
+        async with running(tmp_path) as broker:
+            clients = [socket.create_connection(("127.0.0.1", port(broker))) for _ in range(4 * ACCEPTS_PER_TURN)]
+            turns = 0
+            while len(broker.broker.sinks) < len(clients):
+                await asyncio.sleep(0)
+                turns += 1
+            assert turns <= len(clients) // 2
+            for client in clients:
+                client.close()
+
+    uvloop.run(scenario())
 
 
 @pytest.mark.mqtt3("4.6.0-2", "4.6.0-5", "4.6.0-6")

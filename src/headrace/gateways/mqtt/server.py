@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from headrace.broker.broker import Broker
 
 BACKLOG = 4096
+ACCEPTS_PER_TURN = 8
+"""Connections that are taken in one turn of the loop: libuv takes one for each descriptor that listens, so there are several of one socket."""
 FIRST_ID = 1 << 40
 """Ids of connections count from here, so that they are no other listener's."""
 _log = get_logger("mqtt")
@@ -66,7 +68,17 @@ class MqttServer:
                 _log.warning("%s cannot be opened, so there is no MQTT on it (%s); set listen.%s to another address, or to off", text, e, name)
                 continue
             self._servers.append(server)
+            self._servers.extend(await self._again(server, make))
             self.ports[name] = server.sockets[0].getsockname()[1]
+
+    async def _again(self, server: asyncio.Server, make: Callable[[], MqttConnection]) -> list[asyncio.Server]:
+        """More descriptors for the sockets of a listener, on a loop that takes one connection for each in a turn; asyncio's own takes all."""
+        loop = self.broker.loop
+        if type(loop).__module__.partition(".")[0] != "uvloop":
+            return []
+        factory = cast(Callable[[], asyncio.Protocol], make)
+        more = [sock.dup() for sock in server.sockets for _ in range(ACCEPTS_PER_TURN - 1)]
+        return [await loop.create_server(factory, sock=sock, backlog=BACKLOG) for sock in more]
 
     def _make(self) -> MqttConnection:
         self._next_id += 1

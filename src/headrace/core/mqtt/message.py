@@ -25,6 +25,7 @@ class Message:
         self.expires_ms = expires_ms
         self.publisher = publisher
         self._as_it_came = b""
+        """The packet of QoS 0 for ``_version`` without RETAIN: as it came, or as it was made first."""
         self._version = 0
         self._frames: dict[int, bytes] | None = None
         self._parts: dict[int, tuple[bytes, bytes]] | None = None
@@ -48,6 +49,9 @@ class Message:
             return self._as_it_came
         if ids or self.expires_ms:
             return encoding.publish(version, self.topic, self.payload, retain=retain, properties=self.properties_for(version, ids, wall_ms))
+        if not retain and not self._version and (version == 4 or not self.properties):
+            self.known_as(encoding.plain(version, self.topic, self.payload), version)
+            return self._as_it_came
         kind = version << 1 | retain
         frames = self._frames
         if frames is None:

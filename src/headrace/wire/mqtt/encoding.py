@@ -33,6 +33,32 @@ def publish_head(version: int, first: int, topic: str, payload: bytes, propertie
     return bytes((first,)) + variable(len(name) + 2 + len(tail)) + name, tail
 
 
+class _Head:
+    """What a plain PUBLISH of that topic and size begins with. Not changed after it was made: brokers in threads share it."""
+
+    __slots__ = ("head", "size", "topic", "version")
+
+    def __init__(self, version: int, topic: str, size: int) -> None:
+        name = text(topic) + b"\0" if version == 5 else text(topic)
+        self.head = b"\x30" + variable(len(name) + size) + name
+        self.size = size
+        self.topic = topic
+        self.version = version
+
+
+_last: Final[list[_Head]] = [_Head(4, "", 0)]
+"""That of the last one: the next is mostly alike."""
+
+
+def plain(version: int, topic: str, payload: bytes) -> bytes:
+    """A PUBLISH of QoS 0 without RETAIN and without properties."""
+    head = _last[0]
+    size = len(payload)
+    if size != head.size or version != head.version or topic != head.topic:
+        head = _last[0] = _Head(version, topic, size)
+    return head.head + payload
+
+
 def publish(
     version: int,
     topic: str,

@@ -265,3 +265,12 @@ def test_what_is_alike_but_has_no_identifier_is_a_fault() -> None:
     assert len(parser.feed(good * 3 + good.replace(b"\x00\x01x", b"\x00\x00x"))) == 3
     assert parser.fault is not None
     assert parser.fault.reason == 0x82
+
+
+def test_a_plain_publish_is_what_publish_makes() -> None:
+    """It remembers the head of the one before."""
+    for topic in ("a", "b", "é/long" * 30):
+        for size in (0, 1, 1, 120, 127, 128, 16_384):
+            for version in (4, 5, 5, 4):
+                payload = bytes(size)
+                assert encoding.plain(version, topic, payload) == encoding.publish(version, topic, payload)

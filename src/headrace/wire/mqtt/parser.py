@@ -198,10 +198,11 @@ def _alike(data: bytes, pos: int, at: int, stop: int, publish: Publish, found: l
     payload_at: int = publish.payload_at
     id_at: int = at - pos + 2 + (data[at] << 8 | data[at + 1])
     head: bytes = data[pos : pos + id_at] if qos or version != 5 else data[pos : pos + payload_at]
+    alike: int = len(head)
     packet_id: int = 0
     pos = stop
     stop = pos + size
-    while stop <= end and data.startswith(head, pos):
+    while stop <= end and data[pos : pos + alike] == head:  # cheaper than ``startswith`` with a place, compiled
         if qos:
             id_pos: int = pos + id_at
             packet_id = data[id_pos] << 8 | data[id_pos + 1]

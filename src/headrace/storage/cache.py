@@ -6,30 +6,28 @@ I1 The oldest entries over all partitions go first. I2 An entry that is not dura
 holds is without a gap up to the partition's end, so an offset above its first is in it. I4 ``nbytes`` is at most the bound plus what is not
 durable."""
 
-from bisect import bisect_right
-from collections import deque
 from typing import Final
 
 from headrace.storage.entry import StoredEntry
 
 _OVERHEAD: Final = 300
-"""What an entry costs beside its payload: the tuple, the token, the list slots."""
+"""What an entry costs beside its payload: the object, the list slots."""
 _GONE: Final = StoredEntry(0, 0, 0, 0, 0, b"")
 _STALE_MIN: Final = 1024
+_PASSED_MIN: Final = 1024
 
 
 class Tail:
-    """One partition's newest entries: ``entries[head:]``, of which those from ``clean`` on are not durable yet. ``bases`` runs in parallel."""
+    """One partition's newest entries: ``entries[head:]``, of which those from ``clean`` on are not durable yet."""
 
-    __slots__ = ("bases", "clean", "entries", "first", "head")
+    __slots__ = ("clean", "entries", "gone", "head")
 
     def __init__(self) -> None:
         self.entries: list[StoredEntry] = []
-        self.bases: list[int] = []
-        self.head = 0
-        self.clean = 0
-        self.first = 0
-        """Number, since the partition is in memory, of ``entries[0]``."""
+        self.head: int = 0
+        self.clean: int = 0
+        self.gone: int = 0
+        """How many of its oldest places in the cache's order are those of entries that were dropped before their turn."""
 
     def landed(self, index: int) -> None:
         """The entry with that journal index is durable, if it is still the oldest that was not."""
@@ -43,8 +41,15 @@ class Tail:
         if head == count:
             return None
         at = count - 1
-        if self.bases[at] > offset:
-            at = bisect_right(self.bases, offset, head) - 1
+        if entries[at].base_offset > offset:
+            low: int = head
+            while low < at:  # the first entry that begins above the offset lies in low..at
+                middle: int = (low + at) // 2
+                if entries[middle].base_offset > offset:
+                    at = middle
+                else:
+                    low = middle + 1
+            at = low - 1
             if at < head:
                 return None
         entry = entries[at]
@@ -68,16 +73,17 @@ class TailCache:
     """All tails. Every call costs O(entries added or dropped)."""
 
     def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
-        self.nbytes = 0
-        self._order: deque[tuple[Tail, int]] = deque()
-        self._stale = 0
+        self.bytes_max: int = bytes_max
+        self.nbytes: int = 0
+        self._order: list[Tail] = []
+        """Whose oldest entry goes next: from ``_next`` on, one place an entry."""
+        self._next: int = 0
+        self._stale: int = 0
 
     def add(self, tail: Tail, entry: StoredEntry) -> None:
         """Takes an entry that was appended and is not durable yet."""
-        self._order.append((tail, tail.first + len(tail.entries)))
+        self._order.append(tail)
         tail.entries.append(entry)
-        tail.bases.append(entry.base_offset)
         self.nbytes += len(entry.payload) + _OVERHEAD
         if self.nbytes > self.bytes_max:
             self.evict()
@@ -85,13 +91,14 @@ class TailCache:
     def evict(self) -> None:
         """Drops the oldest durable entries until the rest fits."""
         order = self._order
-        while order:
-            tail, number = order[0]
-            at = number - tail.first
-            if at < tail.head:
+        at: int = self._next
+        while at < len(order):
+            tail = order[at]
+            if tail.gone:
+                tail.gone -= 1
                 self._stale -= 1
-            elif self.nbytes <= self.bytes_max or at >= tail.clean:
-                return
+            elif self.nbytes <= self.bytes_max or tail.head >= tail.clean:
+                break
             else:
                 head = tail.head
                 self.nbytes -= len(tail.entries[head].payload) + _OVERHEAD
@@ -99,7 +106,11 @@ class TailCache:
                 tail.head = head + 1
                 if head >= 63:
                     self._drop(tail, head + 1)
-            order.popleft()
+            at += 1
+        if at >= _PASSED_MIN and at * 2 >= len(order):
+            del order[:at]
+            at = 0
+        self._next = at
 
     def below(self, tail: Tail, offset: int) -> None:
         """Drops a partition's durable entries that lie wholly below ``offset``."""
@@ -126,11 +137,22 @@ class TailCache:
 
     def _forget(self, tail: Tail, upto: int) -> None:
         if upto > tail.head:
-            self._stale += upto - tail.head
+            count: int = upto - tail.head
+            tail.gone += count
+            self._stale += count
             self._drop(tail, upto)
-            if self._stale > _STALE_MIN and self._stale * 2 > len(self._order):
-                self._order = deque(token for token in self._order if token[1] - token[0].first >= token[0].head)
-                self._stale = 0
+            if self._stale > _STALE_MIN and self._stale * 2 > len(self._order) - self._next:
+                self._forget_stale()
+
+    def _forget_stale(self) -> None:
+        kept: list[Tail] = []
+        for tail in self._order[self._next :]:
+            if tail.gone:
+                tail.gone -= 1
+            else:
+                kept.append(tail)
+        self._order = kept
+        self._next = self._stale = 0
 
     def _drop(self, tail: Tail, upto: int) -> None:
         entries = tail.entries
@@ -142,7 +164,5 @@ class TailCache:
             tail.clean = upto
         if upto >= 64 and upto * 2 >= len(entries):
             del entries[:upto]
-            del tail.bases[:upto]
-            tail.first += upto
             tail.clean -= upto
             tail.head = 0

@@ -53,7 +53,7 @@ class Appended(StoredEntry):
     """An entry that is not durable yet. The first of several of one partition that lie together in a flush stands for all of them: a slot, one row of
     the directory."""
 
-    __slots__ = ("head", "last", "length", "marker", "more", "pid", "position", "slot_bytes", "wall_ms")
+    __slots__ = ("head", "last", "length", "marker", "more", "open", "pid", "position", "slot_bytes", "wall_ms")
 
     def __init__(self, pid: int, epoch: int, index: int, kind: int, base_offset: int, record_count: int, wall_ms: int, payload: bytes) -> None:
         self.epoch = epoch
@@ -73,5 +73,7 @@ class Appended(StoredEntry):
         self.last: int = index
         self.slot_bytes: int = 0
         self.marker: int = 0
+        self.open: bool = False
+        """Whether it is a slot that takes more entries: it gathers, and no flush has it yet."""
         self.more: list[Appended] | None = None
         """The slot's entries after this one."""

@@ -52,6 +52,7 @@ class Gathering:
     def __init__(self, entry_bytes_max: int) -> None:
         self._entry_bytes_max = entry_bytes_max
         self._open: dict[int, Appended] = {}
+        """The newest slot of each partition whose entries come by ``append``; others keep theirs."""
         self.error: SyncFailed | None = None
         """Why nothing is taken any more."""
         self.slots: list[Appended] = []
@@ -60,11 +61,11 @@ class Gathering:
 
     def append(self, pid: int, epoch: int, index: int, kind: int, payload: bytes) -> None:
         """Takes one entry of which nobody but the log wants to know."""
-        self.add(Appended(pid, epoch, index, kind, -1, 0, 0, payload))
+        self._open[pid] = self.add(Appended(pid, epoch, index, kind, -1, 0, 0, payload), self._open.get(pid))
 
-    def add(self, entry: Appended) -> None:
-        """Takes one entry; its payload is kept, not copied. ``SyncFailed`` once the log has failed, ``Invalid`` if the entry is larger than a file
-        can take."""
+    def add(self, entry: Appended, slot: Appended | None) -> Appended:
+        """Takes one entry and returns the slot it is in; ``slot``: the one that was returned for this partition before. The payload is kept, not
+        copied. ``SyncFailed`` once the log has failed, ``Invalid`` if the entry is larger than a file can take."""
         if self.error is not None:
             raise self.error
         pid, index, kind, payload = entry.pid, entry.index, entry.kind, entry.payload
@@ -74,33 +75,35 @@ class Gathering:
         entry.head = _lead(nbytes, crc32c(payload, crc32c(rest))) + rest
         entry.length = length
         marker: int = 0 if kind == _RECORDS or kind not in MARKERS else kind
-        slot = self._open.get(pid)
-        if slot is None or slot.last + 1 != index or slot.marker or marker or slot.slot_bytes + length > SLOT_BYTES_MAX:
+        if slot is None or not slot.open or slot.last + 1 != index or slot.marker or marker or slot.slot_bytes + length > SLOT_BYTES_MAX:
             if length > self._entry_bytes_max:
                 raise Invalid(f"an entry of {length} bytes does not fit in a log file, which takes {self._entry_bytes_max}")
+            self.nbytes += length
             entry.marker = marker
             entry.slot_bytes = length
-            self._open[pid] = entry
+            entry.open = True
             self.slots.append(entry)
-        else:
-            slot.last = index
-            slot.slot_bytes += length
-            if slot.more is None:
-                slot.more = [entry]
-            else:
-                slot.more.append(entry)
+            return entry
         self.nbytes += length
+        slot.last = index
+        slot.slot_bytes += length
+        if slot.more is None:
+            slot.more = [entry]
+        else:
+            slot.more.append(entry)
+        return slot
 
     def holds(self, pid: int) -> bool:
         """Whether entries of that partition wait here."""
-        return pid in self._open
+        return any(slot.pid == pid for slot in self.slots)
 
     def take(self, bytes_max: int, rows_max: int) -> list[Appended]:
         """The oldest slots that fit in one flush: at least one, if there is any."""
         slots = self.slots
         if self.nbytes <= bytes_max and len(slots) <= rows_max:
             self.slots = []
-            self._open = {}
+            for slot in slots:
+                slot.open = False
             return slots
         total = 0
         at = 0
@@ -112,19 +115,19 @@ class Gathering:
         taken = slots[:at]
         self.slots = slots[at:]
         for slot in taken:
-            if self._open.get(slot.pid) is slot:
-                del self._open[slot.pid]
+            slot.open = False
         return taken
 
     def give_back(self, slots: list[Appended]) -> None:
         """Slots that were taken and cannot be written yet are the oldest again."""
+        for slot in slots:
+            slot.open = True
         self.slots = slots + self.slots
-        self._open = {slot.pid: slot for slot in self.slots}
 
     def clear(self) -> list[Appended]:
         """Forgets everything; returns what it was."""
         slots = self.slots
-        self.slots, self._open, self.nbytes = [], {}, 0
+        self.slots, self.nbytes = [], 0
         return slots
 
     def lay(self, slots: list[Appended], start: int) -> Laid:

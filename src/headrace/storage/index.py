@@ -7,7 +7,6 @@ ascending in index and offset, and each names a row. I3 References lie below eve
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections import deque
 from typing import Final, NamedTuple
 
 from headrace.storage.cache import Tail
@@ -54,6 +53,7 @@ class Part:
         "live_bytes",
         "moved",
         "next_offset",
+        "noted_file",
         "obeyed",
         "pid",
         "places",
@@ -61,6 +61,7 @@ class Part:
         "records",
         "settled_floor",
         "sizes",
+        "slot",
         "tail",
         "unflushed",
         "wake_at_ms",
@@ -97,8 +98,12 @@ class Part:
         """How many of the first records entries lie below the floor."""
         self.live_bytes = 0
         """Of the other records entries in the log."""
+        self.slot: Appended | None = None
+        """Its entries that gather for the next flush: the newest of its slots, until that has landed."""
+        self.noted_file: int = -1
+        """The newest log file that is known to hold something of it."""
         self.tail = Tail()
-        self.unflushed: deque[Appended] = deque()
+        self.unflushed: list[Appended] = []
         """Records entries that are appended and not durable."""
 
     # ------------------------------------------------------------ the log's columns

@@ -39,7 +39,7 @@ class Intake:
         if part is None:
             part = self._make_part(pid)
         entry = Appended(pid, epoch, index, kind, -1, 0, 0, whole)
-        self._gathering.add(entry)
+        part.slot = self._gathering.add(entry, part.slot)
         if kind == _PROMISE:
             part.promised = max(part.promised, epoch)
             return entry
@@ -57,7 +57,7 @@ class Intake:
         if part is None:
             part = self._make_part(pid)
         entry = Appended(pid, epoch, index, _RECORDS, base_offset, record_count, wall_ms, payload)
-        self._gathering.add(entry)
+        part.slot = self._gathering.add(entry, part.slot)
         if index <= part.last_index:
             self._rewind(part, index)
         part.unflushed.append(entry)
@@ -87,11 +87,16 @@ class Intake:
         done: dict[int, int] = {}
         for slot in slots:
             pid = slot.pid
-            pids.add(pid)
             part = parts.get(pid)
             more, slot.more = slot.more, None
             if part is None:
+                pids.add(pid)
                 continue
+            if part.noted_file != file_id:
+                part.noted_file = file_id
+                pids.add(pid)
+            if part.slot is slot:
+                part.slot = None
             self._land(part, slot, file_place, done)
             if more is not None:
                 for entry in more:
@@ -104,7 +109,7 @@ class Intake:
         entry.head = b""
         kind, index, place = entry.kind, entry.index, file_place | entry.position
         if kind == _RECORDS:
-            part.unflushed.popleft()
+            part.unflushed.pop(0)
             part.add_records(place, entry.length, index, entry.base_offset, entry.record_count, entry.wall_ms)
             part.tail.landed(index)
         elif kind == _TRUNCATE:

@@ -167,8 +167,8 @@ SEGMENTS: Final = (
         edits=(
             Edit(
                 "storage.intake:Intake.append",
-                "self._gathering.add(entry)",
-                "if kind != _PROMISE:\n    self._gathering.add(entry)",
+                "part.slot = self._gathering.add(entry, part.slot)",
+                "if kind != _PROMISE:\n    part.slot = self._gathering.add(entry, part.slot)",
             ),
         ),
     ),

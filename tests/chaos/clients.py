@@ -16,7 +16,7 @@ from headrace.client.client import Client
 from headrace.client.lane import Receipt
 from headrace.client.message import Message
 from headrace.client.reader import Reader, Record
-from headrace.model.errors import DiskFull, HeadraceError, NotConnected, StaleSettle
+from headrace.model.errors import DiskFull, HeadraceError, NotConnected, StaleSettle, UnknownOutcome
 from tests.chaos.history import Broken, History
 
 TICK_S: Final = 0.05
@@ -54,6 +54,8 @@ class Publishing:
         self._publisher = client.publisher(history.name, confirm_timeout=CONFIRM_FOREVER_S)
         self.sent = 0
         self.confirmed = self.refused = 0
+        self.unknown: set[int] = set()
+        """Sequences of which the client could not say whether they are stored: sent on a connection that broke, then refused for a full disk."""
         self.confirmed_s = 0.0
         """When the last confirm came, monotonic."""
         self.gap_s = 0.0
@@ -64,11 +66,16 @@ class Publishing:
 
     @property
     def unanswered(self) -> int:
-        return self.sent - self.confirmed - self.refused
+        return self.sent - self.confirmed - self.refused - len(self.unknown)
 
     @property
     def undelivered(self) -> int:
-        return self.sent - self.refused - len(self.history.seen[self.partition])
+        return self.sent - self.refused - len(self.unknown) + self.found - len(self.history.seen[self.partition])
+
+    @property
+    def found(self) -> int:
+        """How many of which it was not known are stored."""
+        return sum(self.history.stored(self.partition, sequence) for sequence in self.unknown)
 
     def waits(self) -> str:
         """Where its channel is, and what keeps it from going on, as far as the client knows."""
@@ -104,7 +111,10 @@ class Publishing:
             self.refused += 1
             self.history.refuse(self.partition, sequence)
         except Exception as e:
-            self.failure = self.failure or e
+            if type(e) is UnknownOutcome and "disk" in str(e):
+                self.unknown.add(sequence)
+            else:
+                self.failure = self.failure or e
         else:
             self.confirmed += 1
             self.confirmed_s = time.monotonic()

@@ -57,7 +57,7 @@ ALONE: Final = ("damage", "etcd_away", "kill_all", "disk_full")
 SETTINGS: Final = tuple(f"{name}={value}" for name, value in kill.TIGHT.items())
 BAR: Final = 30
 SHOWN: Final = (
-    "published", "confirmed", "refused", "delivered", "delivered_again", "settled", "stale", "stream_read_again", "cursor_commits",
+    "published", "confirmed", "refused", "unknown", "delivered", "delivered_again", "settled", "stale", "stream_read_again", "cursor_commits",
     "settlements_unknown", "late",
 )  # fmt: skip
 
@@ -309,9 +309,10 @@ class Run:
             for number, row in sorted(serving.items()):
                 if row.ready or row.leased or row.delayed:
                     return f"{name}/{number}: {row.ready} ready, {row.leased} leased, {row.delayed} delayed"
-                confirmed = len(self.histories[name].confirmed[number])
-                if row.settled != confirmed:
-                    return f"{name}/{number}: the broker counts {row.settled} settled messages of {confirmed} confirmed ones"
+                found = sum(p.found for p in self._publishing if (p.history.name, p.partition) == (name, number))
+                stored = len(self.histories[name].confirmed[number]) + found
+                if row.settled != stored:
+                    return f"{name}/{number}: the broker counts {row.settled} settled messages of {stored} that are stored"
         return ""
 
     def _clean(self) -> None:
@@ -330,7 +331,8 @@ class Run:
             sums.update(history.totals())
         return {
             "faults": self.done.total(), "by_kind": dict(sorted(self.done.items())), "lost": 0, **sums,
-            "refused": sum(p.refused for p in self._publishing), "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
+            "refused": sum(p.refused for p in self._publishing), "unknown": sum(len(p.unknown) for p in self._publishing),
+            "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
             "late": sum(h.late for h in self.histories.values()), "settlements_unknown": sum(c.unknown for c in self._consuming),
             "gaps_s": gaps, "memory_mib_max": round(self.memory_mib),
             "recovered_s_p50": round(recovered[len(recovered) // 2], 2), "recovered_s_max": round(recovered[-1], 2),

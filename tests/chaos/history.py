@@ -66,6 +66,10 @@ class History:
             if sequence in self._stored[partition]:
                 raise Broken(f"{self.name}/{partition}: sequence {sequence} was delivered and refused")
 
+    def stored(self, partition: int, sequence: int) -> bool:
+        """Whether it was delivered."""
+        return sequence in self._stored[partition]
+
     def deliver(self, partition: int, offset: int, sequence: int, *, to: tuple[int, int] | None = None) -> None:
         """The broker delivered ``sequence`` at ``offset``. ``to``: consumer and attempt."""
         with self.lock:

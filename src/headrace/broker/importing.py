@@ -5,7 +5,8 @@ copy begins with it, in a later epoch.
 
 I1 A name enters the cluster together with who has its partitions, or after that: nobody is given an empty copy of what is here. I2 Partition ids are
 taken over as they are, before anybody else in the cluster is given any. I3 It may be broken off at any step and is begun again; nothing of the data
-directory is changed but by a note that it is done, at the end.
+directory is changed but by a note that it is done, at the end. I4 A name enters once: with it the cluster is told how far this has come, so what was
+deleted or altered there before it was begun again stays so.
 """
 
 from __future__ import annotations
@@ -18,19 +19,20 @@ import msgspec
 
 from headrace.broker.broker import ID_KEY, Broker
 from headrace.broker.catalogue import COUNTER, NAMES, Item
-from headrace.cluster.coordinator import TRANSACTION_OPERATIONS_MAX, Coordinator
+from headrace.cluster.coordinator import TRANSACTION_OPERATIONS_MAX, Coordinator, Document
 from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model.cluster import Assignment, BrokerId, encode, partition_key
 from headrace.model.config import Config
-from headrace.model.errors import CoordinatorUnavailable, Damaged, Refused, StorageError
+from headrace.model.errors import CoordinatorUnavailable, Damaged, Refused, StorageError, UnknownOutcome
 from headrace.model.ids import Epoch, PartitionId
 from headrace.storage.files import OsFiles
 from headrace.storage.state import read_one
 
 DONE_KEY: Final = b"broker/imported"
 IMPORTED: Final = "imported/"
-"""Documents of the coordinator: whose catalogue was taken over."""
+"""Documents of the coordinator: whose catalogue was taken over, and how far."""
+BEGUN: Final = b"begun"
 GENERATION: Final = 2
 """Of the assignments: above what a lone broker obeys."""
 AGAIN_S: Final = 0.5
@@ -63,48 +65,73 @@ async def carry_over(broker: Broker, coordinator: Coordinator) -> None:
         try:
             count = await _carry(broker, coordinator, local)
             break
-        except CoordinatorUnavailable:
+        except (CoordinatorUnavailable, UnknownOutcome) as e:
+            _log.info("the import waits: %s", e)
             await asyncio.sleep(AGAIN_S)
     await store.commit_state({DONE_KEY: b"1"})
     _log.info("%d queues and streams of this broker's time alone belong to the cluster now", count)
 
 
 async def _carry(broker: Broker, coordinator: Coordinator, local: LocalCoordinator) -> int:
-    mine = IMPORTED + broker.id
-    if await coordinator.get(mine) is None:
-        counter = local.peek(COUNTER)
-        assert counter is not None
-        begun = await coordinator.transact({COUNTER: 0, mine: 0}, {COUNTER: counter.value, mine: b"begun"})
-        if not begun and await coordinator.get(mine) is None:
-            raise Refused(
-                "this broker holds queues and streams of its time alone, and the cluster has names of its own already: partitions of both have the"
-                " same numbers, so it is left alone",
-                hint="start it alone, without the cluster's settings, and move the messages through a client",
-            )
+    mine = await _begun(broker, coordinator, local)
     for document in (await local.range("deleted/")).documents:
         await broker.store.delete(_decode(document.value).partitions)
     count, after = 0, ""
     while True:
         page = await local.range(NAMES, after=after)
         for document in page.documents:
-            await _name(broker, coordinator, _decode(document.value), document.key, document.value)
+            if mine.value == BEGUN or document.key.encode() > mine.value:
+                mine = await _name(broker, coordinator, document, mine)
             count += 1
         if not page.more:
             return count
         after = page.documents[-1].key
 
 
-async def _name(broker: Broker, coordinator: Coordinator, item: Item, key: str, value: bytes) -> None:
+async def _begun(broker: Broker, coordinator: Coordinator, local: LocalCoordinator) -> Document:
+    """The cluster's note of this import: ``BEGUN``, or the key of the last name that has entered."""
+    key = IMPORTED + broker.id
+    found = await coordinator.get(key)
+    if found is not None:
+        return found
+    counter = local.peek(COUNTER)
+    assert counter is not None
+    if not await coordinator.transact({COUNTER: 0, key: 0}, {COUNTER: counter.value, key: BEGUN}):
+        found = await coordinator.get(key)  # an attempt whose outcome was not known
+        if found is not None:
+            return found
+        raise Refused(
+            "this broker holds queues and streams of its time alone, and the cluster has names of its own already: partitions of both have the"
+            " same numbers, so it is left alone",
+            hint="start it alone, without the cluster's settings, and move the messages through a client",
+        )
+    return Document(key, BEGUN, 1)
+
+
+async def _name(broker: Broker, coordinator: Coordinator, document: Document, mine: Document) -> Document:
+    """Brings one name in; the note that says so."""
+    item, key = _decode(document.value), document.key
     puts = {partition_key(PartitionId(pid)): encode(_assignment(broker, item, pid)) for pid in item.partitions}
     keys = list(puts)
-    while len(keys) >= TRANSACTION_OPERATIONS_MAX:  # partitions first: the name makes them known
-        part, keys = keys[: TRANSACTION_OPERATIONS_MAX - 1], keys[TRANSACTION_OPERATIONS_MAX - 1 :]
+    while len(keys) > TRANSACTION_OPERATIONS_MAX - 2:  # partitions first: the name makes them known
+        part, keys = keys[:TRANSACTION_OPERATIONS_MAX], keys[TRANSACTION_OPERATIONS_MAX:]
         if not await coordinator.transact(dict.fromkeys(part, 0), {k: puts[k] for k in part}) and await coordinator.get(part[0]) is None:
             raise CoordinatorUnavailable(f"partitions of {item.name!r} are being changed by others")
-    done = await coordinator.transact({key: 0, **dict.fromkeys(keys, 0)}, {key: value, **{k: puts[k] for k in keys}})
-    if not done and await coordinator.get(key) is None:
+    noted = Document(mine.key, key.encode(), mine.version + 1)
+    named = {key: document.value, **{k: puts[k] for k in keys}}
+    if await coordinator.transact({key: 0, **dict.fromkeys(keys, 0), mine.key: mine.version}, {**named, mine.key: noted.value}):
+        await asyncio.sleep(0)
+        return noted
+    found, there = await coordinator.get(mine.key), await coordinator.get(key)
+    if found is not None and found.version > mine.version:  # an attempt whose outcome was not known
+        return found
+    if there is None:
         raise CoordinatorUnavailable(f"{item.name!r} is being changed by others")
-    await asyncio.sleep(0)
+    if _decode(there.value).id != item.id:
+        _log.error("another %r was declared in the cluster before this broker's came in: the messages of this one stay here, unused", item.name)
+    if not await coordinator.transact({mine.key: mine.version}, {mine.key: noted.value}):
+        raise CoordinatorUnavailable("how far the import has come is being changed by others")
+    return noted
 
 
 def _assignment(broker: Broker, item: Item, pid: int) -> Assignment:

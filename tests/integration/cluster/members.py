@@ -38,11 +38,12 @@ class Member:
         self.native, self.admin = f"127.0.0.1:{listens}", f"127.0.0.1:{listens + 1}"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *declared: str, secret: Path) -> None:
+    def start(self, *declared: str, secret: Path, runs: Iterable[str] = ("headrace.cli",)) -> None:
+        """``runs``: the module that is started, and what it gets before the command."""
         assert self.process is None
         self.ready_file.unlink(missing_ok=True)
         command = [
-            sys.executable, "-m", "headrace.cli", "start", "--name", self.name, *declared, "--secret-file", str(secret), "--data-dir",
+            sys.executable, "-m", *runs, "start", "--name", self.name, *declared, "--secret-file", str(secret), "--data-dir",
             str(self.data), "--listen", self.native, "--admin", self.admin, "--ready-file", str(self.ready_file),
             *flags(),
         ]  # fmt: skip
@@ -120,10 +121,11 @@ class Three:
     def __getitem__(self, name: str) -> Member:
         return self.members[name]
 
-    def start(self, names: Iterable[str], *, declared: Path | None = None) -> None:
+    def start(self, names: Iterable[str], *, declared: Path | None = None, runs: Iterable[str] = ("headrace.cli",)) -> None:
         """With all as voters, or with the config in that file."""
         for name in names:
-            self[name].start(*(("--voters", self.voters) if declared is None else ("--cluster", str(declared))), *self.flags, secret=self.secret)
+            known = ("--voters", self.voters) if declared is None else ("--cluster", str(declared))
+            self[name].start(*known, *self.flags, secret=self.secret, runs=runs)
 
     def declare(self, version: int, names: Iterable[str], path: Path) -> Path:
         """A config with these voters."""

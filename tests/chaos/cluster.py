@@ -112,10 +112,10 @@ class Run:
                 await self._end(clients[0])
             except (HeadraceError, AssertionError, TimeoutError) as e:
                 await self._shown()
-                for publisher in self._publishing:
-                    publisher.give_up()
                 raise e if isinstance(e, Broken) else self._broken(str(e) or repr(e)) from e
             finally:
+                for publisher in self._publishing:  # else the clients wait for their confirms, also when somebody ends the run
+                    publisher.give_up()
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -15,6 +15,9 @@ from headrace.core.replica.peer import RETRY_MS, RETRY_MS_MAX, Known, Link, Peer
 from headrace.core.replica.streaming import Streaming
 from headrace.model.cluster import Assignment, BrokerId, Incarnation
 
+SLOW_MS = 10_000
+"""After so long somebody is told that an epoch has not begun."""
+
 
 class Part(Enum):
     """The phases of a term, in their order."""
@@ -41,6 +44,8 @@ class Opening(Streaming):
         """Index of the entry that starts this epoch, 0 = not appended yet."""
         self._known = known
         self._waited = False
+        self._slow_at_ms: int | None = now_ms + SLOW_MS
+        """When somebody is told that the epoch has not begun; None: it has, or that was told."""
         self._look_for_peers()
 
     def _look_for_peers(self) -> None:
@@ -54,6 +59,17 @@ class Opening(Streaming):
             del self.peers[broker]
 
     # ------------------------------------------------------------ the start of the epoch
+
+    def _tell_slow(self, now_ms: int) -> None:
+        """Says once what an epoch that does not begin waits for."""
+        if self._slow_at_ms is None or now_ms < self._slow_at_ms:
+            return
+        self._slow_at_ms = None
+        if not self.begun_at:
+            links = ", ".join(f"{peer.broker} {peer.link.value}" for peer in self.peers.values())
+            why = f" ({self.reason})" if self.reason else ""
+            text = f"epoch {self.epoch} has not begun for {SLOW_MS // 1000} s: its owner {self.part.value}{why}; {links or 'there is no other copy'}"
+            self._out.append(Alarm(text, mends=True))
 
     def promised(self, now_ms: int) -> None:
         """The epoch is durable here: now the others may hear of it."""

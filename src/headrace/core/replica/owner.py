@@ -193,6 +193,8 @@ class Owner(Opening):
 
     def step(self, now_ms: int) -> None:
         """Does what time and what came in since make possible."""
+        if self.part is not Part.STOPPED:
+            self._tell_slow(now_ms)
         if self.part is Part.STOPPED or self.part is Part.PROMISING:
             return
         if self.part is Part.COLLECTING:
@@ -302,9 +304,11 @@ class Owner(Opening):
 
     def next_deadline_ms(self, now_ms: int) -> int | None:
         """When ``step`` must be called at the latest."""
-        due: list[int] = []
-        if self.part in (Part.PROMISING, Part.STOPPED):
+        if self.part is Part.STOPPED:
             return None
+        due: list[int] = [self._slow_at_ms] if self._slow_at_ms is not None and not self.begun_at else []
+        if self.part is Part.PROMISING:
+            return due[0] if due else None
         if self.part is Part.COLLECTING and not self._waited:
             due.append(self.started_ms + term.TAKEOVER_WAIT_MS)
         retry = self.retry_deadline_ms()

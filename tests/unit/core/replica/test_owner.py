@@ -272,6 +272,26 @@ def test_after_an_unclean_stop_the_own_answer_is_not_enough() -> None:
     assert bench.replica.owner.begun_at == 1
 
 
+def test_an_epoch_that_does_not_begin_says_once_what_it_waits_for() -> None:
+    bench = Bench(assignment("majority_durable"))
+    bench.connects("b")
+    assert bench.replica.next_deadline_ms(0) == 10_000
+    bench.synced()
+    bench.later(9_000)
+    assert bench.took(Alarm) == []
+    bench.later(20_000)
+    (alarm,) = bench.took(Alarm)
+    assert alarm.mends
+    assert alarm.reason == (
+        "epoch 3 has not begun for 10 s: its owner waits for answers (waits for b, c); b was asked what it holds, c cannot be reached"
+    )
+    bench.holds("b")
+    bench.replica.dead(BrokerId("c"))
+    bench.later(1_000, hears="b")
+    assert bench.replica.owner is not None
+    assert bench.replica.owner.begun_at
+
+
 def test_a_majority_is_not_replaced_by_patience() -> None:
     bench = Bench(assignment("majority_durable"))
     bench.synced()

@@ -223,10 +223,7 @@ class Installs:
         if replica.journal.busy:
             return False
         if owner is not None:
-            best = owner.source
-            if best is None or best.source != peer or best.at:
-                return False
-            return (owner.epoch, owner.peers[peer].session) == (offer.epoch, offer.session)
+            return owner.epoch == offer.epoch and owner.offered(peer, offer.session, offer.end)
         at = (follower.owner, follower.epoch, follower.session)
         return follower.phase is Phase.READY and at == (peer, offer.epoch, offer.session)
 

@@ -209,6 +209,13 @@ class Streaming:
         self._out.append(journal.store(message.runs, message.count, message.entries))
         self.fetch(now_ms)
 
+    def offered(self, sender: BrokerId, session: int, end: int) -> bool:
+        """The source does not have in its log any more what comes next, and offers a checkpoint up to ``end``: whether it is taken."""
+        best = self._from_source(sender, session)
+        if best is not None and best.at and end > self._journal.end:  # it has moved on since it said what it holds
+            best = self.source = Best(best.source, best.end, 0, best.high_watermark)
+        return best is not None and not best.at
+
     def take_install(self, sender: BrokerId, message: Install) -> None:
         """A checkpoint, as the source's journal starts above the end of this one."""
         best = self._from_source(sender, message.session)

@@ -259,6 +259,33 @@ def test_a_longer_journal_of_another_history_is_not_gone_on_with() -> None:
     assert owner.begun_at == 12
 
 
+def test_what_the_source_has_moved_out_of_its_log_is_installed() -> None:
+    """It answered long before the choice was made: then its log still had what comes next."""
+    bench = Bench(assignment("majority_durable"), Recovered(end=6, promised=2, runs=((1, 1),), unclean=True))
+    bench.synced()
+    bench.connects("c")
+    bench.holds("c", 20, runs=((1, 4), (2, 6)), start=4, history_start=4, base_epoch=1, high_watermark=18)
+    bench.later(6_000, hears="c")
+    bench.connects("b")
+    bench.holds("b")
+    owner = bench.replica.owner
+    assert owner is not None
+    (fetch,) = [s.message for s in bench.took(Send) if isinstance(s.message, Fetch)]
+    assert (fetch.first, fetch.end) == (6, 20)
+    session = bench.sessions["c"]
+    assert not owner.offered(BrokerId("b"), bench.sessions["b"], 18)
+    assert not owner.offered(BrokerId("c"), session, 6), "a checkpoint of what is here already is one of before"
+    assert owner.offered(BrokerId("c"), session, 18)
+    bench.says("c", Install(epoch=3, session=session, end=18, history_start=18, base_epoch=2, runs=()))
+    bench.replica.installed(18, bench.now_ms)
+    assert not owner.offered(BrokerId("c"), session, 18)
+    bench.later(100)
+    assert [s.message.first for s in bench.took(Send) if isinstance(s.message, Fetch)] == [18]
+    bench.says("c", Fetched(epoch=3, session=session, first=18, count=2, runs=((2, 18),), entries=(0, 0)))
+    bench.synced()
+    assert owner.begun_at == 20
+
+
 def test_after_an_unclean_stop_the_own_answer_is_not_enough() -> None:
     bench = Bench(assignment(), Recovered(unclean=True))
     bench.synced()

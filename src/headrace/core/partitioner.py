@@ -35,8 +35,9 @@ def partition_for(key: bytes, partition_count: int) -> int:
 
 
 def key_slot(key: bytes) -> int:
-    """The slot (u16) by which a repartition holds keys back: low bits of the same hash, so with 2^n partitions a slot lies in one partition."""
-    return murmur2(key) & 0xFFFF
+    """The slot (u16) by which a repartition holds keys back: low bits of the same hash, so with 2^n partitions a slot lies in one partition.
+    Never 0, which says that there is no key: the one hash value that would be keeps its low bits and gets a high one."""
+    return murmur2(key) & 0xFFFF or 0x8000
 
 
 class StickyRoundRobin:

@@ -28,6 +28,8 @@ class Kind(IntEnum):
     GROUP = 10
     SESSIONS = 11
     """Changes of MQTT sessions and retained messages (``core.mqtt.ops``)."""
+    ROUTING = 12
+    """A repartition of the queue: a routing version begins here, or key slots are held no longer."""
 
 
 class Action(IntEnum):
@@ -169,7 +171,28 @@ class GroupHolder(msgspec.Struct, frozen=True, tag="holder", array_like=True):
 
 GroupEntry = GroupState | GroupGone | GroupHolder
 
+class RoutingBegun(msgspec.Struct, frozen=True, tag="begun", array_like=True):
+    """From offset ``cut`` on, partition ``number`` takes publishes of this version alone: they go to ``after`` partitions, and went to ``before``."""
+
+    version: int
+    number: int
+    before: int
+    after: int
+    cut: int
+
+
+class RoutingFreed(msgspec.Struct, frozen=True, tag="freed", array_like=True):
+    """Partition ``source`` (-1 = each) has of the key slots that are held here for it no others in hand than ``behind``."""
+
+    version: int
+    source: int
+    behind: bytes = b""
+
+
+RoutingEntry = RoutingBegun | RoutingFreed
+
 _encode = msgspec.msgpack.Encoder().encode
+_routing: msgspec.msgpack.Decoder[RoutingEntry] = msgspec.msgpack.Decoder(RoutingEntry)
 _cursors = msgspec.msgpack.Decoder(list[CursorEntry])
 _group: msgspec.msgpack.Decoder[GroupEntry] = msgspec.msgpack.Decoder(GroupEntry)
 _transfer: msgspec.msgpack.Decoder[TransferStart | TransferDone] = msgspec.msgpack.Decoder(TransferStart | TransferDone)
@@ -206,3 +229,14 @@ def unpack_group(payload: bytes) -> GroupEntry:
         return _group.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"a group entry cannot be read: {e}") from None
+
+
+def pack_routing(entry: RoutingEntry) -> bytes:
+    return _encode(entry)
+
+
+def unpack_routing(payload: bytes) -> RoutingEntry:
+    try:
+        return _routing.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
+        raise Malformed(f"a routing entry cannot be read: {e}") from None

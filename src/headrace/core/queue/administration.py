@@ -7,7 +7,10 @@ from headrace.core.queue.admission import Admission
 from headrace.core.queue.consumers import Peek, Range, Taken, Transfer
 from headrace.core.queue.figures import Figures
 from headrace.core.queue.lookahead import Lookahead
-from headrace.wire.journal import Action, Kind, Reason, TransferDone, pack_transfer
+from headrace.core.repartition import slots
+from headrace.core.repartition.behind import Stand
+from headrace.core.repartition.holding import EVERYBODY
+from headrace.wire.journal import Action, Kind, Reason, RoutingBegun, RoutingFreed, TransferDone, pack_routing, pack_transfer
 
 ALL = 1 << 64
 
@@ -122,6 +125,32 @@ class Administration(Figures):
         """All transfers whose target has not committed yet, oldest first."""
         self._state.transfers.flush(self._state.journal)
         return [transfer for _, transfer in sorted(self._state.transfers.pending.items())]
+
+    # ------------------------------------------------------------ repartition
+
+    def begin_routing(self, version: int, *, number: int, before: int, after: int, cut: int) -> bool:
+        """Messages from offset ``cut`` on are of this routing version, and wait for what is behind in other partitions; False if that is known."""
+        if version <= self._state.holding.version:
+            return False
+        self._live = True
+        entry = RoutingBegun(version, number, before, after, cut)
+        self._state.journal.routing(pack_routing(entry))
+        self._state.routed(entry)
+        return True
+
+    def let_go(self, version: int, source: int, behind: int) -> int:
+        """Partition ``source`` (``EVERYBODY``: each) has no more than these slots in hand; returns how many are free since."""
+        state = self._state
+        holding = state.holding
+        if version != holding.version or not (holding.waiting if source == EVERYBODY else holding.news(source, behind)):
+            return 0
+        entry = RoutingFreed(version, source, slots.pack(behind))
+        state.journal.routing(pack_routing(entry))
+        return slots.count(state.routed(entry))
+
+    def stand(self, offset: int) -> Stand:
+        """How a message stands for who waits until a key slot is let go of."""
+        return self._state.stand(offset)
 
     # ------------------------------------------------------------ journal
 

@@ -4,6 +4,7 @@ from headrace.core.queue.admission import Admission
 from headrace.core.queue.expiry import Expiry
 from headrace.core.queue.leases import Holder
 from headrace.core.queue.state import State
+from headrace.core.repartition.holding import Holding
 from headrace.model.specs import QueueSpec
 
 
@@ -51,6 +52,16 @@ class Figures:
     @property
     def delayed_count(self) -> int:
         return self._state.delayed.count
+
+    @property
+    def held_count(self) -> int:
+        """Of the unsettled, those whose key slot is held."""
+        return self._state.held.count
+
+    @property
+    def holding(self) -> Holding:
+        """The routing version that was noted last, and what is held since. To be read alone."""
+        return self._state.holding
 
     @property
     def settled_count(self) -> int:

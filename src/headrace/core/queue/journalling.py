@@ -62,6 +62,13 @@ class Journal:
         """A transfer started or ended."""
         self._transfers.append(payload)
 
+    def routing(self, payload: bytes) -> None:
+        """A repartition's entry: nothing of before is written behind it."""
+        self._close()
+        self._closed += [(Kind.TRANSFER, transfer) for transfer in self._transfers]
+        self._transfers = []
+        self._closed.append((Kind.ROUTING, payload))
+
     def _close(self) -> None:
         acks = self.acks
         if acks:

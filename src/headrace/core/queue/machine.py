@@ -18,6 +18,7 @@ from headrace.core.queue.consumers import Consumer, Grant, Range, Settled
 from headrace.core.queue.granting import Round
 from headrace.core.queue.leases import Holder, Lease
 from headrace.core.ranges import RangeSet, gaps
+from headrace.core.repartition.slots import slot_of
 from headrace.model.errors import QueueFull
 from headrace.model.limits import LEASE_MS_MAX, LEASE_MS_MIN
 from headrace.model.specs import QueueSpec
@@ -56,11 +57,12 @@ class QueueMachine(Administration):
         not_before_ms: int = 0,
         expires_at_ms: int = 0,
         priority: int = 0,
+        key_slot: int = 0,
         wall_ms: int,
         now_ms: int,
     ) -> None:
         """Committed records become ready, or delayed until ``not_before_ms``. In offset order; what is already known is skipped. ``wall_ms``: append
-        time."""
+        time. ``key_slot``: held back with its slot, if that is."""
         state = self._state
         if self._admission.count:
             self._admission.release(count, nbytes)
@@ -73,6 +75,8 @@ class QueueMachine(Administration):
         if base_offset >= end:
             return
         state.append(base_offset, end - base_offset, nbytes, wall_ms, priority=priority, expires_at_ms=expires_at_ms)
+        if key_slot and state.holding.holds(key_slot, base_offset):
+            state.held.put(base_offset, end, slot_of(key_slot))
         if not_before_ms > wall_ms:
             state.make_delayed(base_offset, end, not_before_ms)
         else:

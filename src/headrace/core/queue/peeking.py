@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from heapq import merge
 
 from headrace.core.queue.consumers import Peek
-from headrace.core.queue.state import State
+from headrace.core.queue.state import HELD, State
 
 PEEK_MAX = 10_000
 
@@ -35,7 +35,7 @@ def _idle(state: State, pieces: Iterable[tuple[int, int, int]], name: str) -> It
     for first, end, due_ms in pieces:
         for offset in range(first, end):
             known = state.attempts.find(offset)
-            yield Peek(offset, name, known[2][0] if known else 0, 0, due_ms)
+            yield Peek(offset, name, known[2][0] if known else 0, 0, 0 if due_ms == HELD else due_ms)
 
 
 def _leased(state: State, first: int, limit: int, wall_offset_ms: int) -> Iterator[Peek]:

@@ -7,7 +7,7 @@ already holds changes nothing in the end (I18 holds for any overlap of snapshot 
 from headrace.core.queue.leases import Lease
 from headrace.core.queue.state import State
 from headrace.model.errors import Malformed
-from headrace.wire.journal import Action, Kind, TransferDone, TransferStart, unpack_leases, unpack_settlements, unpack_transfer
+from headrace.wire.journal import Action, Kind, TransferDone, TransferStart, unpack_leases, unpack_routing, unpack_settlements, unpack_transfer
 
 
 def replay(state: State, kind: int, payload: bytes) -> None:
@@ -18,6 +18,8 @@ def replay(state: State, kind: int, payload: bytes) -> None:
     elif kind == Kind.SETTLEMENT:
         for action, _reason, attempts, count, first, when_ms in unpack_settlements(payload):
             _settlement(state, action, attempts, first, min(first + count, state.end), when_ms)
+    elif kind == Kind.ROUTING:
+        state.routed(unpack_routing(payload))
     elif kind == Kind.TRANSFER:
         entry = unpack_transfer(payload)
         if isinstance(entry, TransferDone):

@@ -9,6 +9,7 @@ from headrace.core.queue.consumers import Transfer
 from headrace.core.queue.extents import Extents
 from headrace.core.queue.leases import Lease
 from headrace.core.queue.state import State
+from headrace.core.repartition.holding import Holding, Kept
 from headrace.model.errors import Damaged
 from headrace.model.specs import QueueSpec
 
@@ -37,6 +38,9 @@ class Snapshot(msgspec.Struct, frozen=True, array_like=True):
     total_bytes: int
     next_number: int
     transfers: list[Transfer]
+    holding: Kept | None = None
+    held: list[Triple] = []
+    """(first, end, key slot)"""
 
 
 def snapshot(state: State) -> bytes:
@@ -64,6 +68,8 @@ def snapshot(state: State) -> bytes:
             state.extents.total,
             state.transfers.next_number,
             [transfer for _, transfer in sorted(state.transfers.pending.items())],
+            state.holding.kept(),
+            list(state.held),
         )
     )
 
@@ -88,6 +94,9 @@ def _state(spec: QueueSpec, kept: Snapshot) -> State:
     state.extents = Extents.of(kept.extents, kept.extents_end, kept.total_bytes)
     for first, end, priority in kept.priorities:
         state.priorities.put(first, end, priority)
+    state.holding = Holding.of(kept.holding)
+    for first, end, slot in kept.held:
+        state.held.put(first, end, slot)
     for first, end in kept.ready:
         state.make_ready(first, end)
     for first, end, due_ms in kept.delayed:

@@ -17,14 +17,19 @@ from headrace.core.queue.leases import Lease, Leases
 from headrace.core.queue.lookahead import Lookahead
 from headrace.core.queue.transfers import Transfers
 from headrace.core.ranges import RangeMap, RangeSet, gaps
+from headrace.core.repartition.behind import Stand
+from headrace.core.repartition.holding import Holding
 from headrace.model.limits import PRIORITY_MAX
 from headrace.model.specs import QueueSpec
+from headrace.wire.journal import RoutingBegun, RoutingEntry
 
 V = TypeVar("V")
 
 Failures = tuple[int, int]
 """(delivery count, wall ms of the first failure or 0)."""
 FRESH: Failures = (0, 0)
+HELD = 1 << 62
+"""Due time of what waits for its key slot to be let go of (``core.repartition``): it is among the delayed until then."""
 
 
 class State:
@@ -40,6 +45,8 @@ class State:
         "expiries",
         "expiring",
         "extents",
+        "held",
+        "holding",
         "journal",
         "leases",
         "levels",
@@ -67,6 +74,9 @@ class State:
         self.expiries: RangeMap[int] = RangeMap()
         self.expiring: list[tuple[int, int, int]] = []
         """Heap of (expiry, first, end) of messages with one of their own; entries are skipped likewise."""
+        self.holding = Holding()
+        self.held: RangeMap[int] = RangeMap()
+        """Unsettled messages of held key slots, to their slot. What of them is due is delayed until ``HELD``."""
         self.leases = Leases()
         self.journal = Journal()
         self.transfers = Transfers()
@@ -104,6 +114,16 @@ class State:
             self._lowest, self._floor = lowest, floor
         return self.transfers.low(floor)
 
+    def stand(self, offset: int) -> Stand:
+        """How a message stands for a key slot that others hold for this partition. In a queue ordered by key a retry that waits comes before its
+        successors, so there it is in hand."""
+        delayed = self.delayed.find(offset) if self.delayed else None
+        if delayed is not None:
+            return Stand.IN_HAND if self.spec.ordered_by_key and self.attempts.find(offset) is not None else Stand.LATER
+        if self.is_ready(offset) or any(held.find(offset) is not None for held in self.leases.maps()):
+            return Stand.IN_HAND
+        return Stand.SETTLED
+
     def is_ready(self, offset: int) -> bool:
         return any(level.find(offset) is not None for level in self.levels)
 
@@ -136,7 +156,17 @@ class State:
         heappush(self.expiring, (expires_at_ms, first, end))
 
     def make_ready(self, first: int, end: int) -> None:
-        """Into the ready set of its priority."""
+        """Into the ready set of its priority; what is held waits among the delayed."""
+        if self.held:
+            pieces = self.held.pieces(first, end)
+            for start, stop, _ in pieces:
+                self.delayed.put(start, stop, HELD)
+            for start, stop in gaps(pieces, first, end):
+                self._make_ready(start, stop)
+        else:
+            self._make_ready(first, end)
+
+    def _make_ready(self, first: int, end: int) -> None:
         if not self.priorities:
             self.levels[0].put(first, end, True)
         else:
@@ -150,7 +180,28 @@ class State:
     def make_delayed(self, first: int, end: int, due_ms: int) -> None:
         """Delayed until ``due_ms`` (wall)."""
         self.delayed.put(first, end, due_ms)
-        heappush(self.dues, (due_ms, first, end))
+        if due_ms != HELD:
+            heappush(self.dues, (due_ms, first, end))
+
+    def routed(self, entry: RoutingEntry) -> int:
+        """A routing version begins here, or key slots are let go of; returns those that are free since. What an earlier version held is free."""
+        if isinstance(entry, RoutingBegun):
+            self.let_go(self.holding.mask if entry.version > self.holding.version else 0)
+        free = self.holding.apply(entry)
+        self.let_go(free)
+        return free
+
+    def let_go(self, mask: int) -> None:
+        """What is held of those key slots is ready now, or when it is due."""
+        if not mask:
+            return
+        free = [(first, end) for first, end, slot in self.held if mask >> slot & 1]
+        for first, end in free:
+            self.held.cut(first, end)
+            for start, stop, due_ms in self.delayed.pieces(first, end):
+                if due_ms == HELD:
+                    self.delayed.cut(start, stop)
+                    self.make_ready(start, stop)
 
     def next_due_ms(self) -> int | None:
         """Wall time at which the next delayed message is due; discards entries of what is no longer delayed so."""
@@ -201,6 +252,8 @@ class State:
             self.priorities.cut(first, end)
         if self.expiries:
             self.expiries.cut(first, end)
+        if self.held:
+            self.held.cut(first, end)
         if self.lookahead is not None:
             self.lookahead.settled(first, end)
         return size
@@ -224,7 +277,13 @@ class State:
         self.delayed.check()
         assert unsettled.count == self.unsettled_count
         assert self.nbytes == sum(self.extents.size(first, end) for first, end in unsettled.ranges())
-        for side in (self.attempts, self.priorities, self.expiries):
+        self.holding.check()
+        for first, end, slot in self.held:
+            assert self.holding.mask >> slot & 1 and first >= self.holding.cut, "held for nobody"
+            assert not gaps(self.delayed.pieces(first, end), first, end), "held and given out"
+        for first, end, due_ms in self.delayed:
+            assert due_ms != HELD or not gaps(self.held.pieces(first, end), first, end), "held without a slot"
+        for side in (self.attempts, self.priorities, self.expiries, self.held):
             side.check()
             for first, end, _ in side:
                 assert not gaps(unsettled.pieces(first, end), first, end), "remembers settled messages"

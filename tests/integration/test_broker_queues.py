@@ -51,8 +51,8 @@ async def test_declare_is_idempotent_and_names_what_differs(client: Client) -> N
         await client.declare_stream("q")
     await client.alter_queue("q", lease_ms=6000)
     assert (await client.describe("q")).spec["lease_ms"] == 6000
-    with pytest.raises(Conflict, match="partitions"):
-        await client.alter_queue("q", partitions=3)
+    with pytest.raises(Conflict, match="ordered_by_key"):
+        await client.alter_queue("q", ordered_by_key=True)
 
 
 @pytest.mark.parametrize("name", ["", "$sys", "a\nb", "x" * 256])

@@ -18,9 +18,8 @@ from headrace.broker.sink import Sink
 from headrace.broker.stream_partition import StreamPartition
 from headrace.broker.subscription import Membership, QueueSubscription, StreamSubscription, Subscription
 from headrace.core import filters
-from headrace.core.group_records import home
 from headrace.model import limits
-from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined, Refused
+from headrace.model.errors import Conflict, Fenced, HeadraceError, Invalid, NotFound, Quarantined, Refused, StaleRouting, Unavailable
 from headrace.wire import control
 
 if TYPE_CHECKING:
@@ -42,16 +41,25 @@ class Attachments:
     async def open_publisher(self, asked: control.OpenPublisher) -> tuple[Publisher, control.PublisherOpened]:
         broker = self.broker
         item = await broker.catalogue.use(asked.name, "")
-        if not 0 <= asked.partition < len(item.partitions):
-            raise NotFound(f"{item.name!r} has partitions 0..{len(item.partitions) - 1}, not {asked.partition}")
+        late = 0 < asked.routing_version < item.routing_version
+        if late and not 0 <= asked.partition < len(item.partitions):
+            raise StaleRouting(f"partition {asked.partition} of {item.name!r} was given up with routing version {item.routing_version}")
+        if not late and not 0 <= asked.partition < item.routes:
+            raise NotFound(f"{item.name!r} has partitions 0..{item.routes - 1}, not {asked.partition}")
+        if asked.routing_version > item.routing_version and broker.cluster is None:
+            raise StaleRouting(f"{item.name!r} has routing version {item.routing_version}: it was deleted and declared again")
+        if asked.routing_version > item.routing_version:
+            raise Unavailable(f"this broker has not heard of routing version {asked.routing_version} of {item.name!r} yet")
         await broker.awake(item, (asked.partition,))
         partition = broker.partition(item, asked.partition)
         if partition.quarantined:
             raise Quarantined(f"partition {asked.partition} of {item.name!r} is quarantined: {partition.quarantined}")
         last = partition.producers.last_sequence(asked.producer_id) if asked.producer_id >= 0 else -1
-        return Publisher(broker, asked.channel, partition, asked.producer_id), control.PublisherOpened(
+        item = partition.item
+        routing = max(asked.routing_version, 0)
+        return Publisher(broker, asked.channel, partition, asked.producer_id, routing, follows=asked.routing_version != 0), control.PublisherOpened(
             kind=item.kind,
-            partitions=len(item.partitions),
+            partitions=item.routes,
             routing_version=item.routing_version,
             level=partition.own_level(),
             epoch=partition.epoch,
@@ -205,7 +213,7 @@ class Attachments:
         if not asked.group or not asked.token:
             raise Invalid("a member names its group, and a token that is not 0")
         item = await broker.catalogue.use(asked.name, "")
-        number = home(asked.group if item.kind == "stream" else item.name, len(item.partitions))
+        number = item.home(asked.group)
         await broker.awake(item, (number,))
         self._check_current()
         at = broker.partition(item, number)

@@ -23,6 +23,7 @@ from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
 from headrace.broker.parts import Parts
 from headrace.broker.queue_partition import QueuePartition
+from headrace.broker.repartitions import Repartitions
 from headrace.broker.session import Session
 from headrace.broker.sink import Sink, Written
 from headrace.broker.stream_partition import StreamPartition
@@ -134,6 +135,7 @@ class Broker:
         self.outbox = Outbox(self)
         self.groups = Groups(self)
         self.parts = Parts(self)
+        self.repartitions = Repartitions(self)
         self._crowd = 0
         self._reader: object = None
         self._read = False
@@ -167,6 +169,7 @@ class Broker:
         self.started_ms = self.now_ms
         self.state = "serving"
         self.spawn(self._housekeep())
+        self.repartitions.resume()
 
     async def _begin(self, node_id: str) -> None:
         known = self.store.state.get(ID_KEY)
@@ -530,6 +533,8 @@ class Broker:
             partition.used_ms = self.now_ms
             self.partitions[pid] = partition
             self.groups.found(partition)
+            if isinstance(partition, QueuePartition):
+                partition.cut_over()
         return partition
 
     def all_partitions(self, item: Item) -> list[Partition]:
@@ -742,6 +747,7 @@ class Broker:
         if change == "altered":
             for partition in self.loaded(item):
                 partition.configure(item)
+            self.repartitions.changed(item)
         for watcher in self.catalogue_watchers:
             watcher(item, change)
         event = control.CatalogueChanged(name=item.name, kind=item.kind, change=change)

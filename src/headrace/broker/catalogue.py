@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from headrace.cluster.coordinator import Document
+from headrace.core.group_records import home
 from headrace.log import get_logger
 from headrace.model import limits
-from headrace.model.errors import Conflict, CoordinatorUnavailable, Invalid, NotFound, Unavailable
+from headrace.model.errors import Conflict, CoordinatorUnavailable, Invalid, NotFound, Refused, Unavailable
+from headrace.model.routing import Change, Phase
 from headrace.model.specs import FIXED, QueueSpec, Spec, StreamSpec, check_name, check_queue, check_stream, difference, replicated
 
 if TYPE_CHECKING:
@@ -45,6 +47,19 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
     routing_version: int = 1
     paused: bool = False
     created_ms: int = 0
+    change: Change | None = None
+    """A repartition under way. ``partitions`` has those that are new and those that are given up meanwhile."""
+    home_count: int = 0
+    """Partitions among which a group has its home, 0 = all. Set by the first repartition, so that homes stay where they are."""
+
+    @property
+    def routes(self) -> int:
+        """The number of partitions that publishes go to."""
+        return len(self.partitions) if self.change is None else self.change.routes
+
+    def home(self, group: str) -> int:
+        """The partition whose owner decides for a cohort or group."""
+        return home(group if self.kind == "stream" else self.name, self.home_count or len(self.partitions))
 
     @property
     def spec(self) -> Spec:
@@ -55,6 +70,14 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Item).decode
+
+
+def queue_of(item: Item) -> QueueSpec:
+    """The settings of a queue; raises ``Refused`` for a stream."""
+    if item.queue is None:
+        hint = "declare another stream with more partitions and have its readers read both; `headrace stream declare`"
+        raise Refused(f"{item.name!r} is a stream: only queues are repartitioned", hint=hint)
+    return item.queue
 
 
 class _Bound(msgspec.Struct):
@@ -68,6 +91,7 @@ class _Kind(msgspec.Struct):
     kind: Literal["queue", "stream"]
     queue: _Bound | None = None
     stream: _Bound | None = None
+    change: dict[str, Any] | None = None
 
 
 _decode_kind = msgspec.msgpack.Decoder(_Kind).decode
@@ -105,6 +129,8 @@ class Catalogue:
         self._allocating = asyncio.Lock()
         self.bound: dict[str, tuple[Literal["queue", "stream"], tuple[str, ...]]] = {}
         """Kind and bindings of the names that have any."""
+        self.changing: dict[str, None] = {}
+        """Names of the queues that are being repartitioned, as of the start."""
         self.queues = 0
         self.streams = 0
 
@@ -117,6 +143,8 @@ class Catalogue:
                 item = _decode_kind(document.value)
                 self._count(item.kind, 1)
                 spec = item.queue or item.stream
+                if item.change is not None:
+                    self.changing[item.name] = None
                 if spec is not None and spec.bindings:
                     self.bound[item.name] = (item.kind, spec.bindings)
             if not page.more:
@@ -227,6 +255,66 @@ class Catalogue:
             return msgspec.structs.replace(item, stream=spec)
 
         return await self._update(name, kind, altered)
+
+    async def repartition(self, name: str, count: int, *, force: bool) -> Item:
+        """Begins to give a queue ``count`` partitions. Asked again for the same it changes nothing, but takes up ``force``."""
+        if not 1 <= count <= limits.PARTITIONS_MAX:
+            raise Invalid(f"partitions must lie in 1..{limits.PARTITIONS_MAX}, is {count}")
+        made: list[int] = []
+
+        def changed(item: Item) -> Item:
+            spec, change, have = queue_of(item), item.change, len(item.partitions)
+            if change is not None:
+                if change.after != count:
+                    raise Conflict(
+                        f"{name!r} is being repartitioned from {change.before} to {change.after} partitions",
+                        hint="wait until that is done (`headrace queue describe`), or let it end at once with --force and the same number",
+                    )
+                return msgspec.structs.replace(item, change=msgspec.structs.replace(change, force=True)) if force else item
+            if count == have:
+                return item
+            return msgspec.structs.replace(
+                item,
+                queue=msgspec.structs.replace(spec, partitions=count),
+                partitions=(*item.partitions, *made[: max(0, count - have)]),
+                change=Change(before=have, after=count, since_ms=self._wall_ms(), force=force),
+                home_count=item.home_count or have,
+            )
+
+        missing = count - len(self.get(name, "queue").partitions)
+        if missing > 0:
+            made += await self._allocate(missing)
+        return await self._update(name, "queue", lambda item: changed(item) if count - len(item.partitions) <= len(made) else item)
+
+    async def advance(self, was: Item, phase: Phase) -> Item:
+        """A repartition goes on from where ``was`` shows it; after ``announced`` a new routing version begins. Done already, it changes nothing."""
+
+        def changed(item: Item) -> Item:
+            change = item.change
+            if item.id != was.id or change is None or was.change is None or change.phase != was.change.phase:
+                return item
+            version = item.routing_version + (change.phase == "announced")
+            changed = msgspec.structs.replace(change, phase=phase, since_ms=self._wall_ms())
+            homes = min(item.home_count or len(item.partitions), change.after)
+            return msgspec.structs.replace(item, change=changed, routing_version=version, home_count=homes)
+
+        return await self._update(was.name, "queue", changed)
+
+    async def settle(self, was: Item) -> Item | None:
+        """A repartition is done. What it gave up is no longer a part of the queue; an item of that alone, recorded as deleted, comes back."""
+        for _ in range(_RETRIES):
+            document = self._document(was.name)
+            item = _decode(document.value)
+            if item.id != was.id or item.change is None or item.routing_version != was.routing_version:
+                return None
+            kept, retired = item.partitions[: item.change.after], item.partitions[item.change.after :]
+            now = msgspec.structs.replace(item, partitions=kept, change=None)
+            gone = msgspec.structs.replace(item, id=self._new_id(), partitions=retired, change=None)
+            also: dict[str, bytes | None] = {"deleted/" + gone.id: _encode(gone)} if retired else {}
+            if await self._coordinator.transact({NAMES + was.name: document.version}, {NAMES + was.name: _encode(now), **also}):
+                self._recorded(now, "altered")
+                return gone if retired else None
+        raise Unavailable(f"{was.name!r} is being changed by others; try again")
 
     async def pause(self, name: str, paused: bool) -> Item:
         return await self._update(name, "", lambda item: msgspec.structs.replace(item, paused=paused))

@@ -24,7 +24,6 @@ from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.broker.subscription import Membership, QueueSubscription, StreamSubscription, Subscription, member_id
 from headrace.core.assignment import STRATEGIES, Strategy
-from headrace.core.group_records import home
 from headrace.core.groups import SNAPSHOT_VERSION, Assignment, Group
 from headrace.log import get_logger
 from headrace.model.errors import Conflict, Damaged, HeadraceError, Invalid, Unavailable
@@ -32,6 +31,7 @@ from headrace.wire import control
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker
+    from headrace.broker.catalogue import Item
 
 Key = tuple[str, str]
 """(id of the queue or stream, name of the group)."""
@@ -66,7 +66,8 @@ class Groups:
             if hosted.home.pid == at.pid and hosted.home is not at:
                 self._take_over(hosted, at)
         for name in at.groups.homed:
-            self._open(at, name)
+            if at.item.home(name) == at.number:  # else a repartition is about to give it another home, or has
+                self._open(at, name)
 
     def _take_over(self, hosted: Hosted, at: Partition) -> None:
         """A group that went on while its home was quarantined has it again; it begins above whatever its home knew of it."""
@@ -178,12 +179,12 @@ class Groups:
             ]
             if others:
                 raise Conflict("this queue has consumers that are in no cohort", hint="let all consumers of a queue join the cohort")
-        at = self.broker.partition(item, home(item.name, len(item.partitions)))
+        at = self.broker.partition(item, item.home(subscription.group))
         self._join(self._open(at, subscription.group), subscription, subscription.asked.member, now_ms)
 
     def join_readers(self, subscription: StreamSubscription, now_ms: int) -> None:
         """Makes a reader of a lone broker a member; the partitions it is given are opened."""
-        at = self.broker.partition(subscription.item, home(subscription.group, len(subscription.item.partitions)))
+        at = self.broker.partition(subscription.item, subscription.item.home(subscription.group))
         hosted = self._open(at, subscription.group, self._strategy(subscription.asked.strategy))
         self._same_strategy(hosted, subscription.asked.strategy)
         self._join(hosted, subscription, subscription.asked.member, now_ms)
@@ -282,6 +283,21 @@ class Groups:
                 if not any(m == member for m, _ in hosted.parting):
                     self._tell(hosted, group.released(member, generation, now_ms))
             self._drop_if_empty(hosted)
+
+    def repartitioned(self, item: Item) -> None:
+        """A lone broker's queue has more or fewer partitions; a home among those that are given up moves."""
+        for hosted in list(self._groups.values()):
+            if hosted.home.item.id != item.id:
+                continue
+            number = item.home(hosted.name)
+            if number != hosted.home.number:
+                old, hosted.home = hosted.home, self.broker.partition(item, number)
+                hosted.home.groups.put(hosted.name, hosted.group.snapshot())
+                self.broker.mark(hosted.home)
+                old.groups.drop(hosted.name, hosted.group.generation)
+                self.broker.mark(old)
+            self._tell(hosted, hosted.group.configure(self.broker.now_ms, partition_count=len(item.partitions)))
+            self._gate(hosted)
 
     def view(self, item_id: str) -> dict[str, object]:
         """What admin shows of the groups of one queue or stream."""

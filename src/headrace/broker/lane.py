@@ -31,8 +31,8 @@ _pack_head = RECORDS_HEAD.pack
 _pack_one = Struct(RECORDS_HEAD.format + RUN.format.lstrip(">")).pack
 """The head of an entry of one run, with the run."""
 
-Meta = tuple[int, int, int, int, int]
-"""(record_count, nbytes, not_before_ms, expires_at_ms, priority) of a run."""
+Meta = tuple[int, int, int, int, int, int]
+"""(record_count, nbytes, not_before_ms, expires_at_ms, priority, key_slot) of a run."""
 
 
 class Publish:
@@ -67,7 +67,7 @@ class InFlight:
         self.wall_ms = wall_ms
         self.publishes = publishes
         self.metas: list[Meta] | None = None
-        """None when no run has times or a priority."""
+        """None when no run has times or a priority, and no key slot matters."""
         self.answers: list[Callable[[], None]] | None = None
 
 
@@ -224,6 +224,10 @@ class Lane:
         self.gathered: list[Publish] = []
         self.special: bool = False
         """Whether a gathered run has times or a priority."""
+        self.slotted: bool = False
+        """Whether key slots matter: some are held back."""
+        self.routing: int = 1
+        """The routing version that publishes must be of."""
         self.accepted: bool = False
         """Whether a gathered run is confirmed as soon as it is appended."""
         self.gather_base: int = 0
@@ -339,8 +343,8 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
     else:
         lane.append_entry(lane.pid, lane.epoch, index, _RECORDS, (payload,), len(payload), base, records)
     entry = InFlight(index, base, records, size, wall_ms, gathered)
-    if lane.special:
-        entry.metas = [(p.run.record_count, p.nbytes, p.not_before_ms, p.expires_at_ms, p.run.priority) for p in gathered]
+    if lane.special or lane.slotted:
+        entry.metas = [(p.run.record_count, p.nbytes, p.not_before_ms, p.expires_at_ms, p.run.priority, p.run.key_slot) for p in gathered]
         lane.special = False
     lane.in_flight.append(entry)
     lane.published += records

@@ -163,6 +163,8 @@ class Outbox:
             if transfer.reason in (Reason.MOVED, Reason.REDRIVEN):
                 raise
             target = await broker.catalogue.declare(transfer.target, QueueSpec() if broker.cluster is None else _as_durable(source.spec))
+        if not broker.repartitions.may_arrive(transfer.target, source.pid, transfer.number):
+            raise Unavailable(f"{transfer.target!r} is about to get other partitions")
         digest = blake2b(f"{source.pid}/{transfer.number}/{transfer.wall_ms}".encode(), digest_size=8).digest()
         producer_id = int.from_bytes(digest, "big") >> 1
         records: dict[int, list[Record]] = {}
@@ -174,7 +176,7 @@ class Outbox:
                     break
                 for entry in entries:
                     for offset, record, envelope in unpacked(entry, at, end):
-                        number = partition_for(record.key, len(target.partitions)) if record.key is not None else offset % len(target.partitions)
+                        number = partition_for(record.key, target.routes) if record.key is not None else offset % target.routes
                         made = stamp(source.item.name, source.number, transfer, offset, taken, record, trusted=stamped(envelope.flags))
                         if made is not None:
                             records.setdefault(number, []).append(made)

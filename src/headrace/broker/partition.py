@@ -22,10 +22,21 @@ from headrace.broker.catalogue import Item
 from headrace.broker.lane import Confirms, InFlight, Lane, Meta, Publish, lane_append, lane_gather
 from headrace.broker.sink import Sink
 from headrace.broker.waiting import Waiting
-from headrace.core.dedup import Duplicate, Overtaken, ProducerTable
+from headrace.core.dedup import Duplicate, Overtaken, Partial, ProducerTable
 from headrace.core.group_records import GroupRecords
 from headrace.model import limits
-from headrace.model.errors import DiskFull, Draining, Elsewhere, HeadraceError, LevelUnavailable, Quarantined, QueueFull, TooLarge, Unavailable
+from headrace.model.errors import (
+    DiskFull,
+    Draining,
+    Elsewhere,
+    HeadraceError,
+    LevelUnavailable,
+    Quarantined,
+    QueueFull,
+    StaleRouting,
+    TooLarge,
+    Unavailable,
+)
 from headrace.storage.api import Checkpoint, PartitionLog, StoredEntry
 from headrace.wire import control, ingress
 from headrace.wire.entry import runs
@@ -51,6 +62,7 @@ class Partition(Lane, ABC):
         self.store = broker.store
         self.item = item
         self.number = number
+        self.routing = item.routing_version
         self.copy: Copy | None = broker.copy_of(pid)
         """What says which entries are committed; None: this broker is alone, and its flushes do."""
         if self.copy is not None:
@@ -84,8 +96,9 @@ class Partition(Lane, ABC):
             if "groups" in state:
                 self.groups.restore(state["groups"])
         self.restore(state, now_ms, wall_ms)
-        for pending in state.get("pending", ()):
-            self._committed_again(*pending, now_ms=now_ms)
+        for base, count, nbytes, wall, metas in state.get("pending", ()):
+            # an earlier release kept no key slots
+            self._committed_again(base, count, nbytes, wall, None if metas is None else [(*meta, 0)[:6] for meta in metas], now_ms=now_ms)
         for entry in log.entries:
             self.apply(entry, now_ms, wall_ms)
         self.next_offset = max(self.next_offset, log.next_offset)
@@ -110,8 +123,8 @@ class Partition(Lane, ABC):
             if run.producer_id >= 0:
                 self.producers.stored(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count, offset)
             offset += run.record_count
-            plain = plain and not (run.not_before_ms or run.expires_at_ms or run.priority)
-            metas.append((run.record_count, run.nbytes, run.not_before_ms, run.expires_at_ms, run.priority))
+            plain = plain and not (run.not_before_ms or run.expires_at_ms or run.priority or (self.slotted and run.key_slot))
+            metas.append((run.record_count, run.nbytes, run.not_before_ms, run.expires_at_ms, run.priority, run.key_slot))
         wall = RECORDS_HEAD.unpack_from(entry.payload)[3]
         self._committed_again(entry.base_offset, entry.record_count, sum(m[1] for m in metas), wall, None if plain else metas, now_ms=now_ms)
 
@@ -436,6 +449,33 @@ class Partition(Lane, ABC):
             return why
         return None
 
+    def answer_late(self, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, error: HeadraceError, now_ms: float) -> None:
+        """A run that was routed under an earlier version: confirmed if it is stored, else refused with ``error``, for certain, since nothing of that
+        version is taken any more."""
+        level = self.levels[asked_level]
+        given_up = type(self.barred) is StaleRouting  # and empty, but what is stored of whom it still knows
+        if run.producer_id >= 0 and level >= 0 and (self.barred is None or given_up) and not self.quarantined:
+            verdict = self.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, run.record_count)
+            if isinstance(verdict, Duplicate):
+                self._not_new(sink, channel, asked_level, level, run, blob, verdict, now_ms)
+                return
+            if isinstance(verdict, Partial) and run.frame_count > 1:
+                pos = 0
+                while pos < len(blob):
+                    stop = pos + 4 + int.from_bytes(blob[pos : pos + 4], "big")
+                    part = ingress.scan_run(blob, pos, stop, limits.FRAME_BYTES_MAX)
+                    self.answer_late(sink, channel, asked_level, part, blob[pos:stop], error, now_ms)
+                    pos = stop
+                return
+            known = self.producers.resolve(run.producer_id, run.producer_epoch, run.first_sequence) if verdict is None else verdict
+            if isinstance(known, Partial):
+                known = known.error
+            if isinstance(known, HeadraceError):
+                error = known  # whether it is stored is not known any more
+        elif self.barred is not None and not given_up:
+            error = self.barred
+        self.refuse(sink, channel, run, asked_level, error)
+
     def _too_large(self, blob: bytes) -> HeadraceError | None:
         for pos, length, count in ingress.walk(blob):
             if (length - OVERHEAD_BYTES) // count > self.message_bytes_max:
@@ -467,7 +507,7 @@ class Partition(Lane, ABC):
 
     def idle(self) -> bool:
         """Nothing in flight, nobody attached, no group whose members may come back, nothing that time alone would change: it can be unloaded."""
-        busy = self.dirty or self.in_flight or self.gathered or self.groups.homed or self.publishers or self.attached()
+        busy = self.dirty or self.in_flight or self.gathered or self.groups.homed or self.publishers or self.attached() or self.item.change
         return not busy and self.wake_at_ms() == 0
 
     # ------------------------------------------------------------ what a queue and a stream do differently

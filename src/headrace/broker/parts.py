@@ -17,6 +17,7 @@ from headrace.broker.catalogue import Item
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.stream_partition import StreamPartition
 from headrace.core.dedup import Duplicate
+from headrace.core.repartition import slots
 from headrace.model.errors import HeadraceError, Invalid, Refused
 from headrace.wire import control
 
@@ -93,7 +94,7 @@ class Parts:
         """Settings and figures; with ``numbers`` those partitions one by one. A lone broker opens those, and any that holds something."""
         broker = self.broker
         rows: list[control.PartitionInfo] = []
-        totals = dict.fromkeys(("ready", "leased", "delayed", "settled", "records", "bytes", "consumers", "publishers"), 0)
+        totals: dict[str, Any] = dict.fromkeys(("ready", "leased", "delayed", "settled", "records", "bytes", "consumers", "publishers"), 0)
         damaged = broker.store.damaged()
         consumers: set[int] = set()
         for number in range(len(item.partitions)) if numbers is None else numbers:
@@ -130,6 +131,9 @@ class Parts:
                     bytes=m.bytes,
                     consumers=loaded.attached(),
                     oldest_ms=loaded.oldest_ms(),
+                    held=m.held_count,
+                    holding=slots.count(m.holding.mask),
+                    retiring=item.change is not None and item.change.phase != "announced" and number >= item.change.after,
                 )
                 for field in ("ready", "leased", "delayed", "settled", "bytes"):
                     totals[field] += getattr(row, field)
@@ -166,6 +170,7 @@ class Parts:
             settle_rate=rates[2],
             partitions=tuple(rows) if numbers is not None else (),
             oldest_ms=max((r.oldest_ms for r in rows), default=0),
+            routing=broker.repartitions.view(item) if numbers is not None else None,
             attention=tuple(f"partition {r.partition} is quarantined: {r.why}" for r in rows if r.state == "quarantined"),
             **totals,
         )

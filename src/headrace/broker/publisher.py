@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from headrace.broker.lane import Lane, lane_publish
-from headrace.model.errors import HeadraceError, Refused, Unavailable
+from headrace.model.errors import HeadraceError, Refused, StaleRouting, Unavailable
 from headrace.wire.ingress import Run, Shape, scan_alike, scan_run, shape_of
 
 if TYPE_CHECKING:
@@ -21,14 +21,17 @@ class Publisher:
     """A publish channel bound to a partition and a producer. In a cluster: I1 once a run was refused because the partition is not served here, or not
     now, all that follow are, until the channel is opened anew: else they would overtake it."""
 
-    __slots__ = ("broker", "channel", "lane", "partition", "producer_id", "stopped")
+    __slots__ = ("broker", "channel", "follows", "lane", "partition", "producer_id", "routing", "stopped")
 
-    def __init__(self, broker: Broker, channel: int, partition: Any, producer_id: int) -> None:
-        """``partition``: a ``Partition``."""
+    def __init__(self, broker: Broker, channel: int, partition: Any, producer_id: int, routing: int = 0, *, follows: bool = False) -> None:
+        """``partition``: a ``Partition``. ``routing``: the version under which what comes here was routed, 0 = the partition's. ``follows``: the
+        client settles by itself what is late, else its channel is closed."""
         self.broker = broker
         self.channel = channel
         self.partition = partition
         self.lane: Lane = partition
+        self.routing: int = routing or self.lane.routing
+        self.follows = follows
         self.producer_id = producer_id
         self.stopped: HeadraceError | None = None
         partition.publishers += 1
@@ -42,12 +45,27 @@ class Publisher:
             return
         if self.lane.quarantined:
             self._follow(sink)
-        if self.stopped is not None:
+        if self.routing != self.lane.routing:
+            self._late(sink, run, blob, now_ms)
+        elif self.stopped is not None:
             self.partition.refuse(sink, self.channel, run, run.flags & 7, self.stopped)
         elif not lane_publish(self.lane, sink, self.channel, run.flags & 7, run, blob, now_ms):
             why = self.partition.publish(sink, self.channel, run.flags & 7, run, blob, now_ms)
             if why is not None:
                 self._stop(sink, why)
+
+    def _late(self, sink: Sink, run: Run, blob: bytes, now_ms: float) -> None:
+        """The queue has other partitions meanwhile: what is stored is confirmed, nothing is appended."""
+        asked = run.flags & 7
+        item = self.partition.item
+        error = StaleRouting(
+            f"{item.name!r} has routing version {self.lane.routing}, this was routed under {self.routing}; it is not stored",
+            hint="open the publisher again, and route by the number of partitions that it names",
+            detail={"routing_version": self.lane.routing, "partitions": item.routes},
+        )
+        self.partition.answer_late(sink, self.channel, asked, run, blob, error, now_ms)
+        if self.stopped is None and (not self.follows or asked == 0):
+            self._stop(sink, error)
 
     def _stop(self, sink: Sink, why: HeadraceError) -> None:
         self.stopped = why

@@ -12,15 +12,19 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from headrace.broker.catalogue import Item
+from headrace.broker.lane import lane_append
 from headrace.broker.partition import Partition
 from headrace.broker.reading import Reading, parcels, unpacked
 from headrace.core.filters import Compiled
 from headrace.core.queue import Consumer, Grant, QueueMachine, Settled
+from headrace.core.repartition import slots
+from headrace.core.repartition.behind import Behind
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.errors import Damaged, HeadraceError
 from headrace.model.specs import QueueSpec
 from headrace.storage.api import StoredEntry
+from headrace.wire.entry import runs
 from headrace.wire.frames import DeliverFlag, PublishFlag
 from headrace.wire.journal import Kind, Reason
 
@@ -41,6 +45,8 @@ class QueuePartition(Partition):
         self._machine = QueueMachine(item.queue)
         self._machine.pause(item.paused)
         self._floor = 0
+        self.behind: Behind | None = None
+        """What is in hand of key slots from before the newest routing version, once somebody asked."""
         self.subscriptions: dict[int, QueueSubscription] = {}
         self._take_settings(item.queue)
         self.reading = Reading(broker.store, pid)
@@ -50,11 +56,67 @@ class QueuePartition(Partition):
 
     def configure(self, item: Item) -> None:
         assert item.queue is not None
-        self.item, self.spec = item, item.queue
+        self.item, self.spec, self.routing = item, item.queue, item.routing_version
         self.machine.configure(item.queue)
         self.machine.pause(item.paused)
         self._take_settings(item.queue)
+        self.cut_over()
         self.broker.mark(self)
+
+    # ------------------------------------------------------------ repartition
+
+    def cut_over(self) -> None:
+        """Notes in its journal, before anything of it, that the catalogue's routing version begins here."""
+        item, change = self.item, self.item.change
+        if change is None or change.phase == "announced" or self.machine.holding.version >= item.routing_version or self.quarantined:
+            return
+        if self.gathered:
+            lane_append(self, self.broker.wall_ms)
+        self.activate()
+        self.behind = None
+        self.machine.begin_routing(item.routing_version, number=self.number, before=change.before, after=change.after, cut=self.next_offset)
+        self.append_journal()
+        self._look_what_is_held()
+
+    def slots_freed(self, version: int, source: int, behind: int) -> None:
+        """Partition ``source`` has no more than these key slots in hand."""
+        if self.machine.let_go(version, source, behind):
+            self._look_what_is_held()
+            self.broker.mark(self)
+
+    def _look_what_is_held(self) -> None:
+        self.slotted = bool(self._machine.holding.mask)
+
+    async def slots_behind(self, version: int) -> int:
+        """The key slots of which messages from before that version are in hand here; all of them while that is not known."""
+        if self.machine.holding.version != version or self.quarantined:
+            return slots.ALL
+        cut = self.machine.holding.cut
+        await self.settled_down()
+        if self.machine.end < cut:
+            return slots.ALL
+        if self.behind is None:
+            found, at = Behind(), self.machine.floor
+            while at < cut:
+                entries = await self.store.read(self.pid, at, limits.READ_CHUNK_BYTES, cut)
+                if not entries:
+                    break
+                for entry in entries:
+                    first = entry.base_offset
+                    for run in runs(entry.payload):
+                        found.add(run.key_slot, range(max(first, at), min(first + run.record_count, cut)))
+                        first += run.record_count
+                at = max(at + 1, entries[-1].base_offset + entries[-1].record_count)
+            if self.machine.holding.version != version:
+                return slots.ALL
+            self.behind = found
+        return self.behind.slots(self.machine.stand)
+
+    def left(self) -> int:
+        """Messages that are neither settled nor, if they leave for another queue, there."""
+        machine = self.machine
+        moving = sum(transfer.count for transfer in machine.pending_transfers())
+        return machine.end - machine.settled_count + moving + self.next_offset - machine.end
 
     def _take_settings(self, spec: QueueSpec) -> None:
         self.message_bytes_max = spec.max_message_bytes
@@ -94,7 +156,7 @@ class QueuePartition(Partition):
         pass
 
     def committed(
-        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
+        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int, int]] | None, now_ms: int
     ) -> None:
         if self.lazy and metas is None:
             self.lazy_count += count
@@ -108,22 +170,26 @@ class QueuePartition(Partition):
         if metas is None:
             self._machine.enqueue(base, count, nbytes, wall_ms=wall_ms, now_ms=now_ms)
         else:
-            for records, size, not_before, expires_at, priority in metas:
+            for records, size, not_before, expires_at, priority, key_slot in metas:
                 self._machine.enqueue(
-                    base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, wall_ms=wall_ms, now_ms=now_ms
-                )
+                    base, records, size, not_before_ms=not_before, expires_at_ms=expires_at, priority=priority, key_slot=key_slot,
+                    wall_ms=wall_ms, now_ms=now_ms,
+                )  # fmt: skip
                 base += records
         self.broker.mark(self)
 
     def restore(self, state: dict[str, Any], now_ms: int, wall_ms: int) -> None:
         if "machine" in state:
             self.machine.restore(1, state["machine"], now_ms=now_ms, wall_ms=wall_ms)
+            self._look_what_is_held()
 
     def snapshot(self) -> dict[str, Any]:
         return {"machine": self.machine.snapshot()}
 
     def replay(self, kind: Kind, payload: bytes, now_ms: int, wall_ms: int) -> None:
         self.machine.replay(kind, payload, now_ms=now_ms, wall_ms=wall_ms)
+        if kind == Kind.ROUTING:
+            self._look_what_is_held()
 
     def recovered(self, now_ms: int, wall_ms: int) -> None:
         self.broker.mark(self)

@@ -72,7 +72,7 @@ class StreamPartition(Partition):
         self.broker.mark(self)
 
     def committed(
-        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int]] | None, now_ms: int
+        self, base: int, count: int, nbytes: int, wall_ms: int, metas: Sequence[tuple[int, int, int, int, int, int]] | None, now_ms: int
     ) -> None:
         self.machine.committed(base + count, nbytes, wall_ms)
         if self.subscriptions:

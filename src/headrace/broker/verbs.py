@@ -40,6 +40,7 @@ class Verbs:
             control.Inspect: self._inspect,
             control.Purge: self._purge,
             control.Pause: self._pause,
+            control.Repartition: self._repartition,
             control.Move: self._move,
             control.Redrive: self._redrive,
             control.TransferStatus: self._transfer_status,
@@ -83,7 +84,19 @@ class Verbs:
         return self._info(await self.broker.catalogue.declare(r.name, spec))
 
     async def _alter_queue(self, r: control.AlterQueue) -> control.Reply:
-        return self._info(await self.broker.catalogue.alter(r.name, "queue", r.changes))
+        changes = dict(r.changes)
+        count = changes.pop("partitions", None)
+        if count is None:
+            return self._info(await self.broker.catalogue.alter(r.name, "queue", changes))
+        if type(count) is not int:
+            raise Invalid(f"partitions is a number, not {count!r}")
+        item = await self.broker.catalogue.alter(r.name, "queue", changes) if changes else self.broker.catalogue.get(r.name, "queue")
+        if count != item.spec.partitions:
+            item = await self.broker.repartitions.begin(r.name, count, force=False)
+        return self._info(item)
+
+    async def _repartition(self, r: control.Repartition) -> control.Reply:
+        return await everywhere.describe(self.broker, await self.broker.repartitions.begin(r.name, r.partitions, force=r.force))
 
     async def _alter_stream(self, r: control.AlterStream) -> control.Reply:
         return self._info(await self.broker.catalogue.alter(r.name, "stream", r.changes))

@@ -422,6 +422,7 @@ class BlockingClient:
     inspect = _blocking(Client.inspect)
     purge = _blocking(Client.purge)
     pause = _blocking(Client.pause)
+    repartition = _blocking(Client.repartition)
     resume = _blocking(Client.resume)
     move = _blocking(Client.move)
     redrive = _blocking(Client.redrive)

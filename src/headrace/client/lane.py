@@ -1,5 +1,8 @@
 """One publisher's way into one partition: gathers messages into batches, numbers them, keeps what is unconfirmed and says what to send again.
 
+A lane whose routing is out of date (``stopped``) sends nothing new; once all that was sent is answered, what is not stored is taken out to be routed
+again (``leftovers``). Its sequences go on, so what it sends later is never taken for what it sent before.
+
 Pure: bytes and times come in, bytes go out; a *waiter* is anything that can be told a receipt or an error (asyncio futures in the shells).
 
 Invariants: I1 correlation ids and producer sequences are given out in the order of ``add``, the ids growing by one a frame, the sequences by the
@@ -15,10 +18,10 @@ from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
-from headrace.model.errors import ConfirmTimeout, Draining, Elsewhere, HeadraceError, QueueFull, Unavailable, UnknownOutcome
+from headrace.model.errors import ConfirmTimeout, Draining, Elsewhere, HeadraceError, QueueFull, StaleRouting, Unavailable, UnknownOutcome
 from headrace.model.ids import NO_PRODUCER, SEQUENCE_MODULUS
-from headrace.wire.batch import Record, encode_batch, encode_publish
-from headrace.wire.frames import Level
+from headrace.wire.batch import Record, decode_batch, encode_batch, encode_publish
+from headrace.wire.frames import ENVELOPE, Level
 
 PIPELINE: Final = 4
 BATCH_RECORDS_MAX: Final = 2048
@@ -59,6 +62,8 @@ class Envelope(msgspec.Struct, frozen=True):
     expires_at_ms: int = 0
     priority: int = 0
     key_slot: int = 0
+    pinned: bool = False
+    """Its partition was named, so it goes there under any routing."""
     codec: Literal["none", "gzip", "snappy", "lz4", "zstd"] = "none"
 
 
@@ -97,11 +102,13 @@ class Lane:
         "count",
         "gathered",
         "keeps",
+        "late",
         "nbytes",
         "partition",
         "producer_id",
         "records_max",
         "sent",
+        "stopped",
         "why",
     )
 
@@ -115,6 +122,10 @@ class Lane:
         self.bytes_max = BATCH_BYTES_MAX
         self.gathered: deque[Frame] = deque()
         self.sent: dict[int, Frame] = {}
+        self.stopped = False
+        """Its routing is out of date."""
+        self.late: list[Frame] = []
+        """Refused for certain because they were routed under an earlier version, in order."""
         self._given_up: dict[int, int] = {}
         """Frames sent on this connection that waited for too long, with how many records: a confirm may still count them in."""
         self.count = 0
@@ -151,6 +162,8 @@ class Lane:
         """Appends to ``out`` the frames that may be sent now, about ``bytes_max`` bytes at most, and says how many bytes that was."""
         gathered, sent, keeps = self.gathered, self.sent, self.keeps
         size = 0
+        if self.stopped:
+            return 0
         while gathered and size < bytes_max:
             if len(gathered) == 1 and len(sent) >= PIPELINE:
                 break
@@ -244,6 +257,10 @@ class Lane:
             elif type(error) is UnknownOutcome and self.producer_id != NO_PRODUCER:
                 frame.doubtful = frame.repeated = True
                 self.why = error
+            elif type(error) is StaleRouting and (not frame.repeated or self.producer_id != NO_PRODUCER):
+                # what an idempotent publisher has stored there is confirmed, whatever its version
+                del self.sent[i]
+                self.late.append(frame)
             else:
                 del self.sent[i]
                 # Whether an idempotent message is stored already is looked up before there is room for it, and after everything else.
@@ -267,6 +284,9 @@ class Lane:
             if frame.again and not frame.repeated and type(self.why) in PASSING:
                 error = Unavailable(f"{frame.count} message(s) to partition {self.partition} were not taken in time, nor stored: {self.why}")
             self._finish(frame, -1, Level.NONE, False, error)
+        while self.late and self.late[0].deadline_ms <= now_ms:
+            late = StaleRouting("the queue was repartitioned, and its publisher could not send this anew in time; it is not stored")
+            self._finish(self.late.pop(0), -1, Level.NONE, False, late)
         while gathered and gathered[0].deadline_ms <= now_ms:
             frame = gathered.popleft()
             unsent = ConfirmTimeout(
@@ -279,14 +299,40 @@ class Lane:
 
     def fail(self, error: HeadraceError) -> None:
         """Answers everything with ``error``; what was sent and not answered may be stored, whatever the error says of itself."""
-        sent, gathered = [*self.sent.values()], [*self.gathered]
+        sent, gathered = [*self.sent.values()], [*self.late, *self.gathered]
         self.sent.clear()
+        self.late.clear()
         self.gathered.clear()
         for frame in sent:
             says_so = frame.again or not error.definite
             self._finish(frame, -1, Level.NONE, False, error if says_so else _unknown(frame, error))
         for frame in gathered:
             self._finish(frame, -1, Level.NONE, False, error)
+
+    def forsake(self, error: HeadraceError) -> None:
+        """What was sent and not answered cannot be asked about any more."""
+        sent = [*self.sent.values()]
+        self.sent.clear()
+        for frame in sent:
+            self._finish(frame, -1, Level.NONE, False, _unknown(frame, error))
+
+    def leftovers(self) -> list[tuple[Envelope, Record, int, Waiter | None, int]]:
+        """Takes out everything that is not stored, in order, once there is an answer to all that was sent: (envelope, record, bytes, waiter,
+        deadline)."""
+        assert not self.sent
+        found: list[tuple[Envelope, Record, int, Waiter | None, int]] = []
+        for frame in [*self.late, *self.gathered]:
+            records = frame.records or decode_batch(frame.data, ENVELOPE.size)
+            each, rest = divmod(frame.nbytes, len(records))
+            for n, (record, waiter) in enumerate(zip(records, frame.waiters, strict=True)):
+                found.append((frame.envelope, record, each + (rest if n == 0 else 0), waiter, frame.deadline_ms))
+            self.count -= len(records)
+            self.nbytes -= frame.nbytes
+        self.late.clear()
+        self.gathered.clear()
+        self.stopped = False
+        assert self.count == self.nbytes == 0
+        return found
 
     def _finish(self, frame: Frame, offset: int, level: Level, duplicate: bool, error: HeadraceError | None) -> None:
         self.count -= len(frame.waiters)

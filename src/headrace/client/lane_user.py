@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from headrace.client.connection import Connection
 from headrace.client.lane import BATCH_RECORDS_MAX, PASSING, QUEUE_BATCH_RECORDS_MAX, Lane
-from headrace.model.errors import Draining, HeadraceError, NotFound, Unavailable, UnknownOutcome
+from headrace.model.errors import Draining, HeadraceError, NotFound, StaleRouting, Unavailable, UnknownOutcome
 from headrace.wire import control
 
 if TYPE_CHECKING:
@@ -43,7 +43,10 @@ class LaneUser:
         self._open = False
         lane = self.lane
         lane.bind(self.channel)
-        return control.OpenPublisher(channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id)
+        return control.OpenPublisher(
+            channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id,
+            routing_version=self._publisher.routing_version,
+        )  # fmt: skip
 
     def opened(self, reply: Any) -> None:
         self._open, self._gone, self._told = True, False, reply
@@ -56,6 +59,7 @@ class LaneUser:
             if again:
                 self.connection.send(again)
             self.connection.mark(self)
+        self._publisher._look_if_settled()
 
     def open_failed(self, error: HeadraceError) -> bool:
         if self._follows(error):
@@ -63,6 +67,10 @@ class LaneUser:
         if isinstance(error, Unavailable) and error.retriable:
             return True
         self.channel = 0
+        if type(error) is StaleRouting:
+            self.lane.forsake(error)
+            self._publisher._outdated()
+            return False
         self._publisher._refused_whole(self, error)
         return False
 
@@ -90,6 +98,11 @@ class LaneUser:
             if lane.sent or lane.gathered:
                 self._publisher._router.place(self)
 
+    def leave(self) -> None:
+        """Everything that was sent is answered, and what was not is taken out: the channel is given up."""
+        self._open = self._gone = False
+        self._publisher._router.leave(self)
+
     def goodbye(self) -> control.Message:
         return control.ClosePublisher(channel=self.channel)
 
@@ -97,6 +110,9 @@ class LaneUser:
         self._open = False
 
     def closed_by_broker(self, error: HeadraceError | None) -> None:
+        if type(error) is StaleRouting:  # what was sent is answered on this channel all the same
+            self._publisher._outdated()
+            return
         self._open = False
         if error is not None and not self._follows(error):
             self.connection.forget(self)
@@ -106,7 +122,7 @@ class LaneUser:
         pass
 
     def flush(self, out: list[bytes], writable: bool) -> None:
-        if self._open and writable and self.lane.take(out, _FLUSH_BYTES) >= _FLUSH_BYTES:
+        if self._open and writable and not self.lane.stopped and self.lane.take(out, _FLUSH_BYTES) >= _FLUSH_BYTES:
             self.connection.mark(self)
 
     def tick(self, now_ms: int) -> None:
@@ -115,6 +131,7 @@ class LaneUser:
             if self.lane.gathered:
                 self.connection.mark(self)
         self._publisher._expire_unrouted(now_ms)
+        self._publisher._look_if_settled()
 
     def idle(self) -> bool:
         return not self.lane.count and not self._publisher._unrouted
@@ -126,19 +143,25 @@ class LaneUser:
         self.lane.confirmed(first, count, base_offset, level, duplicate)
         if self._gone:
             self._renew()
-        elif self.lane.gathered:
+        elif self.lane.gathered and not self.lane.stopped:
             self.connection.mark(self)
+        if self.lane.stopped:
+            self._publisher._look_if_settled()
 
     def refused(self, first: int, count: int, error: HeadraceError) -> None:
         self.lane.refused(first, count, error)
-        if type(error) is NotFound:
+        if type(error) is StaleRouting:
+            self._publisher._outdated()
+        elif type(error) is NotFound:
             self._publisher._deleted()
         elif self._gone:
             self._renew()
         elif isinstance(error, Draining) or (type(error) in (UnknownOutcome, *PASSING) and self.lane.sent):
             self.connection.loop.call_later(AGAIN_S, self._once_more, self.connection, self.connection.connects, self.channel)
-        elif self.lane.gathered:
+        elif self.lane.gathered and not self.lane.stopped:
             self.connection.mark(self)
+        if self.lane.stopped:
+            self._publisher._look_if_settled()
 
     def _once_more(self, connection: Connection, connects: int, channel: int) -> None:
         """The broker said it was going away, or did not know, or does not serve the partition now, but the channel lives on: offer again what has no

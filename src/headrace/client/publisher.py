@@ -3,12 +3,15 @@
 Owns a producer id and one lane per partition in use; the lanes own what is unconfirmed. Every publish is idempotent but those of level none: what
 is sent again after a broken connection is stored once. Invariants: I1 at most ``max_in_flight`` messages and ``max_in_flight_bytes`` bytes are
 unanswered: the awaiting calls wait for room, ``post`` refuses. I2 messages of one publisher reach a partition in the order in which they were
-posted.
+posted. I3 when the queue is repartitioned nothing is routed anew before all that was sent is answered by who it was sent to: what is stored there is
+confirmed, and the rest follows in order.
 """
 
 import asyncio
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Literal, overload
+
+import msgspec
 
 from headrace.client.connection import Connection
 from headrace.client.lane import BATCH_BYTES_MAX, Envelope, Frame, Lane, Receipt, Waiter
@@ -100,6 +103,7 @@ class Publisher:
         self._level = _level(confirm)
         self._codec = compression
         self._plain = Envelope(level=self._level, codec=compression)
+        self._pinned = Envelope(level=self._level, codec=compression, pinned=True)
         self._headers: Headers = encode_headers(headers) if headers else ()
         self._timeout_ms = int(confirm_timeout * 1000)
         self._max_in_flight = max_in_flight
@@ -107,7 +111,12 @@ class Publisher:
         self._producer_id = connection.ambient.bits(62) if idempotent else NO_PRODUCER
         self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
         self._lanes: dict[tuple[int, bool], LaneUser] = {}
-        self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int]] = []
+        self.routing_version = -1
+        """Under which messages are routed to partitions, -1 = not known (yet, or while a repartition is followed)."""
+        self._moving = False
+        """The routing is out of date; what was sent is being settled."""
+        self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int, int]] = []
+        """The last: the partition that was named, -1 = none was."""
         self._sticky = connection.ambient.bits(16)
         self._in_flight = 0
         self._wall_ms = self._deadline_ms = 0
@@ -248,11 +257,15 @@ class Publisher:
         if partition is not None and not 0 <= partition < limits.PARTITIONS_MAX:
             raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
         if partition is not None:
+            envelope = self._pinned if envelope is self._plain else msgspec.structs.replace(envelope, pinned=True)
+        if self._moving:
+            self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms, -1 if partition is None else partition))
+        elif partition is not None:
             self._add(partition, envelope, record, nbytes, waiter, self._deadline_ms)
         elif self.partitions:
             self._route(envelope, record, nbytes, waiter, self._deadline_ms)
         else:
-            self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms))
+            self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms, -1))
             told = self._lane(0, envelope.level != _NONE).told
             if told is not None:
                 self._learned(told)
@@ -377,7 +390,8 @@ class Publisher:
             partition = partition_for(key, partitions) if partitions > 1 else 0
             if self.kind == "queue":
                 # the slot is what a repartition holds back; frames are homogeneous in it
-                envelope = Envelope(envelope.level, envelope.not_before_ms, envelope.expires_at_ms, envelope.priority, key_slot(key), envelope.codec)
+                slot, codec = key_slot(key), envelope.codec
+                envelope = Envelope(envelope.level, envelope.not_before_ms, envelope.expires_at_ms, envelope.priority, slot, codec=codec)
         else:
             partition = self._sticky % partitions
         self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
@@ -399,12 +413,43 @@ class Publisher:
         return user
 
     def _learned(self, reply: control.PublisherOpened) -> None:
-        self.kind, self.partitions = reply.kind, reply.partitions
         if reply.message_bytes_max:
             self._message_bytes_max = reply.message_bytes_max
+        if self.routing_version not in (-1, reply.routing_version):
+            self._outdated()
+        if self._moving:
+            return
+        self.kind, self.partitions, self.routing_version = reply.kind, reply.partitions, reply.routing_version
         waiting, self._unrouted = self._unrouted, []
-        for envelope, record, nbytes, waiter, deadline_ms in waiting:
-            self._route(envelope, record, nbytes, waiter, deadline_ms)
+        for envelope, record, nbytes, waiter, deadline_ms, partition in waiting:
+            if partition >= 0:
+                self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
+            else:
+                self._route(envelope, record, nbytes, waiter, deadline_ms)
+
+    # ------------------------------------------------------------ repartitions
+
+    def _outdated(self) -> None:
+        """The queue has another routing version: nothing more is sent before all that was sent is settled, where it was sent to."""
+        if not self._moving:
+            self._moving, self.partitions = True, 0
+            for user in self._lanes.values():
+                user.lane.stopped = True
+        self._look_if_settled()
+
+    def _look_if_settled(self) -> None:
+        """Routes anew what is not stored, once there is an answer to everything that was sent."""
+        if not self._moving or self.closed or any(user.lane.sent for user in self._lanes.values()):
+            return
+        again: list[tuple[Envelope, Record, int, Waiter | None, int, int]] = []
+        for user in self._lanes.values():
+            number = user.lane.partition
+            again += [(*left, number if left[0].pinned else -1) for left in user.lane.leftovers()]
+            user.leave()
+        self._moving, self.routing_version = False, -1
+        self._unrouted = again + self._unrouted
+        if self._unrouted:
+            self._lane(0, self._unrouted[0][0].level != _NONE)
 
     # ------------------------------------------------------------ answers
 
@@ -426,6 +471,7 @@ class Publisher:
         self.partitions = 0
         if type(error) is NotFound:
             self._deleted()
+        self._look_if_settled()
 
     def _deleted(self) -> None:
         """Something does not exist, perhaps the queue or stream any more: how many partitions another one of that name has is not known."""
@@ -438,7 +484,7 @@ class Publisher:
         waiting, self._unrouted = self._unrouted, []
         if waiting:
             frame = Frame(self._plain, 0)
-            for _, _, nbytes, waiter, _ in waiting:
+            for _, _, nbytes, waiter, _, _ in waiting:
                 frame.waiters.append(waiter)
                 frame.nbytes += nbytes
                 if waiter is not None and not waiter.done():

@@ -93,6 +93,11 @@ class Verbs:
         """Delivers again."""
         await self._request(control.Pause(name=name, paused=False), control.Done)
 
+    async def repartition(self, name: str, partitions: int, *, force: bool = False) -> control.Info:
+        """Begins to give a queue more or fewer partitions while it is used; ``describe`` shows how far that is (``routing``, None = done). The order
+        of every key is kept, unless with ``force``: then nothing is held back, and what is left in partitions that are given up is moved."""
+        return await self._request(control.Repartition(name=name, partitions=partitions, force=force), control.Info)
+
     async def move(self, name: str, to: str, *, filter: Filtered = None, limit: int = 0, rate: int = 0) -> control.Progress:
         """Begins to move ready messages to another queue or stream, each exactly once; see ``transfer``."""
         return await self._progress(control.Move(name=name, to=to, filter=_filter(filter), limit=limit, rate=rate))

@@ -96,7 +96,7 @@ COPIES = ("replication_factor", "durability", "min_in_sync_replicas")
 COPIES_DEFAULT = 3
 
 FIXED = frozenset({"partitions", "ordered_by_key", "tier", "replication_factor"})
-"""Fields that ``alter`` refuses (changing partitions is repartition, a cluster operation)."""
+"""Fields that the catalogue's ``alter`` refuses (the partitions of a queue are changed by a repartition)."""
 
 
 def check_name(name: str) -> None:

@@ -63,12 +63,15 @@ class OpenPublisher(Message, tag="publisher.open"):
     producer_id: int = -1
     producer_epoch: int = 0
     routing_version: int = 0
+    """Under which its messages are routed by key. -1: not known yet. 0: this client does not follow repartitions, and its channel is closed with
+    ``StaleRouting`` by one. An earlier one than the queue's: what is stored of it is confirmed, all else refused with ``StaleRouting``."""
 
 
 class PublisherOpened(Message, tag="publisher.opened"):
     kind: str
     """queue or stream."""
     partitions: int
+    """Those that publishes go to."""
     routing_version: int
     level: int
     """The ``Level`` that confirms name when the publish asks for ``Level.QUEUE``."""
@@ -285,6 +288,28 @@ class PartitionInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=Tru
     oldest_ms: int = 0
     """Age of the oldest unsettled message or retained record."""
     why: str = ""
+    held: int = 0
+    """Of the delayed, those that wait until older messages of their keys are settled in another partition (a repartition)."""
+    holding: int = 0
+    """Key slots, of 1,024, that are held so."""
+    retiring: bool = False
+    """It is given up: it takes no publishes, and goes once it is empty."""
+
+
+class RoutingInfo(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A repartition under way."""
+
+    before: int
+    after: int
+    phase: str
+    """announced, cutting or draining."""
+    since_ms: int
+    """Wall clock, when the phase began."""
+    waits_for: str = ""
+    """"" = nothing."""
+    holding: int = 0
+    """Key slots that are held, over all partitions."""
+    force: bool = False
 
 
 class Info(Message, tag="info"):
@@ -311,6 +336,8 @@ class Info(Message, tag="info"):
     attention: tuple[str, ...] = ()
     oldest_ms: int = 0
     """Age of the oldest unsettled message or retained record of the loaded partitions."""
+    routing: RoutingInfo | None = None
+    """A repartition, while one is under way."""
 
 
 class Listing(Message, tag="listing"):
@@ -368,6 +395,15 @@ class Purge(Message, tag="queue.purge"):
     name: str
     partition: int = -1
     leased: bool = False
+
+
+class Repartition(Message, tag="queue.repartition"):
+    """Gives a queue more or fewer partitions while it is used; answered by its ``Info`` once that is recorded. With ``force`` nothing waits for the
+    order of keys, and what is left in partitions that are given up is moved."""
+
+    name: str
+    partitions: int
+    force: bool = False
 
 
 class Pause(Message, tag="queue.pause"):
@@ -756,6 +792,7 @@ Request = (
     | Inspect
     | Purge
     | Pause
+    | Repartition
     | Move
     | Redrive
     | TransferStatus

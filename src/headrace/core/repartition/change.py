@@ -7,12 +7,11 @@ draining: publishes go by the new version; moved key slots are held until the ol
 are emptied. Left when nothing is held, those are empty, and have been kept for a while to answer what became of publishes.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 import msgspec
 
-Phase = Literal["announced", "cutting", "draining"]
-PHASES: Final[tuple[Phase, ...]] = ("announced", "cutting", "draining")
+from headrace.model.routing import Phase
 
 
 class Stands(msgspec.Struct, frozen=True, kw_only=True):

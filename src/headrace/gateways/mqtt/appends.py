@@ -134,7 +134,7 @@ class Appends:
             if item.kind != capture.kind:
                 raise broker.catalogue.wrong_kind(item, capture.kind)
             record = record_of(message, capture, broker.wall_ms)
-            count = len(item.partitions)
+            count = item.routes
             if record.key is not None:
                 number = partition_for(record.key, count)
             else:

@@ -79,6 +79,7 @@ def test_streams(run: Run, broker: StubBroker) -> None:
 
 COMMANDS: list[tuple[tuple[str, ...], control.Request]] = [
     (("queue", "purge", "q", "--leased"), control.Purge(name="q", leased=True)),
+    (("queue", "repartition", "q", "--partitions", "4", "--force"), control.Repartition(name="q", partitions=4, force=True)),
     (("queue", "pause", "q"), control.Pause(name="q", paused=True)),
     (("queue", "resume", "q"), control.Pause(name="q", paused=False)),
     (("queue", "move", "q", "r", "--limit", "5", "--rate", "10"), control.Move(name="q", to="r", limit=5, rate=10)),

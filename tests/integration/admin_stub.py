@@ -91,6 +91,8 @@ class StubBroker:
             case control.Pause():
                 self.items[r.name] = msgspec.structs.replace(self.info(r.name), paused=r.paused)
                 return control.Done()
+            case control.Repartition():
+                return self.info(r.name, "queue")
             case control.Move() | control.Redrive():
                 return control.Progress(id=7, done=3, total=3, state="finished")
             case control.TransferStatus():

@@ -59,6 +59,7 @@ async def test_any_name_can_be_a_path_segment(http: httpx.AsyncClient, broker: S
 
 VERBS: list[tuple[str, str, Any, control.Request]] = [
     ("POST", "queues/q/purge", {"leased": True}, control.Purge(name="q", leased=True)),
+    ("POST", "queues/q/repartition", {"partitions": 4, "force": True}, control.Repartition(name="q", partitions=4, force=True)),
     ("POST", "queues/q/pause", None, control.Pause(name="q", paused=True)),
     ("POST", "queues/q/resume", None, control.Pause(name="q", paused=False)),
     ("POST", "queues/q/move", {"to": "r", "limit": 5}, control.Move(name="q", to="r", limit=5)),

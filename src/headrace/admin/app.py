@@ -236,6 +236,7 @@ def _queue_routes(app: FastAPI, call: Call) -> None:
         ("purge", control.Purge, control.Done, "Drop ready and delayed messages; leased ones too if asked"),
         ("move", control.Move, control.Progress, "Move ready messages to another queue or stream, each exactly once"),
         ("redrive", control.Redrive, control.Progress, "Move dead letters back to where they came from"),
+        ("repartition", control.Repartition, control.Info, "Give it more or fewer partitions while it is used; each key keeps its order"),
     ):
         _post_about(app, f"{one}/{verb}", list(tags), summary, kind, reply, call)
 

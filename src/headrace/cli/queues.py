@@ -10,6 +10,7 @@ from headrace.cli.asking import Asker, ask
 from headrace.cli.options import DEFAULT_URL, AsJson, Partition, Pattern, QueueName, Url, Where, Yes, duration_ms, given, size_bytes, where
 from headrace.cli.output import confirm, count, emit, rate, readable, size, span, table
 from headrace.config.reference import value_text
+from headrace.model import limits
 from headrace.model.errors import HeadraceError, Invalid
 from headrace.model.specs import QueueSpec, StreamSpec, meant
 from headrace.wire import control
@@ -177,6 +178,8 @@ def described(url: str, name: str, kind: str, as_json: bool) -> None:
         print(declared(info))
         for line in notes(info).split("; ") if notes(info) else ():
             print(f"  ! {line}")
+        if info.routing is not None:
+            print(f"  {routed(info.routing)}")
         full = {**_builtin(kind), **info.spec}
         print("\nsettings\n" + "\n".join(f"  {k} = {value_text(k, v)}" for k, v in full.items()) + "\n")
         if kind == "queue":
@@ -186,12 +189,19 @@ def described(url: str, name: str, kind: str, as_json: bool) -> None:
             columns = ["PARTITION", "STATE", ">EPOCH", ">START", ">END", ">RECORDS", ">SIZE", ">READERS", ">OLDEST", ""]
             figures = [[count(p.start_offset), count(p.high_watermark), count(p.high_watermark - p.start_offset)] for p in info.partitions]
         rows = [
-            [str(p.partition), p.state, str(p.epoch), *f, size(p.bytes), count(p.consumers), span(p.oldest_ms), p.why]
+            [str(p.partition), p.state, str(p.epoch), *f, size(p.bytes), count(p.consumers), span(p.oldest_ms), p.why or moving(p)]
             for p, f in zip(info.partitions, figures, strict=True)
         ]
         table(columns, rows)
 
     emit(info, as_json, text)
+
+
+def moving(row: control.PartitionInfo) -> str:
+    """What a repartition does to a partition."""
+    if row.retiring:
+        return "given up: goes when it is empty"
+    return f"holds {row.holding} key slots, {count(row.held)} messages" if row.holding else ""
 
 
 @app.command("inspect")
@@ -246,6 +256,32 @@ def deleted(url: str, request: control.Delete, *, yes: bool, as_json: bool) -> N
     confirm(f"Delete {request.kind} {request.name} and its data?", yes=yes, as_json=as_json)
     done = ask(url, request, control.Done)
     emit(done, as_json, lambda: print(f"{request.kind} {request.name} deleted"))
+
+
+@app.command("repartition")
+def repartition(
+    name: QueueName,
+    partitions: Annotated[int, typer.Option("--partitions", min=1, max=limits.PARTITIONS_MAX, help="How many it gets.")],
+    force: Annotated[bool, typer.Option("--force", help="Keys may lose their order; what is left in given-up partitions is moved.")] = False,
+    url: Url = DEFAULT_URL, as_json: AsJson = False,
+) -> None:  # fmt: skip
+    """Give a queue more or fewer partitions while it is used; each key keeps its order."""
+    info = ask(url, control.Repartition(name=name, partitions=partitions, force=force), control.Info)
+
+    def text() -> None:
+        print(routed(info.routing) if info.routing is not None else f"{name} has {partitions} partitions")
+        if info.routing is not None:
+            print(f"watch it: headrace queue describe {name}")
+
+    emit(info, as_json, text)
+
+
+def routed(routing: control.RoutingInfo) -> str:
+    """How a repartition stands, in a line."""
+    parts = [f"repartition from {routing.before} to {routing.after} partitions: {routing.phase}"]
+    if routing.waits_for:
+        parts.append(f"waits for {routing.waits_for}")
+    return ", ".join([*parts, *(["forced"] if routing.force else [])])
 
 
 @app.command("pause")

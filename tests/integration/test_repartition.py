@@ -8,6 +8,8 @@ import pytest
 
 import headrace
 from headrace.broker import repartitions
+from headrace.broker.importing import _check_settled
+from headrace.cluster.local import LocalCoordinator
 from headrace.core.partitioner import partition_for
 from headrace.model.errors import Conflict, Invalid, NotFound, Refused
 from headrace.testing import TestBroker, broker
@@ -280,3 +282,18 @@ async def test_a_publisher_of_no_confirms_follows(client: headrace.Client) -> No
         publisher.post("after", key=moved, receipt=False)
         message = await anext(messages)
         assert (message.value, message.partition) == (b"after", 1)
+
+
+async def test_a_broker_joins_no_cluster_while_a_repartition_is_under_way(running: TestBroker, client: headrace.Client) -> None:
+    assert running._running is not None
+    store = running._running.broker.store
+    local = LocalCoordinator(store.state, store.commit_state)
+    await client.declare_queue("orders", partitions=2)
+    await client.publish("orders", "x", partition=1)
+    await _check_settled(local)
+    await client.repartition("orders", 1)
+    with pytest.raises(Refused, match="'orders' is being repartitioned from 2 to 1"):
+        await _check_settled(local)
+    await client.purge("orders")
+    await done(client)
+    await _check_settled(local)

@@ -7,7 +7,7 @@ import pytest
 from headrace.client.lane import Receipt
 from headrace.model.errors import ConfirmTimeout, QueueFull
 from headrace.model.specs import QueueSpec, Spec, StreamSpec
-from headrace.sim.checks import judge, leases, messages, shares, streams, times
+from headrace.sim.checks import judge, leases, messages, repartitions, shares, streams, times
 from headrace.sim.checks.inside import told_figures
 from headrace.sim.checks.seen import Seen
 from headrace.sim.history import Arrival, Attached, Commit, Delivery, Event, History, Leased, Link, Publish, Read, Settle, Verb
@@ -788,3 +788,24 @@ def test_who_was_shown_what_was_taken_back_is_told() -> None:
     assert not goes_on(1, "retracted")
     assert not goes_on(1, cursor="c")  # it begins again at its cursor
     assert not goes_on(2, "retracted")
+
+
+def moved(settled_at: float, came_at: float, *, force: bool = False) -> list[str]:
+    """One key: a message in partition 0, then one in partition 1 that came at that time."""
+    made = Made()
+    verb = made.at(1).history.verb("repartition", "q", (2, force))
+    verb.outcome = "done"
+    who = made.consumer()
+    first, second = made.publish(key="k"), made.publish(key="k")
+    first.set_result(Receipt(0, 0, Level.LOCAL))
+    second.set_result(Receipt(1, 0, Level.LOCAL))
+    made.at(2).give(who, first.id)
+    made.at(settled_at).settle(who, first.id)
+    made.at(came_at).history.arrivals.append(Arrival(came_at, who.number, "q", 1, 0, 1, 1, 1, False))
+    return [violation.invariant for violation in judge(Seen(made.history), (repartitions.key_order,))]
+
+
+def test_a_key_that_moved_waits_for_what_is_in_hand() -> None:
+    assert moved(3.0, 2.5) == ["key order"]
+    assert moved(3.0, 3.5) == []
+    assert moved(3.0, 2.5, force=True) == []

@@ -72,7 +72,25 @@ async def carry_over(broker: Broker, coordinator: Coordinator) -> None:
     _log.info("%d queues and streams of this broker's time alone belong to the cluster now", count)
 
 
+async def _check_settled(local: LocalCoordinator) -> None:
+    """Raises ``Refused`` if a repartition is under way: brokers of a cluster would not end it."""
+    after = ""
+    while True:
+        page = await local.range(NAMES, after=after)
+        for document in page.documents:
+            item = _decode(document.value)
+            if item.change is not None:
+                raise Refused(
+                    f"queue {item.name!r} is being repartitioned from {item.change.before} to {item.change.after} partitions",
+                    hint="start this broker alone, without the cluster's settings, until `headrace queue describe` says that it is done",
+                )
+        if not page.more:
+            return
+        after = page.documents[-1].key
+
+
 async def _carry(broker: Broker, coordinator: Coordinator, local: LocalCoordinator) -> int:
+    await _check_settled(local)
     mine = await _begun(broker, coordinator, local)
     for document in (await local.range("deleted/")).documents:
         await broker.store.delete(_decode(document.value).partitions)
@@ -118,7 +136,9 @@ async def _name(broker: Broker, coordinator: Coordinator, document: Document, mi
         if not await coordinator.transact(dict.fromkeys(part, 0), {k: puts[k] for k in part}) and await coordinator.get(part[0]) is None:
             raise CoordinatorUnavailable(f"partitions of {item.name!r} are being changed by others")
     noted = Document(mine.key, key.encode(), mine.version + 1)
-    named = {key: document.value, **{k: puts[k] for k in keys}}
+    # clients of a cluster look for the homes of groups among all partitions
+    value = document.value if not item.home_count else msgspec.msgpack.encode(msgspec.structs.replace(item, home_count=0))
+    named = {key: value, **{k: puts[k] for k in keys}}
     if await coordinator.transact({key: 0, **dict.fromkeys(keys, 0), mine.key: mine.version}, {**named, mine.key: noted.value}):
         await asyncio.sleep(0)
         return noted

@@ -215,6 +215,12 @@ def _queue_clients(has: _Features, chance: Chance, name: str, spec: QueueSpec, s
     cohort = has("cohorts", 0.25)
     for i in range(chance.randint(2, 3) if cohort else chance.randint(1, 3)):
         clients.append(_consumer(has, chance.fork(f"consumer {i}"), name, spec, cohort="team" if cohort else "", auto_ack=i == 0))
+    if has("repartitions", 0.08):
+        count = chance.fork("repartitions").randint(1, 3)
+        begin_ms = int(chance.fork("first repartition").between(50, seconds * 400))
+        clients.append(
+            Client(kind="admin", name=name, operations=count, begin_ms=begin_ms, pause_ms=int(seconds * 300 / count), verbs=("repartition",) * count)
+        )
     if not cohort and has("pull", 0.3):
         clients.append(_puller(has, chance.fork("puller"), name))
     if has("administration", 0.4):
@@ -252,7 +258,7 @@ def _publisher(has: _Features, chance: Chance, name: str, seconds: float, *, str
         options["confirm_timeout_ms"] = int(chance.between(50, 2000))
     if has("small windows", 0.15):
         options["in_flight_max"] = chance.randint(1, 20)
-    if has("keys", 0.5) or has("order by key", 0.25) or has("compaction", 0.2):
+    if has("keys", 0.5) or has("order by key", 0.25) or has("compaction", 0.2) or has("repartitions", 0.08):
         options["keys"] = chance.randint(1, 8)
     if has("hasty publishers", 0.1):
         options["hasty"] = chance.happens(0.5)

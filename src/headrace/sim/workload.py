@@ -257,6 +257,7 @@ class Workload:
         for partition in self._queue_partitions():
             machine = partition.machine
             held = machine.ready_count or machine.leased_count or machine.delayed_count or partition.high_watermark != partition.next_offset
+            held = held or (machine.holding.mask and partition.item.name not in stuck)
             if partition.item.name in queues and (held or any(t.target not in stuck for t in machine.pending_transfers())):
                 return False
         return not any(self._works(broker.running.broker.outbox, stuck) for broker in self.brokers if broker.running is not None)

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.client.lane import PIPELINE, QUEUE_BATCH_RECORDS_MAX, Envelope, Frame, Lane, Receipt
-from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, NotConnected, NotFound, QueueFull, UnknownOutcome
+from headrace.model.errors import ConfirmTimeout, Draining, HeadraceError, NotConnected, NotFound, QueueFull, StaleRouting, UnknownOutcome
 from headrace.model.ids import NO_PRODUCER
 from headrace.wire.batch import Record, batch_info, decode_batch
 from headrace.wire.frames import ENVELOPE, Level
@@ -267,3 +267,74 @@ def test_what_was_sent_and_not_answered_has_an_unknown_outcome_whatever_ends_it(
     assert isinstance(drained.result, NotConnected)
     assert isinstance(kept.result, NotConnected)
     assert lanes.lane.count == lanes.lane.nbytes == 0
+
+
+LATE = StaleRouting("other partitions")
+
+
+def test_what_was_routed_too_late_is_taken_out_in_order_and_its_sequences_are_not_used_again() -> None:
+    lanes = Lanes()
+    keyed = Envelope(key_slot=9)
+    waiters = [lanes.add(t, keyed) for t in "ab"]
+    lanes.take()
+    waiters.append(lanes.add("c"))
+    (frame,) = lanes.take()
+    assert batch_info(frame, ENVELOPE.size).base_sequence == 2
+    lane = lanes.lane
+    lane.refused(0, 1, LATE)
+    lane.stopped = True
+    waiters.append(lanes.add("d"))
+    assert lanes.take() == []
+    lane.refused(1, 1, LATE)
+    assert not lane.sent
+    assert all(not waiter.done() for waiter in waiters)
+    left = lane.leftovers()
+    assert [((r.value or b"").decode(), e.key_slot, w) for e, r, _, w, _ in left] == list(zip("abcd", (9, 9, 0, 0), waiters, strict=True))
+    assert sum(nbytes for _, _, nbytes, _, _ in left) == 400
+    assert lane.count == lane.nbytes == 0
+    assert not lanes.done
+    lanes.add("e")
+    (frame,) = lanes.take()
+    assert (values(frame), batch_info(frame, ENVELOPE.size).base_sequence) == (["e"], 3)
+
+
+def test_what_was_stored_before_is_confirmed_and_only_the_rest_is_routed_anew() -> None:
+    lanes = Lanes()
+    stored, lost = lanes.add("stored"), lanes.add("lost", Envelope(priority=1))
+    lanes.take()
+    lanes.lane.again([])  # on a new connection, under the old routing
+    lanes.lane.confirmed(0, 1, 7, 2, True)
+    lanes.lane.refused(1, 1, LATE)
+    assert stored.result == Receipt(0, 7, Level.LOCAL, True)
+    assert [w for _, _, _, w, _ in lanes.lane.leftovers()] == [lost]
+
+
+def test_without_sequences_what_was_sent_twice_may_be_stored() -> None:
+    lanes = Lanes(NO_PRODUCER)
+    waiter = lanes.add("x")
+    lanes.take()
+    lanes.lane.again([])
+    lanes.lane.refused(0, 1, LATE)
+    assert isinstance(waiter.result, UnknownOutcome)
+    assert lanes.lane.leftovers() == []
+
+
+def test_who_cannot_be_asked_any_more_leaves_the_outcome_unknown() -> None:
+    lanes = Lanes()
+    sent = lanes.add("sent")
+    lanes.take()
+    gathered = [lanes.add(str(i)) for i in range(PIPELINE + 1)]
+    lanes.lane.stopped = True
+    lanes.lane.forsake(LATE)
+    assert isinstance(sent.result, UnknownOutcome)
+    assert [w for _, _, _, w, _ in lanes.lane.leftovers()] == gathered
+
+
+def test_what_waits_to_be_routed_anew_for_too_long_is_given_up() -> None:
+    lanes = Lanes()
+    waiter = lanes.add("x", deadline_ms=100)
+    lanes.take()
+    lanes.lane.refused(0, 1, LATE)
+    lanes.lane.expire(100)
+    assert isinstance(waiter.result, StaleRouting)
+    assert lanes.lane.count == 0

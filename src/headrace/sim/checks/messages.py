@@ -145,7 +145,7 @@ def settled_tier(seen: Seen, name: str) -> bool:
 
 def out_of_order(seen: Seen) -> Iterator[Violation]:
     """I4: offsets of one publisher in one partition follow the order in which it posted. The first place counts, where there are several."""
-    lanes: dict[tuple[int, str, int], list[tuple[int, int, int]]] = {}
+    lanes: dict[tuple[int, str, int, str | None], list[tuple[int, int, int]]] = {}
     places: dict[tuple[int, int], int] = {}
     targets = {name: None for name in seen.specs if seen.target(name)}
     for id, copies in seen.copies.items():
@@ -168,8 +168,13 @@ def out_of_order(seen: Seen) -> Iterator[Violation]:
         if publish is not None and seen.sound(publish.name, partition) and (seen.is_queue(publish.name) or settled_tier(seen, publish.name)):
             if publish.outcome == "confirmed" and not seen.kept(publish):
                 continue
-            lanes.setdefault((publish.publisher, publish.name, partition), []).append((publish.sequence, offset, id))
-    for (publisher, name, partition), rows in lanes.items():
+            key: str | None = ""
+            if seen.verbs(publish.name, "repartition"):  # what is routed anew keeps the order of each key alone
+                key = publish.key
+                if key is None:
+                    continue
+            lanes.setdefault((publish.publisher, publish.name, partition, key), []).append((publish.sequence, offset, id))
+    for (publisher, name, partition, _), rows in lanes.items():
         rows.sort()
         for (before, low, first), (after, high, second) in pairwise(rows):
             if high <= low:

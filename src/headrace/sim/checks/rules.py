@@ -47,7 +47,8 @@ def overflowed(seen: Seen) -> Iterator[Violation]:
         posted = [p for p in seen.publishes.values() if p.name == name]
         users = [a for a in seen.attached.values() if a.name == name]
         came = min((a.at for a in users), default=0.0)
-        if any(a.auto_ack for a in users) or seen.verbs(name, "purge", "purge_leased", "move", "alter") or seen.history.emptied is None:
+        verbs = seen.verbs(name, "purge", "purge_leased", "move", "alter", "repartition")
+        if any(a.auto_ack for a in users) or verbs or seen.history.emptied is None:
             continue
         if any(p.outcome not in (CONFIRMED, REFUSED) or p.told_at >= came or p.delay_ms for p in posted):
             continue

@@ -119,6 +119,8 @@ class Seen:
 
     def target(self, name: str) -> bool:
         """Whether messages may arrive in ``name`` otherwise than by a publish."""
+        if any(verb.what[1] for verb in self.verbs(name, "repartition")):  # forced, it moves what is left
+            return True
         return any(
             v.what == name or v.verb == "redrive" for v in self.history.verbs if v.verb in ("move", "redrive") and v.outcome != REFUSED
         ) or any(spec.dead_letter == name for specs in self.specs.values() for spec in specs if isinstance(spec, QueueSpec))

@@ -145,7 +145,7 @@ def _resumed(other: Verb, pause: Verb) -> bool:
 
 def ready_order(seen: Seen) -> Iterator[Violation]:
     """A consumer that comes to a queue gets what is ready by priority and then by age."""
-    keyed = {name: None for name in seen.specs if any(spec.ordered_by_key for spec in seen.queue_specs(name))}
+    keyed = {name: None for name in seen.specs if any(spec.ordered_by_key for spec in seen.queue_specs(name)) or seen.verbs(name, "repartition")}
     lines: dict[tuple[int, str, int, int], list[tuple[int, int, int, int]]] = {}
     for place, publish, arrivals in own_places(seen):
         if place[0] in keyed or publish.outcome != CONFIRMED or publish.delay_ms or len(arrivals) > 1 or seen.target(place[0]):

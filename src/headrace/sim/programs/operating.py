@@ -36,7 +36,7 @@ async def ask(stage: Stage, connected: Connected, client: Client, verb: str, cha
     target = chance.choice(others) if others else ""
     if verb == "move" and not target:
         return
-    note = history.verb(verb, name, target if verb == "move" else None)
+    note = history.verb(verb, name, target if verb == "move" else (0, False) if verb == "repartition" else None)
     try:
         if verb in ("purge", "purge_leased"):
             note.count = await connected.purge(name, leased=verb == "purge_leased")
@@ -56,6 +56,9 @@ async def ask(stage: Stage, connected: Connected, client: Client, verb: str, cha
             note.rows = (await connected.redrive(dead)).id
         elif verb == "alter":
             await _alter(stage, connected, name, note, chance)
+        elif verb == "repartition":
+            note.what = (chance.choice([1, 2, 3, 4, 6]), chance.happens(0.1))
+            await connected.repartition(name, note.what[0], force=note.what[1])
         elif verb == "alter_stream":
             changes = {"retention_records": int(chance.between(20, 2000))}
             note.what = changes

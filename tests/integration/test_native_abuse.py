@@ -35,6 +35,7 @@ from headrace.model.errors import (
     LimitExceeded,
     Malformed,
     NotFound,
+    StaleRouting,
     TooLarge,
     Unavailable,
     UnsupportedVersion,
@@ -487,6 +488,43 @@ async def test_wrong_sequences_are_told_apart(broker: testing.BlockingTestBroker
         p.send(publish(1, 4, b"c", producer=7, sequence=6))
         answer = await p.until(Op.PUBLISH_ERROR)
         assert "another instance" in str(egress.parse_publish_error(answer, 0, len(answer)).error)
+
+
+async def test_what_was_routed_before_a_repartition_is_confirmed_if_it_is_stored_and_else_refused(broker: testing.BlockingTestBroker) -> None:
+    async def refused(p: Peer) -> HeadraceError:
+        answer = await p.until(Op.PUBLISH_ERROR)
+        return egress.parse_publish_error(answer, 0, len(answer)).error
+
+    async with peer(broker) as p:
+        await p.ask(control.DeclareQueue(name="q"))
+        assert (await p.ask(control.OpenPublisher(channel=1, name="q", producer_id=7, routing_version=-1))).routing_version == 1
+        await p.ask(control.OpenPublisher(channel=2, name="q", producer_id=8))  # of a client that follows nothing
+        p.send(publish(1, 0, b"a", producer=7, sequence=0))
+        await p.until(Op.CONFIRM)
+        await p.ask(control.Repartition(name="q", partitions=2))
+        async with asyncio.timeout(10):
+            while (info := await p.ask(control.Describe(name="q"))).routing is not None:
+                await p.ask(control.Purge(name="q"))
+        assert (info.routing_version, len(info.partitions)) == (2, 2)
+        p.send(publish(1, 1, b"a", producer=7, sequence=0) + publish(1, 2, b"b", producer=7, sequence=1))
+        assert egress.parse_confirm(await p.until(Op.CONFIRM), 0, 28).duplicate
+        assert isinstance(await refused(p), StaleRouting)
+        p.send(publish(2, 0, b"c", producer=8, sequence=0))
+        assert isinstance(await refused(p), StaleRouting)
+        closed = control.decode_event((await p.until(Op.EVENT))[12:])
+        assert isinstance(closed, control.PublisherClosed)
+        assert (closed.channel, closed.code, closed.detail) == (2, StaleRouting.code, {"routing_version": 2, "partitions": 2})
+    async with peer(broker) as p:  # whose connection broke before the answers came
+        opened = await p.ask(control.OpenPublisher(channel=1, name="q", producer_id=7, routing_version=1))
+        assert (opened.routing_version, opened.partitions) == (2, 2)
+        p.send(publish(1, 0, b"a", producer=7, sequence=0) + publish(1, 1, b"b", producer=7, sequence=1))
+        assert egress.parse_confirm(await p.until(Op.CONFIRM), 0, 28).duplicate
+        assert isinstance(await refused(p), StaleRouting)
+        with pytest.raises(StaleRouting, match="deleted and declared again"):
+            await p.ask(control.OpenPublisher(channel=2, name="q", routing_version=9))
+        await p.ask(control.OpenPublisher(channel=1, name="q", producer_id=7, routing_version=2))
+        p.send(publish(1, 2, b"b", producer=7, sequence=2))
+        assert not egress.parse_confirm(await p.until(Op.CONFIRM), 0, 28).duplicate
 
 
 async def test_what_was_refused_is_not_stored_behind_later_messages_of_its_publisher(broker: testing.BlockingTestBroker) -> None:

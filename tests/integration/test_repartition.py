@@ -3,6 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator
+from contextlib import suppress
 
 import pytest
 
@@ -297,3 +298,44 @@ async def test_a_broker_joins_no_cluster_while_a_repartition_is_under_way(runnin
     await client.purge("orders")
     await done(client)
     await _check_settled(local)
+
+
+async def test_it_waits_for_transfers_that_were_begun_and_a_deletion_ends_it(client: headrace.Client) -> None:
+    await client.declare_queue("dead", max_messages=1)
+    await client.declare_queue("orders", dead_letter="dead")
+    await client.publish("dead", "first")
+    await client.publish("orders", "second")
+    async with client.consume("orders") as messages:
+        (await anext(messages)).reject()
+        async with asyncio.timeout(10):
+            while (await client.describe("orders")).settled < 1:
+                await asyncio.sleep(0.02)
+    await client.repartition("dead", 2)
+    await asyncio.sleep(0.3)
+    info = await client.describe("dead")
+    assert info.routing is not None
+    assert (info.routing.phase, info.routing_version) == ("announced", 1)
+    assert "1 transfers" in info.routing.waits_for
+    await client.delete("dead")
+    await client.declare_queue("dead")
+    await asyncio.sleep(0.3)
+    await client.publish("orders", "third")
+    async with client.consume("orders") as messages:
+        (await anext(messages)).reject()
+        async with asyncio.timeout(20):
+            while (await client.describe("dead")).ready < 2:
+                await asyncio.sleep(0.05)
+
+
+async def test_a_publisher_goes_on_with_another_queue_of_the_name(client: headrace.Client) -> None:
+    await client.declare_queue("orders")
+    async with client.publisher("orders") as publisher:
+        await publisher.send("a", key="k")
+        await client.repartition("orders", 3)
+        await done(client)
+        assert (await publisher.send("b", key=key_of(2, 3))).partition == 2
+        await client.delete("orders")
+        await client.declare_queue("orders", partitions=2)
+        with suppress(NotFound):
+            await publisher.send("c", key=key_of(1, 2))
+        assert (await publisher.send("d", key=key_of(1, 2))).partition == 1

@@ -41,15 +41,15 @@ class Attachments:
     async def open_publisher(self, asked: control.OpenPublisher) -> tuple[Publisher, control.PublisherOpened]:
         broker = self.broker
         item = await broker.catalogue.use(asked.name, "")
+        if asked.routing_version > item.routing_version and broker.cluster is None:
+            raise StaleRouting(f"{item.name!r} has routing version {item.routing_version}: it was deleted and declared again")
+        if asked.routing_version > item.routing_version:
+            raise Unavailable(f"this broker has not heard of routing version {asked.routing_version} of {item.name!r} yet")
         late = 0 < asked.routing_version < item.routing_version
         if late and not 0 <= asked.partition < len(item.partitions):
             raise StaleRouting(f"partition {asked.partition} of {item.name!r} was given up with routing version {item.routing_version}")
         if not late and not 0 <= asked.partition < item.routes:
             raise NotFound(f"{item.name!r} has partitions 0..{item.routes - 1}, not {asked.partition}")
-        if asked.routing_version > item.routing_version and broker.cluster is None:
-            raise StaleRouting(f"{item.name!r} has routing version {item.routing_version}: it was deleted and declared again")
-        if asked.routing_version > item.routing_version:
-            raise Unavailable(f"this broker has not heard of routing version {asked.routing_version} of {item.name!r} yet")
         await broker.awake(item, (asked.partition,))
         partition = broker.partition(item, asked.partition)
         if partition.quarantined:

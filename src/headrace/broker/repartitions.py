@@ -134,6 +134,7 @@ class Repartitions:
         while True:
             item = self.broker.catalogue.find(name)
             if item is None or item.change is None:
+                self._arriving.pop(name, None)
                 return
             moved = False
             try:

@@ -480,8 +480,10 @@ class Publisher:
             if user.channel:
                 user.renew()
 
-    def _fail_unrouted(self, error: HeadraceError) -> None:
-        waiting, self._unrouted = self._unrouted, []
+    def _fail_unrouted(self, error: HeadraceError, until_ms: int = 1 << 62) -> None:
+        """Fails what waits to be routed, and no longer than ``until_ms``."""
+        waiting = [one for one in self._unrouted if one[4] <= until_ms]
+        self._unrouted = [one for one in self._unrouted if one[4] > until_ms]
         if waiting:
             frame = Frame(self._plain, 0)
             for _, _, nbytes, waiter, _, _ in waiting:
@@ -492,14 +494,15 @@ class Publisher:
             self._done(frame, error)
 
     def _expire_unrouted(self, now_ms: int) -> None:
-        if self._unrouted and self._unrouted[0][4] <= now_ms:
+        if any(one[4] <= now_ms for one in self._unrouted):
             whys = (u.lane.why or self._router.why(u) for u in self._lanes.values())
             why = next((str(why) for why in whys if why is not None), "the broker did not open the publisher")
             self._fail_unrouted(
                 ConfirmTimeout(
                     f"messages to {self.name!r} could not be sent in time: {why}",
                     hint="they were not stored; publish again when the broker is back, or raise confirm_timeout",
-                )
+                ),
+                now_ms,
             )
 
     def fail(self, error: HeadraceError) -> None:

@@ -10,7 +10,7 @@ from headrace.wire.journal import Action, CursorEntry, Kind, Reason, TransferDon
 def test_numbers_are_for_ever() -> None:
     assert {k.name: int(k) for k in Kind} == {
         "RECORDS": 1, "LEASE": 2, "SETTLEMENT": 3, "CURSOR": 4, "CONFIG": 5, "EPOCH_START": 6, "TRUNCATE": 7, "PROMISE": 8, "TRANSFER": 9,
-        "GROUP": 10, "SESSIONS": 11,
+        "GROUP": 10, "SESSIONS": 11, "ROUTING": 12,
     }  # fmt: skip
     assert [int(a) for a in Action] == list(range(7))
     assert [int(r) for r in Reason] == list(range(13))

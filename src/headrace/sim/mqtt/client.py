@@ -115,6 +115,9 @@ class _Sent:
 class Device:
     """See the module's head. ``epoch_of`` gives the epoch of a client's session partition."""
 
+    keep_alive_s = KEEP_ALIVE_S
+    silent_s = SILENT_S
+
     def __init__(self, books: Books, client_id: str, version: int, qos: int, *, durable: bool, epoch_of: Callable[[str], int]) -> None:
         self.books = books
         self.client_id = client_id
@@ -155,7 +158,7 @@ class Device:
         line.epoch = self._epoch_of(self.client_id)
         try:
             async with asyncio.timeout(WAIT_S):
-                await asyncio.get_running_loop().create_connection(lambda: line, broker, PORT)
+                await asyncio.get_running_loop().create_connection(lambda: line, *self.address(broker))
                 line.send(encoding.connect(self._asked(will, will_delay_s)))
                 if will is not None:
                     will.most = 1  # from now on it may be published
@@ -168,6 +171,10 @@ class Device:
             return False
         return True
 
+    def address(self, broker: str) -> tuple[str, int]:
+        """Where that broker listens."""
+        return broker, PORT
+
     def _asked(self, will: Published | None, delay_s: int) -> Connect:
         five = self.version == 5
         properties: Properties = {prop.SESSION_EXPIRY_INTERVAL: EXPIRY_S} if five and (self.durable or delay_s) else {}
@@ -175,7 +182,7 @@ class Device:
         if will is not None:
             delay: Properties = {prop.WILL_DELAY_INTERVAL: delay_s} if five and delay_s else {}
             said = Will(will.topic, b"%d" % will.number, will.qos, will.retain, delay)
-        return Connect(self.client_id, self.version, not self.durable, KEEP_ALIVE_S, said, properties=properties)
+        return Connect(self.client_id, self.version, not self.durable, self.keep_alive_s, said, properties=properties)
 
     def begin(self, line: Line, connack: Connack) -> None:
         """It is connected."""
@@ -234,10 +241,10 @@ class Device:
         for line in [*self.deserted, *([self.line] if self.line is not None else [])]:
             if line.over:
                 continue
-            if self.now - line.heard_at > SILENT_S:
+            if self.now - line.heard_at > self.silent_s:
                 line.end()
                 self.lost(line)
-            elif self.now - line.heard_at > KEEP_ALIVE_S / 2:
+            elif self.now - line.heard_at > self.keep_alive_s / 2:
                 line.send(encoding.PINGREQ)
         self.deserted = [line for line in self.deserted if not line.over]
 

@@ -6,20 +6,41 @@ Owns the programs; what a client knows of the protocol is ``client``'s, what goe
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
-from headrace.sim.mqtt.books import NEVER
+from headrace.sim.chance import Chance
+from headrace.sim.mqtt.books import NEVER, Books
 from headrace.sim.mqtt.client import Device
-
-if TYPE_CHECKING:
-    from headrace.sim.chance import Chance
-    from headrace.sim.mqtt.run import Run
 
 BEAT_S: Final = 0.1
 TOPICS: Final = ("t/0", "t/1", "t/2/x")
 TOGGLED: Final = "t/1"
 WINDOW: Final = 5
 WILL_DELAY_S: Final = 1
+
+
+class Run(Protocol):
+    """Whose clients these are."""
+
+    mqtt: Books
+
+    @property
+    def over(self) -> bool:
+        """Nobody does anything any more."""
+
+    @property
+    def healing(self) -> bool:
+        """Those who are there stay, and begin nothing new."""
+
+    @property
+    def calm(self) -> bool:
+        """Nothing is wrong, nor was lately."""
+
+    def somewhere(self, chance: Chance) -> str:
+        """A broker."""
+
+    def device(self, client_id: str, version: int, qos: int, *, durable: bool) -> Device:
+        """A client that connects to brokers of this run."""
 
 
 class Stays:
@@ -32,13 +53,12 @@ class Stays:
 
     async def live(self) -> None:
         run, device, chance = self.run, self.device, self.chance
-        loop = run.world.loop
         while not run.over:
             device.beat()
             if device.line is None and not await device.connect(run.somewhere(chance)):
                 await asyncio.sleep(chance.between(0.02, 0.3))
                 continue
-            until = loop.time() + chance.between(0.2, 4.0)
+            until = device.now + chance.between(0.2, 4.0)
             while self._stays(until):
                 device.beat()
                 self.work()
@@ -48,7 +68,7 @@ class Stays:
 
     def _stays(self, until: float) -> bool:
         run = self.run
-        return not run.over and self.device.line is not None and (run.healing or run.world.loop.time() < until)
+        return not run.over and self.device.line is not None and (run.healing or self.device.now < until)
 
     async def _leave(self) -> None:
         device, chance = self.device, self.chance
@@ -69,13 +89,15 @@ class Stays:
 class Listener(Stays):
     """Subscribes, and now and then not for a while."""
 
+    fickle = 0.02
+
     def __init__(self, run: Run, chance: Chance, device: Device, filters: list[str]) -> None:
         super().__init__(run, chance, device)
         self.filters = filters
 
     def work(self) -> None:
         device = self.device
-        if not self.run.healing and self.chance.happens(0.02) and TOGGLED in self.filters:
+        if not self.run.healing and self.chance.happens(self.fickle) and TOGGLED in self.filters:
             device.unsubscribe(TOGGLED)
         else:
             device.subscribe(self.filters)
@@ -84,9 +106,11 @@ class Listener(Stays):
 class Talker(Stays):
     """Publishes, to topics that others publish to and to one that is retained and its own."""
 
+    eager = 0.5
+
     def work(self) -> None:
         device, chance = self.device, self.chance
-        while not self.run.healing and device.line is not None and len(device.sending) < WINDOW and chance.happens(0.5):
+        while not self.run.healing and device.line is not None and len(device.sending) < WINDOW and chance.happens(self.eager):
             own = f"r/{device.client_id}"
             if chance.happens(0.25) and not any(sent.message.topic == own for sent in device.sending.values()):
                 device.publish(own, chance.choice([1, 2]), retain=True, clears=chance.happens(0.1))
@@ -105,17 +129,17 @@ async def mortals(run: Run, chance: Chance, name: str, version: int) -> None:
 
 async def mortal(run: Run, chance: Chance, client_id: str, version: int, how: str, *, broker: str = "") -> None:
     """One of them. ``how``: it vanishes, says goodbye, or (5.0) has its will published although it says goodbye."""
-    device = Device(run.mqtt, client_id, version, 1, durable=False, epoch_of=run.epoch_of)
+    device = run.device(client_id, version, 1, durable=False)
     del run.mqtt.sessions[client_id]  # it listens to nothing
     will = run.mqtt.message(client_id, "w/all", 2, will=True)
     will.most = 0  # until it was asked for
-    will.at = run.world.loop.time()
+    will.at = device.now
     delay_s = chance.choice([0, WILL_DELAY_S]) if version == 5 else 0
     if not await device.connect(broker or run.somewhere(chance), will=will, will_delay_s=delay_s):
-        will.died_at = run.world.loop.time()
+        will.died_at = device.now
         return
-    until = run.world.loop.time() + chance.between(0.05, 1.5)
-    while run.world.loop.time() < until and device.line is not None:
+    until = device.now + chance.between(0.05, 1.5)
+    while device.now < until and device.line is not None:
         device.beat()
         await asyncio.sleep(BEAT_S / 2)
     if device.line is None or how == "vanish":
@@ -126,25 +150,24 @@ async def mortal(run: Run, chance: Chance, client_id: str, version: int, how: st
     else:
         will.most = int(not run.calm)  # where something is wrong its goodbye may be lost
         device.goodbye()
-    will.died_at = run.world.loop.time()
-    run.totals.wills += will.due
+    will.died_at = device.now
 
 
 async def told(run: Run, broker: str, version: int) -> dict[str, int]:
     """What a new subscriber at that broker gets of retained messages."""
-    device = Device(run.mqtt, f"asker-{broker}-{version}", version, 1, durable=False, epoch_of=run.epoch_of)
-    end = run.world.loop.time() + 20.0
-    while not await device.connect(broker) and run.world.loop.time() < end:  # noqa: ASYNC110 - it tries again
+    device = run.device(f"asker-{broker}-{version}", version, 1, durable=False)
+    end = device.now + 20.0
+    while not await device.connect(broker) and device.now < end:  # noqa: ASYNC110 - it tries again
         await asyncio.sleep(0.2)
     device.subscribe(["r/#"], retained=True)
     wanted = device.kept.wanted
     heard = NEVER
-    while run.world.loop.time() < end and (not wanted or wanted[0].acked_at == NEVER or run.world.loop.time() < heard + 1.0):
+    while device.now < end and (not wanted or wanted[0].acked_at == NEVER or device.now < heard + 1.0):
         count = len(device.kept.got)
         await asyncio.sleep(BEAT_S)
         device.beat()
         if (wanted and wanted[0].acked_at != NEVER and heard == NEVER) or len(device.kept.got) > count:
-            heard = run.world.loop.time()
+            heard = device.now
     found = {run.mqtt.messages[got.number].topic: got.number for got in device.kept.got if got.number in run.mqtt.messages}
     device.goodbye()
     return found

@@ -88,6 +88,10 @@ class Run(clusters_run.Run):
         """A broker, by name."""
         return chance.choice(self.names)
 
+    def device(self, client_id: str, version: int, qos: int, *, durable: bool) -> Device:
+        """A client."""
+        return Device(self.mqtt, client_id, version, qos, durable=durable, epoch_of=self.epoch_of)
+
     def epoch_of(self, client_id: str) -> int:
         """Of the partition of its session."""
         if not self.pids:
@@ -119,7 +123,7 @@ class Run(clusters_run.Run):
     async def _declare(self) -> None:
         """The first client has the session partitions made."""
         machine = self.world.machine("first")
-        device = Device(self.mqtt, "first", 5, 1, durable=False, epoch_of=self.epoch_of)
+        device = self.device("first", 5, 1, durable=False)
 
         async def first() -> None:
             while not await device.connect("a"):  # noqa: ASYNC110 - it tries again
@@ -142,7 +146,7 @@ class Run(clusters_run.Run):
             self._spawn(f"mortals-{i}", mortals(self, chance.fork(f"mortals-{i}"), f"mortal-{i}", 4 + i % 2))
 
     def _device(self, client_id: str, qos: int, *, durable: bool = True) -> Device:
-        device = Device(self.mqtt, client_id, self.people.choice([4, 5]), qos, durable=durable, epoch_of=self.epoch_of)
+        device = self.device(client_id, self.people.choice([4, 5]), qos, durable=durable)
         self.devices.append(device)
         return device
 
@@ -259,6 +263,7 @@ class Run(clusters_run.Run):
         totals = self.totals
         totals.published = len(books.messages)
         totals.confirmed = sum(m.acked_at != NEVER for m in books.messages.values())
+        totals.wills = sum(m.due for m in books.messages.values())
         totals.unsure = sum(m.unsure or m.most > 1 for m in books.messages.values())
         totals.taken = sum(len(kept.got) for kept in books.sessions.values())
         totals.resumed = sum(d.resumed for d in self.devices)

@@ -7,40 +7,32 @@ is in ``timeline.jsonl``. Broken promises end it at once. R1 a fault is over, an
 those that are drawn to fall together. R2 what damages a copy begins with all copies in sync, and ends so.
 """
 
-import argparse
 import asyncio
 import json
-import logging
-import os
 import random
-import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 import httpx
 
 from headrace.client.client import Client
 from headrace.model.errors import HeadraceError
 from headrace.wire.control import PartitionInfo
-from tests.chaos import kill
 from tests.chaos.clients import Consuming, Publishing, Reading, reread
 from tests.chaos.faults import Deed, Faults, mended
 from tests.chaos.history import Broken, History
-from tests.chaos.machines import Cluster, Machine, why_no_network
+from tests.chaos.machines import Cluster, Machine
 
 T = TypeVar("T")
 
 BEGIN, END = "<!-- cluster: begin (written by `make chaos-cluster`) -->", "<!-- cluster: end -->"
 QUEUES: Final = {"orders": (3, "replica_durable"), "events": (2, "majority_durable")}
 STREAM: Final = ("log", 2)
-QUOTA_BYTES: Final = 768 * 1024 * 1024
 RECOVER_S: Final = 120.0
 DRAIN_S: Final = 180.0
 OUTAGE_LATE_S: Final = 2.0
@@ -54,8 +46,6 @@ REST_S: Final = 1.0
 """At most so long nothing happens after a fault is over."""
 BESIDE: Final = ("kill_broker", "pause", "kill_etcd", "kill_machine")
 ALONE: Final = ("damage", "etcd_away", "kill_all", "disk_full")
-SETTINGS: Final = tuple(f"{name}={value}" for name, value in kill.TIGHT.items())
-BAR: Final = 30
 SHOWN: Final = (
     "published", "confirmed", "refused", "unknown", "delivered", "delivered_again", "settled", "stale", "stream_read_again", "cursor_commits",
     "settlements_unknown", "late",
@@ -63,7 +53,20 @@ SHOWN: Final = (
 
 
 class Run:
-    """One run. ``tell`` gets lines of progress, ``timeline`` everything that was done."""
+    """One run. ``tell`` gets lines of progress, ``timeline`` everything that was done. What load there is, and what must hold of it, is in
+    ``begin``, ``end`` and what they need; ``tests.chaos.mqtt`` has another."""
+
+    program: ClassVar = "tests.chaos.cluster"
+    command: ClassVar = "make chaos-cluster"
+    marks: ClassVar = (BEGIN, END)
+    shown: ClassVar[tuple[str, ...]] = SHOWN
+    faults: ClassVar = 500
+    per_s: ClassVar[float] = 700
+    """Messages a second, of all partitions together."""
+    speaks_mqtt: ClassVar = False
+    """Whether brokers listen for its clients."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """More of what brokers are set to."""
 
     def __init__(
         self, cluster: Cluster, *, seed: int, faults: int, per_s: float, only: Sequence[str], tell: Callable[[str], None], timeline: Path
@@ -85,6 +88,8 @@ class Run:
         self._reading: Reading
         self._tasks: list[asyncio.Task[None]] = []
         self.reread = 0
+        self._client: Client
+        """What looks at things in the end."""
 
     # ------------------------------------------------------------ the story
 
@@ -103,26 +108,27 @@ class Run:
         self.cluster.start()
         await self.cluster.ready()
         async with AsyncExitStack() as stack:
-            clients = [await stack.enter_async_context(self.cluster.connect()) for _ in range(5)]
-            await self._load(*clients)
+            await self.begin(stack)
             try:
                 await self._confirming(time.monotonic(), "the beginning")
                 while self.done.total() < self.count:
                     await self._fault(self.done.total() + 1)
-                await self._end(clients[0])
+                await self.end()
             except (HeadraceError, AssertionError, TimeoutError) as e:
                 await self._shown()
                 raise e if isinstance(e, Broken) else self._broken(str(e) or repr(e)) from e
             finally:
-                for publisher in self._publishing:  # else the clients wait for their confirms, also when somebody ends the run
-                    publisher.give_up()
+                self.give_up()  # else the clients wait for their confirms, also when somebody ends the run
                 for task in self._tasks:
                     task.cancel()
                 await asyncio.gather(*self._tasks, return_exceptions=True)
         self._clean()
         return self.totals()
 
-    async def _load(self, publishing: Client, one: Client, other: Client, reading: Client, rest: Client) -> None:
+    async def begin(self, stack: AsyncExitStack) -> None:
+        """The load."""
+        publishing, one, other, reading, rest = [await stack.enter_async_context(self.cluster.connect()) for _ in range(5)]
+        self._client = publishing
         for name, (partitions, durability) in QUEUES.items():
             await rest.declare_queue(name, partitions=partitions, replication_factor=3, durability=durability, min_in_sync_replicas=2)
             self._publishing += [Publishing(publishing, self.histories[name], p, self._per_s / 7) for p in range(partitions)]
@@ -141,8 +147,7 @@ class Run:
         beside = self.chance.choice(BESIDE) if name not in ALONE and self.chance.random() < TOGETHER and number < self.count else ""
         self.note(name, number=number, beside=beside, confirmed=self.confirmed)
         self.tell(f"{number}/{self.count} {name}{' and ' + beside if beside else ''}")
-        for publisher in self._publishing:
-            publisher.gap_s = 0.0
+        self.gap_begins()
         try:
             async with asyncio.TaskGroup() as together:
                 together.create_task(table[name][1]())
@@ -159,14 +164,14 @@ class Run:
                 self.cluster.start([machine.name])
         await self._confirming(time.monotonic(), f"{name} ({number})")
         self._measured(name if not beside else "two at a time")
-        self._check()
+        self.check()
         if self.chance.random() < 0.3:
             await self._whole()
         else:
             await asyncio.sleep(self.chance.uniform(0.0, REST_S))
 
     def _measured(self, name: str) -> None:
-        gap_s = max(publisher.gap_s for publisher in self._publishing)
+        gap_s = self.gap_s()
         memory = {machine.name: round(machine.memory_mib()) for machine in self.cluster}
         self.gaps_s.setdefault(name, []).append(gap_s)
         self.memory_mib = max(self.memory_mib, *memory.values())
@@ -177,11 +182,10 @@ class Run:
         await deed()
 
     async def calmly(self, deed: Deed) -> None:
-        for publisher in self._publishing:
-            publisher.holding = True
+        self.hold(True)
         try:
             async with asyncio.timeout(RECOVER_S):
-                while any(p.unanswered for p in self._publishing):
+                while self.unanswered():
                     await asyncio.sleep(0.05)
             await self._whole()
             await asyncio.sleep(BEHIND_S)
@@ -190,22 +194,55 @@ class Run:
             await self._whole()
             await asyncio.sleep(BEHIND_S)
         finally:
-            for publisher in self._publishing:
-                publisher.holding = False
+            self.hold(False)
 
     async def without_etcd(self, deed: Deed) -> None:
         await self._whole()
         await self._confirming(time.monotonic(), "before etcd goes away")
         await deed()
         late = time.monotonic() - OUTAGE_LATE_S
-        silent = [f"{p.history.name}/{p.partition}" for p in self._publishing if p.confirmed_s < late]
+        silent = self.stopped(late)
         self.note("etcd comes back", silent=silent)
         if silent:
             raise Broken(f"while all of etcd was away {', '.join(silent)} confirmed nothing")
 
+    # ------------------------------------------------------------ the load
+
+    def hold(self, on: bool) -> None:
+        """Nothing more is published for now, or it is again."""
+        for publisher in self._publishing:
+            publisher.holding = on
+
+    def unanswered(self) -> bool:
+        """Whether something published is not confirmed yet."""
+        return any(p.unanswered for p in self._publishing)
+
+    def silent(self, since: float) -> list[str]:
+        """Of what nothing was confirmed after ``since``."""
+        return [f"{p.history.name}/{p.partition}" for p in self._publishing if p.confirmed_s < since]
+
+    def stopped(self, since: float) -> list[str]:
+        """What would have gone on although all of etcd was away, and did not."""
+        return self.silent(since)
+
+    def gap_begins(self) -> None:
+        """From now on waits for confirms are measured."""
+        for publisher in self._publishing:
+            publisher.gap_s = 0.0
+
+    def gap_s(self) -> float:
+        """The longest one."""
+        return max(publisher.gap_s for publisher in self._publishing)
+
+    def give_up(self) -> None:
+        """Nobody waits for confirms any more."""
+        for publisher in self._publishing:
+            publisher.give_up()
+
     # ------------------------------------------------------------ what must hold
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """``Broken`` if something is that nothing later can put right."""
         for task in self._tasks:
             if task.done() and not task.cancelled() and (error := task.exception()) is not None:
                 raise self._broken(f"{task.get_name()}: {error}") from error
@@ -221,16 +258,15 @@ class Run:
         """Returns once every partition has confirmed something after ``since``."""
         looked = since
         while True:
-            self._check()
+            self.check()
             if time.monotonic() - looked > MEND_EVERY_S:
                 looked = time.monotonic()
                 await self._mend()
-            silent = [p for p in self._publishing if p.confirmed_s < since]
+            silent = self.silent(since)
             if not silent:
                 break
             if time.monotonic() - since > RECOVER_S:
-                names = ", ".join(f"{p.history.name}/{p.partition}" for p in silent)
-                raise self._broken(f"{RECOVER_S:.0f} s after {after} nothing is confirmed of {names}")
+                raise self._broken(f"{RECOVER_S:.0f} s after {after} nothing is confirmed of {', '.join(silent)}")
             await asyncio.sleep(0.02)
         took_s = time.monotonic() - since
         self.recovered_s.append(took_s)
@@ -273,7 +309,7 @@ class Run:
         self.note("broken", why=what)
         return Broken(what)
 
-    async def _end(self, client: Client) -> None:
+    async def end(self) -> None:
         """Waits until all that was sent is confirmed, delivered and settled; reads the stream once more."""
         for publisher in self._publishing:
             publisher.stopping = True
@@ -282,14 +318,14 @@ class Run:
         async with AsyncExitStack() as stack:
             brokers = [await stack.enter_async_context(self.cluster.connect(only=machine)) for machine in self.cluster]
             while (left := await self._left(brokers)) != "":
-                self._check()
+                self.check()
                 if time.monotonic() > end:
                     raise self._broken(f"not done after {DRAIN_S:.0f} s: {left}")
                 await self._mending(asyncio.sleep(0.2))
-        self._check()
+        self.check()
         for history in self.histories.values():
             history.finish()
-        self.reread = await self._mending(reread(client, self.histories[STREAM[0]], DRAIN_S))
+        self.reread = await self._mending(reread(self._client, self.histories[STREAM[0]], DRAIN_S))
 
     async def _left(self, brokers: list[Client]) -> str:
         """What is not done yet, "" = nothing."""
@@ -326,97 +362,26 @@ class Run:
     def totals(self) -> dict[str, Any]:
         recovered = sorted(self.recovered_s)
         gaps = {name: [round(sorted(each)[len(each) // 2], 2), round(max(each), 2)] for name, each in sorted(self.gaps_s.items())}
-        sums: Counter[str] = Counter()
-        for history in self.histories.values():
-            sums.update(history.totals())
         return {
-            "faults": self.done.total(), "by_kind": dict(sorted(self.done.items())), "lost": 0, **sums,
-            "refused": sum(p.refused for p in self._publishing), "unknown": sum(len(p.unknown) for p in self._publishing),
-            "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
-            "late": sum(h.late for h in self.histories.values()), "settlements_unknown": sum(c.unknown for c in self._consuming),
+            "faults": self.done.total(), "by_kind": dict(sorted(self.done.items())), "lost": 0, **self.figures(),
             "gaps_s": gaps, "memory_mib_max": round(self.memory_mib),
             "recovered_s_p50": round(recovered[len(recovered) // 2], 2), "recovered_s_max": round(recovered[-1], 2),
             "seconds": round(time.monotonic() - self._began_s),
         }  # fmt: skip
 
-
-def run(
-    faults: int, *, seed: int, folder: Path, per_s: float = 700, only: Sequence[str] = (), tell: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """A whole run; totals, or ``Broken``. Without root there are no cuts and no full disks."""
-
-    async def whole() -> dict[str, Any]:
-        able = not why_no_network()
-        cluster = Cluster(folder, networks=able, quota_bytes=QUOTA_BYTES if able else 0, settings=SETTINGS)
-        try:
-            played = Run(cluster, seed=seed, faults=faults, per_s=per_s, only=only, tell=tell, timeline=folder / "timeline.jsonl")
-            return await played.play()
-        finally:
-            await cluster.close()
-
-    return asyncio.run(whole())
-
-
-def write(document: Path, totals: dict[str, Any]) -> None:
-    """Puts the totals between their marks."""
-    before, _, rest = document.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    lines = [
-        f"{time.strftime('%Y-%m-%d')}, `make chaos-cluster FAULTS={totals['faults']}` (seed {totals['seed']}, {totals['seconds'] / 60:.0f} minutes): "
-        f"**{totals['faults']} faults, {totals['confirmed']:,} confirms, 0 lost**.",
-        "",
-        "| | |",
-        "|---|--:|",
-        *(f"| {key.replace('_', ' ')} | {totals[key]:,} |" for key in SHOWN),
-        f"| all partitions confirm again after a fault, s: p50, max | {totals['recovered_s_p50']}, {totals['recovered_s_max']} |",
-        f"| most memory of a broker, MiB | {totals['memory_mib_max']} |",
-        "",
-        "Faults: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in totals["by_kind"].items()) + ".",
-        "",
-        "| longest wait of a partition for a confirm, from before the fault until all confirm again, s | p50 | max |",
-        "|---|--:|--:|",
-        *(f"| {name.replace('_', ' ')} | {middle} | {most} |" for name, (middle, most) in totals["gaps_s"].items()),
-    ]
-    document.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}{after}")
-
-
-def main() -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
-    logging.getLogger("headrace.client").setLevel(logging.ERROR)
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.cluster", description=__doc__)
-    parser.add_argument("--faults", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
-    parser.add_argument("--rate", type=float, default=700, help="messages a second, of all partitions together")
-    parser.add_argument("--only", default="", help="these kinds of faults, separated by commas")
-    parser.add_argument("--json", action="store_true", help="totals, or what was broken, as one line on standard output")
-    parser.add_argument("--keep", type=Path, help="keep logs and timeline in this folder")
-    parser.add_argument("--write", type=Path)
-    options = parser.parse_args()
-    folder = options.keep or Path(tempfile.mkdtemp(prefix="headrace-cluster-", dir=os.environ.get("HEADRACE_CHAOS_DIR")))
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def tell(text: str) -> None:
-        number = int(text.split("/", 1)[0])
-        filled = BAR * number // max(1, options.faults)
-        end = "\r" if sys.stderr.isatty() else "\n"
-        print(f"[{'#' * filled}{'.' * (BAR - filled)}] {text}".ljust(90), end=end, file=sys.stderr, flush=True)
-
-    try:
-        only = [name for name in options.only.split(",") if name]
-        totals = {"seed": options.seed, **run(options.faults, seed=options.seed, folder=folder, per_s=options.rate, only=only, tell=tell)}
-    except Broken as broken:
-        print(f"\nseed {options.seed}: {broken}", file=sys.stderr)
-        if options.json:
-            print(json.dumps({"seed": options.seed, "broken": str(broken)}))
-        return 1
-    finally:
-        if options.keep is None:
-            shutil.rmtree(folder, ignore_errors=True)
-    print(json.dumps(totals) if options.json else "\n" + "\n".join(f"{key}: {value}" for key, value in totals.items()))
-    if options.write:
-        write(options.write, totals)
-    return 0
+    def figures(self) -> dict[str, int]:
+        """How much of everything there was."""
+        sums: Counter[str] = Counter()
+        for history in self.histories.values():
+            sums.update(history.totals())
+        return {
+            **sums, "refused": sum(p.refused for p in self._publishing), "unknown": sum(len(p.unknown) for p in self._publishing),
+            "stream_read_again": self.reread, "cursor_commits": self._reading.commits,
+            "late": sum(h.late for h in self.histories.values()), "settlements_unknown": sum(c.unknown for c in self._consuming),
+        }  # fmt: skip
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from tests.chaos.command import main
+
+    sys.exit(main(Run, __doc__))

@@ -76,6 +76,7 @@ class Machine:
         self.etcd = f"{host}:{base + ETCD_CLIENT}"
         listens = DefaultPort.NATIVE if space else ports()
         self.native, self.admin = f"{host}:{listens}", f"{host}:{listens + 1}"
+        self.mqtt = f"{host}:{DefaultPort.MQTT if space else listens + 2}"
         self.base = base
         self.process: subprocess.Popen[bytes] | None = None
         self.paused = False
@@ -201,10 +202,12 @@ class Machine:
 
 class Cluster:
     """All of them. ``networks``: each in a namespace of its own, behind a bridge, which cuts need; ``quota_bytes``: each with a file system that
-    can be filled."""
+    can be filled; ``mqtt``: they listen for its clients."""
 
-    def __init__(self, folder: Path, *, networks: bool = False, quota_bytes: int = 0, settings: Sequence[str] = ()) -> None:
-        self.folder = folder
+    def __init__(
+        self, folder: Path, *, networks: bool = False, quota_bytes: int = 0, settings: Sequence[str] = (), mqtt: bool = False
+    ) -> None:
+        self.folder, self.mqtt = folder, mqtt
         self.secret = folder / "cluster-secret"
         self.secret.write_text("a secret of the tests' cluster\n")
         self.secret.chmod(0o600)
@@ -254,7 +257,8 @@ class Cluster:
     def start(self, names: Iterable[str] = NAMES) -> None:
         voters = ",".join(f"{m.name}={m.peer}" for m in self.machines.values())
         for name in names:
-            self[name].start("--voters", voters, "--secret-file", str(self.secret), *self.settings)
+            listens = ("--mqtt", self[name].mqtt) if self.mqtt else ()
+            self[name].start("--voters", voters, "--secret-file", str(self.secret), *listens, *self.settings)
 
     async def ready(self, names: Iterable[str] = NAMES) -> None:
         for name in names:

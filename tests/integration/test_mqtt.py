@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import gc
 import socket
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -24,8 +23,11 @@ from headrace.wire.mqtt.packets import Ack, Connack, Connect, Disconnect, Filter
 from headrace.wire.mqtt.parser import Parser
 from headrace.wire.mqtt.publish import Publish
 
-paho = pytest.importorskip("paho.mqtt.client", reason="needs paho-mqtt")
+pytest.importorskip("paho.mqtt.client", reason="needs paho-mqtt")
+pytest.importorskip("aiomqtt", reason="needs aiomqtt")
 pytest.importorskip("websockets", reason="needs websockets")
+from tests.integration.mqtt_clients import trying
+
 WAIT_S = 20
 
 
@@ -91,91 +93,23 @@ async def until(true: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-class Paho:
-    """A client with a thread of its own."""
-
-    def __init__(self, where: int, version: int, transport: str, client_id: str) -> None:
-        clean = {} if version == 5 else {"clean_session": True}
-        self.client = paho.Client(paho.CallbackAPIVersion.VERSION2, client_id=client_id, protocol=version, transport=transport, **clean)
-        self.got: list[tuple[str, bytes, int, bool]] = []
-        self.connected, self.subscribed = threading.Event(), threading.Event()
-        self.client.on_message = lambda client, data, m: self.got.append((m.topic, m.payload, m.qos, m.retain))
-        self.client.on_connect = lambda *_: self.connected.set()
-        self.client.on_subscribe = lambda *_: self.subscribed.set()
-        self.where = where
-
-    def __enter__(self) -> "Paho":
-        self.client.connect("127.0.0.1", self.where)
-        self.client.loop_start()
-        assert self.connected.wait(WAIT_S)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.client.disconnect()
-        self.client.loop_stop()
-
-    def subscribe(self, filter: str, qos: int) -> None:
-        self.subscribed.clear()
-        self.client.subscribe(filter, qos)
-        assert self.subscribed.wait(WAIT_S)
-
-    def publish(self, topic: str, payload: bytes, qos: int, retain: bool = False) -> None:
-        self.client.publish(topic, payload, qos, retain).wait_for_publish(WAIT_S)
-
-
 @pytest.mark.mqtt("4.2.0-1")
 @pytest.mark.mqtt3("7.0.0-2", "7.1.1-1")
 @pytest.mark.parametrize("transport", ["tcp", "websockets"])
 @pytest.mark.parametrize("version", [4, 5])
 async def test_paho(tmp_path: Path, version: int, transport: str) -> None:
-    large = bytes(range(256)) * 4000
-
-    def use(where: int) -> list[tuple[str, bytes, int, bool]]:
-        with Paho(where, version, transport, "one") as one, Paho(where, version, transport, "two") as two:
-            one.publish("kept/x", b"retained", 1, True)
-            two.subscribe("kept/#", 2)
-            two.subscribe("$share/g/s", 1)
-            for qos in (0, 1, 2):
-                one.publish("kept/y", b"%d" % qos, qos)
-            one.publish("s", b"shared", 1)
-            one.publish("kept/large", large, 1)
-            done = threading.Event()
-            for _ in range(WAIT_S * 50):
-                if len(two.got) >= 6:
-                    break
-                done.wait(0.02)
-            return two.got
-
     async with running(tmp_path) as broker:
-        got = await asyncio.to_thread(use, port(broker, "mqtt" if transport == "tcp" else "mqtt_ws"))
-        assert sorted(got) == sorted(
-            [
-                ("kept/x", b"retained", 1, True),
-                *(("kept/y", b"%d" % q, q, False) for q in (0, 1, 2)),
-                ("s", b"shared", 1, False),
-                ("kept/large", large, 1, False),
-            ]
-        )
+        where = port(broker, "mqtt" if transport == "tcp" else "mqtt_ws")
+        await asyncio.to_thread(trying.with_paho, (where, where), version, transport, "paho")
         await until(lambda: not broker.broker.sinks)
 
 
-async def test_aiomqtt(tmp_path: Path) -> None:
-    aiomqtt = pytest.importorskip("aiomqtt")
-    async with running(tmp_path) as broker, asyncio.timeout(WAIT_S):
-        will = aiomqtt.Will("will", b"gone", 1)
-        async with aiomqtt.Client("127.0.0.1", port(broker), protocol=aiomqtt.ProtocolVersion.V5) as client:
-            await client.subscribe("will", 1)
-            await client.subscribe("t", 2)
-            async with aiomqtt.Client("127.0.0.1", port(broker), will=will) as other:
-                for i in range(100):
-                    await other.publish("t", b"%d" % i, i % 3)
-                other._client._sock_close()  # a client that dies
-            got = []
-            async for message in client.messages:
-                got.append(message.payload)
-                if len(got) == 101:
-                    break
-            assert sorted(got) == sorted([b"gone", *(b"%d" % i for i in range(100))])
+@pytest.mark.parametrize("transport", ["tcp", "websockets"])
+@pytest.mark.parametrize("version", [4, 5])
+async def test_aiomqtt(tmp_path: Path, version: int, transport: str) -> None:
+    async with running(tmp_path) as broker:
+        where = port(broker, "mqtt" if transport == "tcp" else "mqtt_ws")
+        await trying.with_aiomqtt((where, where), version, transport, "aiomqtt")
 
 
 @pytest.mark.mqtt3("4.1.0-1")

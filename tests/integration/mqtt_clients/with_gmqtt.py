@@ -1,4 +1,4 @@
-"""gmqtt against the broker at PORT: ``python with_gmqtt.py PORT VERSION``. Ends with 0 if all came as it should."""
+"""gmqtt: ``python with_gmqtt.py PORT OTHER VERSION ROOT``; of two clients the second one connects to OTHER. Ends with 0 if all came as it should."""
 
 import asyncio
 import sys
@@ -6,7 +6,8 @@ from typing import Any
 
 import gmqtt
 
-PORT, VERSION = int(sys.argv[1]), int(sys.argv[2])
+PORTS = {"one": int(sys.argv[1]), "two": int(sys.argv[2])}
+VERSION, ROOT = int(sys.argv[3]), sys.argv[4]
 LARGE = bytes(range(256)) * 2000
 
 
@@ -16,7 +17,8 @@ class Client:
     def __init__(self, name: str, **more: Any) -> None:
         self.got: asyncio.Queue[tuple[str, bytes, int, bool]] = asyncio.Queue()
         self.subscribed = asyncio.Event()
-        self.inner = gmqtt.Client(name, clean_session=True, **more)
+        self.name = name
+        self.inner = gmqtt.Client(f"{ROOT}-{name}", clean_session=True, **more)
         self.inner.set_config({"reconnect_retries": 0})
         self.inner.on_message = self.on_message
         self.inner.on_subscribe = lambda *_: self.subscribed.set()
@@ -26,7 +28,7 @@ class Client:
         return 0
 
     async def connect(self) -> None:
-        await self.inner.connect("127.0.0.1", PORT, version=gmqtt.constants.MQTTv50 if VERSION == 5 else gmqtt.constants.MQTTv311)
+        await self.inner.connect("127.0.0.1", PORTS[self.name], version=gmqtt.constants.MQTTv50 if VERSION == 5 else gmqtt.constants.MQTTv311)
 
     async def subscribe(self, filter: str, qos: int) -> None:
         self.subscribed.clear()
@@ -39,23 +41,23 @@ class Client:
 
 
 async def main() -> None:
-    one, two = Client("one"), Client("two", will_message=gmqtt.Message("will", b"gone", qos=1))
+    one, two = Client("one"), Client("two", will_message=gmqtt.Message(f"{ROOT}/will", b"gone", qos=1))
     await one.connect()
     await two.connect()
-    one.inner.publish("kept", b"retained", qos=1, retain=True)
-    await one.subscribe("t/#", 2)
+    one.inner.publish(f"{ROOT}/kept", b"retained", qos=1, retain=True)
+    await one.subscribe(f"{ROOT}/t/#", 2)
     for qos in (0, 1, 2):
-        two.inner.publish(f"t/{qos}", b"%d" % qos, qos=qos)
-    two.inner.publish("t/large", LARGE, qos=1)
-    await one.expect(("t/0", b"0", 0), ("t/1", b"1", 1), ("t/2", b"2", 2), ("t/large", LARGE, 1))
-    await one.subscribe("kept", 1)
-    await one.expect(("kept", b"retained", 1))
-    await one.subscribe("$share/g/s", 1)
-    two.inner.publish("s", b"shared", qos=1)
-    await one.expect(("s", b"shared", 1))
-    await one.subscribe("will", 1)
+        two.inner.publish(f"{ROOT}/t/{qos}", b"%d" % qos, qos=qos)
+    two.inner.publish(f"{ROOT}/t/large", LARGE, qos=1)
+    await one.expect((f"{ROOT}/t/0", b"0", 0), (f"{ROOT}/t/1", b"1", 1), (f"{ROOT}/t/2", b"2", 2), (f"{ROOT}/t/large", LARGE, 1))
+    await one.subscribe(f"{ROOT}/kept", 1)
+    await one.expect((f"{ROOT}/kept", b"retained", 1))
+    await one.subscribe(f"$share/g/{ROOT}/s", 1)
+    two.inner.publish(f"{ROOT}/s", b"shared", qos=1)
+    await one.expect((f"{ROOT}/s", b"shared", 1))
+    await one.subscribe(f"{ROOT}/will", 1)
     two.inner._connection._transport.abort()  # a client that dies
-    await one.expect(("will", b"gone", 1))
+    await one.expect((f"{ROOT}/will", b"gone", 1))
     await one.inner.disconnect()
 
 

@@ -4,7 +4,8 @@ Owns which shards are served here, what the others want, and what goes to them. 
 
 Invariants: L1 nothing is changed of a shard that is not served here: its place is held by an empty one. L2 a message of a shared subscription is with
 one partition at a time, if need be once it is known who has members. L3 a retained message is kept by the owner of its topic's partition, which
-orders them. L4 a will is not done before all other brokers that want it have it.
+orders them. L4 a will is not done before all other brokers that want it have it. L5 who is told that it is connected is served by the owner of its
+session: something was journalled for it, also where there is nothing to keep.
 """
 
 from collections import deque
@@ -234,6 +235,9 @@ class ClusterRouter(Router):
             client_id, outlet, clean=clean, expiry_s=expiry_s, will=will, receive_maximum=receive_maximum, wall_ms=wall_ms
         )
         self._regard_all(found[0])
+        shard = self.shard(client_id)
+        shard.fence()
+        self._touched(shard)
         return found
 
     def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None, back_ms: int = 0) -> None:

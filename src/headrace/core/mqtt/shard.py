@@ -56,6 +56,7 @@ class Shard:
         """Sessions that had a connection when the journal ended (after a replay), or have one."""
         self._journal: list[AnyOp] = []
         self._queue: list[tuple[Message, list[To], tuple[str, int] | None]] = []
+        self._fenced = False
         self.taken: dict[str, int] = {}
         """Number of the last message that each other broker has sent, by its incarnation."""
         self.source: tuple[str, int] | None = None
@@ -78,7 +79,7 @@ class Shard:
     @property
     def journalling(self) -> bool:
         """Whether there is something to journal."""
-        return bool(self._journal or self._queue)
+        return bool(self._journal or self._queue or self._fenced)
 
     # ------------------------------------------------------------ changes, as they happen
 
@@ -92,6 +93,10 @@ class Shard:
         if journalled:
             self._note(op)
         return self.sessions[client_id]
+
+    def fence(self) -> None:
+        """Something is journalled, be it an entry of nothing: only who serves the partition can do that."""
+        self._fenced = True
 
     def close(self, session: Session, wall_ms: int, expiry_s: int, will_ms: int) -> None:
         """Its connection is gone; ``will_ms`` 0: there is no will, or none any more. The session goes on until ``end``."""
@@ -195,8 +200,9 @@ class Shard:
                     begun, size = i, 0
                 size += nbytes
             size += OP_BYTES
-        if begun < len(journal):
+        if begun < len(journal) or (self._fenced and not payloads):
             payloads.append(ops.pack(journal[begun:]))
+        self._fenced = False
         return payloads
 
     # ------------------------------------------------------------ replay

@@ -47,6 +47,22 @@ def client(n: int) -> str:
     return next(id for id in (f"c{k}" for k in range(n * 10, 1000)) if Net.shard_of(id) != FAR)
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_who_is_connected_is_so_at_the_owner_of_its_session(world: FarWorld, version: int) -> None:
+    world.prompt = False
+    wire = world.wire()
+    wire.connect(client(0), version)
+    assert wire.connack is None, "a broker that was cut off cannot write this, and another may serve the session by now"
+    shard = world.far.shard(client(0))
+    assert world.far.changed == {shard.number: None}
+    world.sync()
+    assert [packet.reason for packet in wire.read()] == [0]
+    assert len(world.net.journals[shard.number]) == 1
+    replayed = world.net.replayed()[shard.number]
+    assert not replayed.sessions, "and it left nothing"
+    assert not shard.take_journal()
+
+
 def test_a_publish_is_acknowledged_once_the_other_broker_has_it(world: FarWorld) -> None:
     wire = world.open(client(0))
     wire.publish("far", b"1", 1, 1)

@@ -65,6 +65,8 @@ class Run:
     """Messages a second, of all partitions together."""
     speaks_mqtt: ClassVar = False
     """Whether brokers listen for its clients."""
+    minutes: float = 0
+    """No fault begins after so long, 0 = there is no end to it."""
     settings: ClassVar[tuple[str, ...]] = ()
     """More of what brokers are set to."""
 
@@ -111,7 +113,7 @@ class Run:
             await self.begin(stack)
             try:
                 await self._confirming(time.monotonic(), "the beginning")
-                while self.done.total() < self.count:
+                while self.done.total() < self.count and not self._late():
                     await self._fault(self.done.total() + 1)
                 await self.end()
             except (HeadraceError, AssertionError, TimeoutError) as e:
@@ -124,6 +126,9 @@ class Run:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
         self._clean()
         return self.totals()
+
+    def _late(self) -> bool:
+        return bool(self.minutes) and time.monotonic() - self._began_s > self.minutes * 60
 
     async def begin(self, stack: AsyncExitStack) -> None:
         """The load."""

@@ -37,6 +37,7 @@ def run(
     seed: int,
     folder: Path,
     per_s: float = 0,
+    minutes: float = 0,
     only: Sequence[str] = (),
     tell: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -48,6 +49,7 @@ def run(
         try:
             rate = per_s or kind.per_s
             played = kind(cluster, seed=seed, faults=faults, per_s=rate, only=only, tell=tell, timeline=folder / "timeline.jsonl")
+            played.minutes = minutes
             return await played.play()
         finally:
             await cluster.close()
@@ -85,6 +87,7 @@ def main(kind: "type[Run]", description: str | None) -> int:
     logging.getLogger("headrace.client").setLevel(logging.ERROR)
     parser = argparse.ArgumentParser(prog=f"python -m {kind.program}", description=description)
     parser.add_argument("--faults", type=int, default=kind.faults)
+    parser.add_argument("--minutes", type=float, default=0, help="no fault begins after so long")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
     parser.add_argument("--rate", type=float, default=kind.per_s, help="messages a second, of all partitions together")
     parser.add_argument("--only", default="", help="these kinds of faults, separated by commas")
@@ -103,8 +106,10 @@ def main(kind: "type[Run]", description: str | None) -> int:
 
     try:
         only = [name for name in options.only.split(",") if name]
-        seed = options.seed
-        totals = {"seed": seed, **run(kind, options.faults, seed=seed, folder=folder, per_s=options.rate, only=only, tell=tell)}
+        made = run(
+            kind, options.faults, seed=options.seed, folder=folder, per_s=options.rate, minutes=options.minutes, only=only, tell=tell
+        )  # fmt: skip
+        totals = {"seed": options.seed, **made}
     except Broken as broken:
         print(f"\nseed {options.seed}: {broken}", file=sys.stderr)
         if options.json:

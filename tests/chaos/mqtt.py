@@ -22,7 +22,7 @@ from headrace.model import limits
 from headrace.model.errors import HeadraceError
 from headrace.sim.chance import Chance
 from headrace.sim.mqtt import checks
-from headrace.sim.mqtt.books import NEVER, Books
+from headrace.sim.mqtt.books import NEVER, Books, Published
 from headrace.sim.mqtt.client import Device
 from headrace.sim.mqtt.people import TOPICS, Listener, Stays, Talker, mortal, mortals, told
 from headrace.wire.mqtt.packets import Ack
@@ -57,6 +57,7 @@ class Client(Device):
         super().__init__(books, client_id, version, qos, durable=durable, epoch_of=lambda _: 0)
         self.answered_s = 0.0
         """When a publish of it was acknowledged last, monotonic."""
+        self.gap_s = self._waits_s = 0.0
         self._cluster = cluster
 
     def address(self, broker: str) -> tuple[str, int]:
@@ -66,7 +67,14 @@ class Client(Device):
     def take(self, packet: Any) -> None:
         if isinstance(packet, Ack) and packet.type != Type.PUBREL and packet.reason < 0x80:
             self.answered_s = time.monotonic()
+            self.gap_s = max(self.gap_s, self.answered_s - self._waits_s)
+            self._waits_s = self.answered_s
         super().take(packet)
+
+    def publish(self, topic: str, qos: int, *, retain: bool = False, clears: bool = False) -> Published:
+        if not self.sending:
+            self._waits_s = time.monotonic()
+        return super().publish(topic, qos, retain=retain, clears=clears)
 
 
 class Run(cluster.Run):
@@ -192,6 +200,13 @@ class Run(cluster.Run):
     def stopped(self, since: float) -> list[str]:
         silent = self.silent(since)  # one may just be on its way to another broker
         return silent if len(silent) == len(self._talking) else []
+
+    def gap_begins(self) -> None:
+        for device in self._talking:
+            device.gap_s = 0.0
+
+    def gap_s(self) -> float:
+        return max(device.gap_s for device in self._talking)
 
     @property
     def confirmed(self) -> int:

@@ -97,6 +97,10 @@ chaos: dev ## kill -9 loops under load (KILLS=200), totals into docs/reliability
 chaos-cluster: dev ## faults of every kind in three brokers and three etcds (FAULTS=500), totals into docs/reliability.md
 	@$(BIN)/python -m tests.chaos.cluster --faults $(or $(FAULTS),500) --write docs/reliability.md $(ARGS)
 
+.PHONY: chaos-mqtt
+chaos-mqtt: dev ## the same faults with MQTT clients at all brokers (FAULTS=200), totals into docs/reliability.md
+	@$(BIN)/python -m tests.chaos.mqtt --faults $(or $(FAULTS),200) --write docs/reliability.md $(ARGS)
+
 .PHONY: bench-failover
 bench-failover: dev ## gaps in confirms when owners are lost, into docs/performance.md (ARGS="--times 50")
 	@$(BIN)/python -m bench.failover --write $(ARGS)

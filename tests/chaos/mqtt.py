@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, ClassVar, Final
 
 import httpx
+import msgspec
 
 from headrace.broker.catalogue import MQTT
 from headrace.model import limits
@@ -287,6 +288,12 @@ class Run(cluster.Run):
                     wrong.append(f"M8 {machine.name}: session partitions {serving} are served")
             await asyncio.sleep(LOOK_S)
         return wrong + [f"M8 {d.client_id} has another connection at {line.broker}" for d in self._devices for line in d.deserted if not line.over]
+
+    async def _shown(self) -> None:
+        """And what clients saw, with the owners that changed."""
+        await super()._shown()
+        kept = {"messages": self.mqtt.messages, "sessions": self.mqtt.sessions, "moves": self.excuses.moves, "faults": self.excuses.faults}
+        (self._timeline.parent / "books.json").write_bytes(msgspec.json.encode(kept))
 
     def figures(self) -> dict[str, int]:
         books = self.mqtt

@@ -102,6 +102,8 @@ class ClusterRouter(Router):
         self.retained_now: list[set[str]] = []
         """For each subscription whose retained messages are being brought: topics of which newer ones were delivered meanwhile."""
         self._targets: list[tuple[int, int, str]] | None = None
+        self._lasting = False
+        """What is being published is a will: nobody can be told that it failed."""
         self.durable: Callable[[Callable[[], None]], None] = _at_once
         """Calls back once all that has changed here is durable, or is somebody else's; its owner's."""
         self._wills: dict[str, StoredWill] = {}
@@ -271,7 +273,7 @@ class ClusterRouter(Router):
                 targets.append((self._shard_of(topic), RETAIN, ""))
             for seen in self.retained_now:
                 seen.add(topic)
-        pledge = Pledge(stored) if stored is not None else None
+        pledge = Pledge(stored, lasting=self._lasting) if stored is not None else None
         self._targets = targets
         count = self._here(message, wall_ms, pledge.more() if pledge is not None and routes.captures else None)
         self._targets = None
@@ -410,7 +412,9 @@ class ClusterRouter(Router):
             if not left:
                 everywhere()
 
+        self._lasting = True
         self._give_will(will, wall_ms, lambda _: self.durable(one))
+        self._lasting = False
         self.durable(one)  # what is queued here
 
     def _end(self, shard: Shard, session: Session, wall_ms: int) -> None:

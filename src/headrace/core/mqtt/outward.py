@@ -4,8 +4,8 @@ Owns numbers, what is sent again to whom, and when a publish counts as taken els
 whom, ``acked`` and its like say what came back.
 
 Invariants: O1 a partition is sent its messages in the order in which they were given, again from the oldest that is not acknowledged whenever its
-owner changes. O2 what was given with a number is acknowledged, handed back or given up after ``WAIT_MS``, once. O3 what has no number (QoS 0) is sent
-at most once, and dropped where nobody serves the partition.
+owner changes. O2 what was given with a number is acknowledged, handed back or, unless it lasts, given up after ``WAIT_MS``, once. O3 what has no
+number (QoS 0) is sent at most once, and dropped where nobody serves the partition.
 """
 
 from collections import deque
@@ -26,11 +26,13 @@ Stored = Callable[[HeadraceError | None], None]
 
 
 class Pledge:
-    """A publish that goes to several places: ``stored`` is told once, when all have it or one cannot."""
+    """A publish that goes to several places: ``stored`` is told once, when all have it or one cannot. ``lasting``: nobody can be told that it failed,
+    so each place has as long as it takes."""
 
-    __slots__ = ("_left", "_stored", "_why")
+    __slots__ = ("_left", "_stored", "_why", "lasting")
 
-    def __init__(self, stored: Stored) -> None:
+    def __init__(self, stored: Stored, *, lasting: bool = False) -> None:
+        self.lasting = lasting
         self._left = 1
         self._stored = stored
         self._why: HeadraceError | None = None
@@ -54,9 +56,9 @@ class Pledge:
 
 
 class Part:
-    """A message for one partition. ``sequence`` 0 = QoS 0; ``group``: for a member of that shared subscription."""
+    """A message for one partition. ``sequence`` 0 = QoS 0; ``group``: for a member of that shared subscription; ``lasting`` as of its pledge."""
 
-    __slots__ = ("group", "kind", "message", "number", "order", "sent", "sequence", "since_ms", "stored")
+    __slots__ = ("group", "kind", "lasting", "message", "number", "order", "sent", "sequence", "since_ms", "stored")
 
     def __init__(self, message: Message, number: int, sequence: int, kind: int, group: str, stored: Stored | None, order: int, now_ms: int) -> None:
         self.message = message
@@ -67,6 +69,7 @@ class Part:
         self.stored = stored
         self.order = order
         self.since_ms = now_ms
+        self.lasting = False
         self.sent = False
 
 
@@ -115,9 +118,10 @@ class Outward:
             if stored is not None and self.nbytes > BYTES_MAX:
                 stored(LimitExceeded("too much waits for other brokers"))
                 continue
-            self._give(message, number, kind, group, stored, self._order, now_ms)
+            part = self._give(message, number, kind, group, stored, self._order, now_ms)
+            part.lasting = pledge is not None and pledge.lasting
 
-    def _give(self, message: Message, number: int, kind: int, group: str, stored: Stored | None, order: int, now_ms: int) -> None:
+    def _give(self, message: Message, number: int, kind: int, group: str, stored: Stored | None, order: int, now_ms: int) -> Part:
         stream = self._streams.get(number)
         if stream is None:
             stream = self._streams[number] = _Stream()
@@ -130,6 +134,7 @@ class Outward:
             self.nbytes += message.nbytes
         stream.waiting.append(part)
         self._dirty[number] = None
+        return part
 
     def flush(self, owner_of: Callable[[int], str]) -> dict[str, list[Part]]:
         """What is to be sent now, by whom it is for, in order."""
@@ -211,8 +216,12 @@ class Outward:
     def expire(self, now_ms: int) -> None:
         """Gives up what has waited for too long."""
         for number, stream in self._streams.items():
+            lasting: list[Part] = []
             while stream.pending and now_ms - stream.pending[0].since_ms >= WAIT_MS:
                 part = stream.pending.popleft()
+                if part.lasting:
+                    lasting.append(part)
+                    continue
                 self.nbytes -= part.message.nbytes
                 self.late += 1
                 if part in stream.waiting:
@@ -220,6 +229,7 @@ class Outward:
                 if part.stored is not None:
                     what = f"session partition {number} is not available"
                     part.stored(UnknownOutcome(what) if part.sent else Unavailable(what))
+            stream.pending.extendleft(reversed(lasting))
 
     def check(self) -> None:
         """Asserts the invariants."""

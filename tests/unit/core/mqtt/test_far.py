@@ -143,6 +143,21 @@ def test_what_is_sent_again_and_what_is_dropped() -> None:
     outward.check()
 
 
+def test_a_will_waits_for_a_partition_as_long_as_nobody_serves_it_and_holds_up_no_refusal(world: FarWorld) -> None:
+    id = client(0)
+    world.open(id, will=Will("far", b"dead", 1)).machine.lost()
+    wire = world.open(client(1))
+    wire.publish("far", b"1", 1, 1)
+    world.far.outward.expire(WAIT_MS)
+    assert [packet.reason for packet in wire.read()] == [Reason.QUOTA_EXCEEDED], "who publishes is told"
+    world.far.outward.check()
+    assert id in world.far.shard(id).wills, "nobody is told of a will"
+    assert world.sent() == [(b"dead", 1)]
+    world.far.outward.acked("other", FAR, 1)
+    world.sync()
+    assert not world.far.shard(id).wills
+
+
 def test_a_will_is_done_once_the_other_broker_has_it(world: FarWorld) -> None:
     """Whoever has its session next publishes it otherwise."""
     id = client(0)

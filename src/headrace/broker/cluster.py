@@ -460,10 +460,10 @@ class Cluster:
         """What an ``Elsewhere`` says of who serves a partition; empty if nobody does."""
         place = self.control.topology.place(PartitionId(pid))
         address = place.addresses.get(NATIVE, "")
-        numbers = [n for n, other in enumerate(self.control.topology.item(place.item)) if other.partition == pid]
-        if not address or not numbers:
+        number = self.control.topology.number(place.partition)
+        if not address or number is None:
             return {}
-        row = msgspec.to_builtins(_row(place.item, numbers[0], place))
+        row = msgspec.to_builtins(_row(place.item, number, place))
         return {"brokers": {place.owner: [f"headrace://{address}"]}, "partitions": [row]}
 
 

@@ -105,6 +105,12 @@ class Topology:
             return ()
         return tuple(self.place(p, item=name, routing_version=declared.routing_version) for p in declared.partitions)
 
+    def number(self, partition: PartitionId) -> int | None:
+        """Which one of its queue or stream a partition is; None if nothing says that there is one."""
+        stored = self._picturing.stored.get(partition)
+        declared = None if stored is None else self._picturing.declared.get(stored.assignment.item)
+        return declared.partitions.index(partition) if declared is not None and partition in declared.partitions else None
+
     def present(self) -> dict[BrokerId, Registered]:
         """The brokers that are registered now."""
         return self._picturing.present()

@@ -61,20 +61,6 @@ class Shard:
         """Number of the last message that each other broker has sent, by its incarnation."""
         self.source: tuple[str, int] | None = None
         """Where the message comes from that is being taken."""
-        self._apply: dict[type[Any], Callable[[Any], None]] = {
-            Opened: self._opened,
-            Closed: self._closed,
-            Ended: self._ended,
-            WillDone: self._will_done,
-            Subscribed: self._subscribed,
-            Unsubscribed: self._unsubscribed,
-            Queued: self._queued,
-            Done: self._done,
-            Released: self._released,
-            Received: self._received,
-            Completed: self._completed,
-            Retained: self._retained,
-        }
 
     @property
     def journalling(self) -> bool:
@@ -210,7 +196,7 @@ class Shard:
     def replay(self, payload: bytes) -> None:
         """Takes an entry in. Raises ``Malformed`` or ``Damaged``."""
         for op in ops.unpack(payload):
-            self._apply[type(op)](op)
+            _APPLY[type(op)](self, op)
 
     def _opened(self, op: Opened) -> None:
         session = self.sessions.get(op.client_id)
@@ -367,3 +353,19 @@ class Shard:
             session.check()
         assert self.wills_due.keys() <= self.wills.keys() <= self.sessions.keys()
         assert self.unclosed.keys() <= self.sessions.keys()
+
+
+_APPLY: Final[dict[type[Any], Callable[[Shard, Any], None]]] = {
+    Opened: Shard._opened,
+    Closed: Shard._closed,
+    Ended: Shard._ended,
+    WillDone: Shard._will_done,
+    Subscribed: Shard._subscribed,
+    Unsubscribed: Shard._unsubscribed,
+    Queued: Shard._queued,
+    Done: Shard._done,
+    Released: Shard._released,
+    Received: Shard._received,
+    Completed: Shard._completed,
+    Retained: Shard._retained,
+}

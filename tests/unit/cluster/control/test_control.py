@@ -190,6 +190,8 @@ def test_a_dead_owner_is_replaced_with_a_reason_and_everybody_is_told() -> None:
         assert topology.version > version
         place = next(place for place in topology.item("orders") if place.partition == lost)
         assert (place.routing_version, place.addresses) == (7, {"native": f"{now.assignment.owner}:1"})
+        assert [topology.number(place.partition) for place in topology.item("orders")] == [0, 1, 2]
+        assert topology.number(PartitionId(99)) is None
         decision = cluster.controls[holder].controller.view().decisions[-1]
         assert (decision.act, decision.outcome, decision.reason) == ("takeover", "applied", now.assignment.reason)
 

@@ -121,6 +121,8 @@ class Message(_Note, frozen=True, tag="message", array_like=True):
     expires_ms: int
     publisher: str
     targets: list[tuple[_Partition, int, int, str]]
+    origin: tuple[str, int, int] | None = None
+    """As ``core.mqtt.origins``."""
 
 
 class Took(_Note, frozen=True, tag="took", array_like=True):

@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable
 
 from headrace.core.mqtt.session import Subscription
+from headrace.model.errors import HeadraceError, LimitExceeded, Unavailable
 from headrace.wire.mqtt import encoding
+from headrace.wire.mqtt.reasons import ALLOWED, Reason, Type
 
 
 class Answer:
@@ -123,3 +125,11 @@ def _to_nobody(_: Answer) -> None:
 
 def _nothing() -> None:
     pass
+
+def puback_reason(error: HeadraceError | None) -> int:
+    """What a PUBACK or PUBREC says of why a publish was not taken; 0 = it was."""
+    if error is None:
+        return 0
+    if isinstance(error, Unavailable):
+        error = LimitExceeded(str(error))  # 0x97: PUBACK knows no unavailable server
+    return error.mqtt if error.mqtt in ALLOWED[Type.PUBACK] else int(Reason.IMPLEMENTATION_SPECIFIC_ERROR)

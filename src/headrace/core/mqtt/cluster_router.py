@@ -5,21 +5,25 @@ Owns which shards are served here, what the others want, and what goes to them. 
 Invariants: L1 nothing is changed of a shard that is not served here: its place is held by an empty one. L2 a message of a shared subscription is with
 one partition at a time, if need be once it is known who has members. L3 a retained message is kept by the owner of its topic's partition, which
 orders them. L4 a will is not done before all other brokers that want it have it. L5 who is told that it is connected is served by the owner of its
-session: something was journalled for it, also where there is nothing to keep.
+session: something was journalled for it, also where there is nothing to keep. L6 a message with an origin is taken once by each partition,
+for each of its shared subscriptions and as a retained one, whoever gives it.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.capture import is_native
 from headrace.core.mqtt.interests import AWAY, EVERYTHING, GONE, WANTED, Others, Own
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill
+from headrace.core.mqtt.origins import RETAINED, Origin
 from headrace.core.mqtt.outward import PLAIN, RETAIN, WAIT_MS, Outward, Pledge
 from headrace.core.mqtt.router import Router, Stored
-from headrace.core.mqtt.routes import Outlet, Remote, Route
+from headrace.core.mqtt.routes import Outlet, Remote, Route, Routes
 from headrace.core.mqtt.session import Session, Subscription
 from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
@@ -123,12 +127,13 @@ class ClusterRouter(Router):
 
     # ------------------------------------------------------------ partitions come and go
 
-    def lead(self, shard: Shard, wall_ms: int) -> None:
-        """A shard, as its journal has it, is served here from now on. The caller flushes ``outward`` before anything else is published: what waits
-        for the shard comes before."""
+    def lead(self, shard: Shard, wall_ms: int, epoch: int = 0) -> None:
+        """A shard, as its journal has it, is served here from now on, in ``epoch``. The caller flushes ``outward`` before anything else is published:
+        what waits for the shard comes before."""
         number = shard.number
         self._heard(number, [(filter, GONE) for filter in self.others.forget(number)])
         self.shards[number] = shard
+        shard.epoch = epoch
         self.led.add(number)
         self.own.begin(number)
         self.outward.turn(number)
@@ -233,6 +238,8 @@ class ClusterRouter(Router):
     def connect(
         self, client_id: str, outlet: Outlet, *, clean: bool, expiry_s: int, will: StoredWill | None, receive_maximum: int, wall_ms: int
     ) -> tuple[Session, bool]:
+        if will is not None:
+            will = replace(will, number=self.shard(client_id).origin_number())
         found = super().connect(
             client_id, outlet, clean=clean, expiry_s=expiry_s, will=will, receive_maximum=receive_maximum, wall_ms=wall_ms
         )
@@ -290,8 +297,38 @@ class ClusterRouter(Router):
     def _here(self, message: Message, wall_ms: int, stored: Stored | None) -> int:
         return super().publish(message, wall_ms, stored)
 
+    def _untaken(self, routes: Routes, origin: Origin) -> Routes:
+        numbers = dict.fromkeys(self._shard_of(route.session.client_id) for route in routes.routes)
+        repeated = {number for number in numbers if self._repeated(number, origin, "")}
+        fresh = [route for route in routes.routes if self._shard_of(route.session.client_id) not in repeated]
+        return Routes(fresh, routes.groups, routes.captures, routes.remotes)
+
+    def _repeated(self, number: int, origin: Origin, tag: str) -> bool:
+        """Whether a partition has taken a message of that origin before; it has from now on."""
+        origins = self.shards[number].origins
+        known = origins.known(origin, tag)
+        if known:
+            self.changed[number] = None  # what it caused the first time must be durable, too
+        else:
+            origins.take(origin, tag)
+        return known
+
+    def _repeated_here(self, origin: Origin, group: str) -> bool:
+        """Whether a member of any partition here has it."""
+        return any(self.shards[number].origins.known(origin, group) and self._repeated(number, origin, group) for number in self.led)
+
+    def _queue(self, session: Session, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str) -> None:
+        if message.origin is not None and group:
+            self.shard(session.client_id).origins.take(message.origin, group)
+        super()._queue(session, message, qos, retain, ids, group)
+
+    def intends(self, session: Session) -> bool:
+        return session.durable
+
     def _to_group(self, group: Group, message: Message) -> bool:
         assert isinstance(group, ClusterGroup)
+        if message.origin is not None and self._repeated_here(message.origin, group.name):
+            return True
         number = group.elsewhere()
         if number < 0:
             return super()._to_group(group, message)
@@ -336,6 +373,8 @@ class ClusterRouter(Router):
             if sequence and not shard.take(incarnation, sequence):
                 self.changed[number] = None  # what it caused the first time must be durable, too
                 continue
+            if message.origin is not None and self._arrived_before(number, kind, group, message.origin):
+                continue
             shard.source = (incarnation, sequence) if sequence else None
             if kind == RETAIN:
                 self.retain(message)
@@ -348,6 +387,11 @@ class ClusterRouter(Router):
         if plain:
             self._to_sessions(message, plain)
         return found
+
+    def _arrived_before(self, number: int, kind: int, group: str, origin: Origin) -> bool:
+        if group:
+            return self._repeated_here(origin, group)
+        return kind != RETAIN and self._repeated(number, origin, "")
 
     def _to_sessions(self, message: Message, numbers: dict[int, None]) -> None:
         for route in self._routes_of(message.topic).routes:
@@ -433,8 +477,9 @@ class ClusterRouter(Router):
     # ------------------------------------------------------------ retained messages
 
     def retain(self, message: Message) -> bool:
-        if self._shard_of(message.topic) in self.led:
-            return super().retain(message)
+        number = self._shard_of(message.topic)
+        if number in self.led:
+            return (message.origin is not None and self._repeated(number, message.origin, RETAINED)) or super().retain(message)
         return True  # ``publish`` has its owner do it
 
     def send_retained(self, session: Session, subscription: Subscription, wall_ms: int) -> None:

@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from headrace.core.mqtt.answers import Answer, Answers
+from headrace.core.mqtt.answers import Answer, Answers, puback_reason
 from headrace.core.mqtt.capture import Capture, addressed, is_native
 from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.natives import Natives
+from headrace.core.mqtt.once import Once
 from headrace.core.mqtt.opening import Refusal, grant
 from headrace.core.mqtt.sending import Sending
 from headrace.core.mqtt.session import Session, Subscription
@@ -58,8 +59,9 @@ class Connection:
         self.keep_alive_ms = 0
         self.published = 0
         self.sending = Sending(host, terms.write_bytes_high, shell, self.replaced)
-        self.answers = Answers(self._answer, self._unsure)
+        self.answers = Answers(self._answer, self.unsure)
         self._natives: Natives | None = None
+        self.once = Once(self)
         self._done: list[int] = []
         self._aliases: dict[int, str] = {}
         self._problems = True
@@ -129,7 +131,7 @@ class Connection:
                     self.router.send_retained(session, subscription, self.host.wall_ms)
         self.host.touch(self.shell)
 
-    def _unsure(self) -> None:
+    def unsure(self) -> None:
         """Whether what was asked for is durable nobody will know: it is not acknowledged."""
         self.fail(Reason.SERVER_BUSY, "a session partition has just moved to another broker")
 
@@ -163,8 +165,8 @@ class Connection:
             wall_ms=self.host.wall_ms,
         )
         self.session = sending.session = session
-        if session.received or session.receiving:
-            self._carried = dict.fromkeys([*session.received, *session.receiving])
+        if session.received or session.receiving or session.intents:
+            self._carried = dict.fromkeys([*session.received, *session.receiving, *session.intents])
         if session.expiry_s != granted.expiry_s and asked.version == 5:
             properties[prop.SESSION_EXPIRY_INTERVAL] = session.expiry_s
         connack = encoding.connack(asked.version, present, Reason.SUCCESS, properties)
@@ -233,6 +235,10 @@ class Connection:
         elif topic.startswith("$queue/") and (target := addressed(topic)) is not None and target.settles >= 0:
             self._capture(session, publish, None, target)
             return
+        elif self.once.waiting or (qos == 2 and self.router.intends(session)):
+            message = Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id)
+            self.once.take(session, message, publish.packet_id)
+            return
         elif not publish.retain and self.router.unheard(topic):
             reason = _NO_MATCHING_SUBSCRIBERS
         elif qos and self.router.awaits(topic, publish.retain):
@@ -282,16 +288,14 @@ class Connection:
                 if error is None and router.holds(session):
                     router.receive(session, packet_id)
                     waiting.append(lambda _: known(encoding.ack(kind, packet_id, 0, version)))
-                    self.host.committed(lambda: _tell(waiting), self._unsure)
+                    self.host.committed(lambda: _tell(waiting), self.unsure)
                     return
                 for again in waiting:
                     again(error or Unavailable("its session has moved"))
             if error is not None and (version == 4 or not error.definite):
                 self.fail(error.mqtt, str(error))  # 3.1.1 cannot say it otherwise; what nobody knows is not said
                 return
-            if isinstance(error, Unavailable):
-                error = LimitExceeded(str(error))  # 0x97: PUBACK knows no unavailable server
-            reason = 0 if error is None else error.mqtt if error.mqtt in ALLOWED[Type.PUBACK] else int(Reason.IMPLEMENTATION_SPECIFIC_ERROR)
+            reason = puback_reason(error)
             if error is not None and qos == 2 and not after and self.session is session:
                 self.router.complete(session, packet_id)
             known(encoding.ack(kind, packet_id, reason, version))

@@ -4,6 +4,7 @@ Owns the encodings of a message, made once for all receivers of one kind. Knows 
 is passed on unaltered (and the expiry that was asked for): no alias, no subscription identifiers [MQTT-3.3.4-6].
 """
 
+from headrace.core.mqtt.origins import Origin
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.properties import MESSAGE_EXPIRY_INTERVAL, SUBSCRIPTION_IDENTIFIER, TOPIC_ALIAS, Properties
 
@@ -11,7 +12,10 @@ from headrace.wire.mqtt.properties import MESSAGE_EXPIRY_INTERVAL, SUBSCRIPTION_
 class Message:
     """Not changed after it was made."""
 
-    __slots__ = ("_as_it_came", "_frames", "_parts", "_version", "expires_ms", "payload", "properties", "publisher", "qos", "retain", "topic")
+    __slots__ = (
+        "_as_it_came", "_frames", "_parts", "_version", "expires_ms", "origin", "payload", "properties", "publisher", "qos", "retain",
+        "topic",
+    )  # fmt: skip
 
     def __init__(
         self, topic: str, payload: bytes, qos: int, retain: bool, properties: Properties | None = None, expires_ms: int = 0, publisher: str = ""
@@ -24,6 +28,8 @@ class Message:
         self.properties = properties
         self.expires_ms = expires_ms
         self.publisher = publisher
+        self.origin: Origin | None = None
+        """Of one that nobody takes twice, whoever gives it."""
         self._as_it_came = b""
         """The packet of QoS 0 for ``_version`` without RETAIN: as it came, or as it was made first."""
         self._version = 0
@@ -34,6 +40,12 @@ class Message:
     def nbytes(self) -> int:
         """What it counts for in an inbox."""
         return len(self.payload) + len(self.topic) + 64
+
+    def unmarked(self) -> "Message":
+        """The same for others than those who have taken its origin."""
+        if self.origin is None:
+            return self
+        return Message(self.topic, self.payload, self.qos, self.retain, self.properties, self.expires_ms, self.publisher)
 
     def expired(self, wall_ms: int) -> bool:
         return 0 < self.expires_ms <= wall_ms

@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.origins import Kept, Origin
 from headrace.core.mqtt.session import Subscription
 from headrace.model.errors import Malformed
 
@@ -34,6 +35,8 @@ class StoredWill(msgspec.Struct, frozen=True, array_like=True):
     delay_s: int = 0
     expiry_s: int = 0
     """Of the message, from its publication on; 0 = none."""
+    number: int = 0
+    """Of its ``Origin``; 0 = it has none."""
 
 
 class Opened(Op, frozen=True, tag="o", array_like=True):
@@ -94,6 +97,8 @@ class Queued(Op, frozen=True, tag="q", array_like=True):
     to: list[To]
     source: tuple[str, int] | None = None
     """Of one that another broker has sent: which life of a broker, and its number there for this partition."""
+    origin: Origin | None = None
+    """Of a publish of QoS 2 and of a will in a cluster."""
 
 
 class Done(Op, frozen=True, tag="d", array_like=True):
@@ -117,6 +122,14 @@ class Received(Op, frozen=True, tag="i", array_like=True):
     packet_id: int
 
 
+class Receiving(Op, frozen=True, tag="n", array_like=True):
+    """A QoS 2 publish of the client is about to be given to all who want it, under that number."""
+
+    client_id: str
+    packet_id: int
+    number: int
+
+
 class Completed(Op, frozen=True, tag="p", array_like=True):
     """Its PUBREL came."""
 
@@ -131,9 +144,10 @@ class Retained(Op, frozen=True, tag="t", array_like=True):
     message: Stored | None
     source: tuple[str, int] | None = None
     """As of ``Queued``."""
+    origin: Origin | None = None
 
 
-AnyOp = Opened | Closed | Ended | WillDone | Subscribed | Unsubscribed | Queued | Done | Released | Received | Completed | Retained
+AnyOp = Opened | Closed | Ended | WillDone | Subscribed | Unsubscribed | Queued | Done | Released | Receiving | Received | Completed | Retained
 
 
 class SessionImage(msgspec.Struct, frozen=True, array_like=True):
@@ -150,6 +164,8 @@ class SessionImage(msgspec.Struct, frozen=True, array_like=True):
     subscriptions: list[Subscription]
     received: list[int]
     deliveries: list[tuple[int, To, bool, bool]]
+    intents: list[tuple[int, int]] = []
+    """Packet identifiers and numbers of ``Receiving``."""
 
 
 class Image(msgspec.Struct, frozen=True, array_like=True):
@@ -160,6 +176,9 @@ class Image(msgspec.Struct, frozen=True, array_like=True):
     retained: list[Stored]
     taken: list[tuple[str, int]] = []
     """Of each broker's life the last message that was taken from it."""
+    publishers: list[tuple[str, Kept]] = []
+    wills: list[tuple[str, int, str]] = []
+    """As ``origins`` has them."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -17,6 +17,7 @@ from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.capture import Capture, Kind, addressed, is_native
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill, message_of
+from headrace.core.mqtt.origins import WILL, Origin
 from headrace.core.mqtt.routes import Outlet, Remote, Route, Routes
 from headrace.core.mqtt.session import NEVER, Delivery, Session, Subscription
 from headrace.core.mqtt.shard import Shard
@@ -172,7 +173,7 @@ class Router:
         for delivery in left:
             group = self.groups.get(delivery.group)
             if group is not None:
-                self._to_group(group, delivery.message)
+                self._to_group(group, delivery.message.unmarked())
 
     # ------------------------------------------------------------ subscriptions
 
@@ -271,6 +272,8 @@ class Router:
         be durable before it may be acknowledged are in ``changed``; ``stored`` is told of queues and streams, if there are any. Retaining is
         ``retain``'s."""
         routes = self._routes_of(message.topic)
+        if message.origin is not None:
+            routes = self._untaken(routes, message.origin)
         count = len(routes.captures)
         if count:
             self.keep(message, routes.captures, stored)
@@ -291,6 +294,10 @@ class Router:
             if self._to_group(group, message):
                 count += 1
         return count
+
+    def _untaken(self, routes: Routes, origin: Origin) -> Routes:
+        """Without those who have a message of that origin already."""
+        return routes
 
     def _to_group(self, group: Group, message: Message) -> bool:
         chosen = group.choose()
@@ -382,6 +389,17 @@ class Router:
         shard.released(session, delivery)
         self._touched(shard)
 
+    def intends(self, session: Session) -> bool:
+        """Whether its QoS 2 publishes are given out under a number that is durable before (``once``)."""
+        return False
+
+    def intend(self, session: Session, packet_id: int) -> Origin:
+        """That number of a QoS 2 publish; to be durable before it is used."""
+        shard = self.shard(session.client_id)
+        shard.intend(session, packet_id)
+        self._touched(shard)
+        return Origin(session.client_id, session.intents[packet_id], min(session.intents.values()))
+
     def receive(self, session: Session, packet_id: int) -> None:
         """A QoS 2 publish of the client was taken."""
         shard = self.home(session)
@@ -462,6 +480,8 @@ class Router:
 
     def _give_will(self, will: StoredWill, wall_ms: int, stored: Stored | None) -> None:
         message = message_of(will.message)
+        if will.number:
+            message.origin = Origin(message.publisher, will.number, WILL)
         if will.expiry_s:
             message.expires_ms = wall_ms + will.expiry_s * 1000
         if message.retain and not is_native(message.topic):

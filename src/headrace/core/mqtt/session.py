@@ -82,6 +82,8 @@ class Session:
         self._lent_id = PACKET_IDS
         self.received: dict[int, None] = {}
         """Packet identifiers of QoS 2 publishes of the client that wait for its PUBREL."""
+        self.intents: dict[int, int] = {}
+        """Packet identifiers of those that are or were about to be given to all who want them, in a cluster, with their numbers (``origins``)."""
         self.receiving: dict[int, list[Callable[[HeadraceError | None], None]]] = {}
         """Packet identifiers of those that other brokers do not have yet, with who else waits for their PUBREC: of this broker's life alone."""
         self.next_sequence = 0

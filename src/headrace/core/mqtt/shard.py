@@ -5,6 +5,7 @@ Owns every change of a session, so that what a replay makes is what was there; `
 Invariants: P1 snapshot and replay of the rest is what replay of everything makes. P2 a change of a durable session is in the journal before anybody
 is told of it (the caller waits for the journal). P3 a session without expiry leaves nothing in the journal but its will.
 P4 a message that another broker sends again, to whoever serves the partition then, is taken once: its number stands in the entry that it causes.
+P5 so is one that has an origin, whichever broker gives it.
 """
 
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from headrace.core.mqtt.ops import (
     Opened,
     Queued,
     Received,
+    Receiving,
     Released,
     Retained,
     SessionImage,
@@ -31,6 +33,7 @@ from headrace.core.mqtt.ops import (
     Unsubscribed,
     WillDone,
 )
+from headrace.core.mqtt.origins import EPOCH_BITS, RETAINED, Origins
 from headrace.core.mqtt.session import Delivery, Session, Subscription
 from headrace.model.errors import Damaged
 
@@ -61,6 +64,10 @@ class Shard:
         """Number of the last message that each other broker has sent, by its incarnation."""
         self.source: tuple[str, int] | None = None
         """Where the message comes from that is being taken."""
+        self.origins = Origins()
+        self.epoch = 0
+        """In which it is served here, in a cluster."""
+        self._last_number = 0
 
     @property
     def journalling(self) -> bool:
@@ -132,21 +139,37 @@ class Shard:
             self._note(Released(session.client_id, delivery.sequence))
 
     def receive(self, session: Session, packet_id: int) -> None:
+        session.intents.pop(packet_id, None)
         session.received[packet_id] = None
         if session.durable:
             self._note(Received(session.client_id, packet_id))
 
+    def origin_number(self) -> int:
+        """A number for an ``Origin``, which nobody has had or will have."""
+        self._last_number += 1
+        return (self.epoch << EPOCH_BITS) + self._last_number
+
+    def intend(self, session: Session, packet_id: int) -> None:
+        """A QoS 2 publish of a durable session gets its number, if it has none."""
+        if packet_id not in session.intents:
+            number = session.intents[packet_id] = self.origin_number()
+            self._note(Receiving(session.client_id, packet_id, number))
+
     def complete(self, session: Session, packet_id: int) -> bool:
         """Whether it was known."""
-        if packet_id not in session.received:
+        if packet_id not in session.received and packet_id not in session.intents:
             return False
-        del session.received[packet_id]
+        session.received.pop(packet_id, None)
+        session.intents.pop(packet_id, None)
         if session.durable:
             self._note(Completed(session.client_id, packet_id))
         return True
 
     def retain(self, topic: str, message: Message | None) -> None:
-        op = Retained(topic, ops.stored(message) if message is not None else None, self.source)
+        origin = message.origin if message is not None else None
+        op = Retained(topic, ops.stored(message) if message is not None else None, self.source, origin)
+        if origin is not None:
+            self.origins.take(origin, RETAINED)
         if message is not None:
             self.retained[topic] = message
         else:
@@ -170,7 +193,7 @@ class Shard:
         """What was queued comes before what is noted after it."""
         if self._queue:
             queue, self._queue = self._queue, []
-            self._journal.extend(Queued(ops.stored(message), to, source) for message, to, source in queue)
+            self._journal.extend(Queued(ops.stored(message), to, source, message.origin) for message, to, source in queue)
 
     def take_journal(self) -> list[bytes]:
         """The changes since the last call, as the payloads of entries: each of ``ENTRY_BYTES`` or little more, or of one message that is larger."""
@@ -241,6 +264,8 @@ class Shard:
         if op.source is not None:
             self.take(*op.source)
         for to in op.to:
+            if op.origin is not None:
+                self.origins.take(op.origin, to.group)
             session = self._session(to.client_id)
             session.next_sequence = to.sequence
             delivery = Delivery(message, to.qos, to.retain, tuple(to.ids), to.group, to.sequence)
@@ -260,15 +285,24 @@ class Shard:
             delivery.sent = delivery.released = True
             session.in_flight[delivery.packet_id] = delivery
 
+    def _receiving(self, op: Receiving) -> None:
+        self._session(op.client_id).intents[op.packet_id] = op.number
+
     def _received(self, op: Received) -> None:
-        self._session(op.client_id).received[op.packet_id] = None
+        session = self._session(op.client_id)
+        session.intents.pop(op.packet_id, None)
+        session.received[op.packet_id] = None
 
     def _completed(self, op: Completed) -> None:
-        self._session(op.client_id).received.pop(op.packet_id, None)
+        session = self._session(op.client_id)
+        session.received.pop(op.packet_id, None)
+        session.intents.pop(op.packet_id, None)
 
     def _retained(self, op: Retained) -> None:
         if op.source is not None:
             self.take(*op.source)
+        if op.origin is not None:
+            self.origins.take(op.origin, RETAINED)
         if op.message is None:
             self.retained.pop(op.topic, None)
         else:
@@ -300,7 +334,9 @@ class Shard:
                 to = To(session.client_id, delivery.sequence, delivery.qos, delivery.retain, delivery.ids, delivery.group)
                 deliveries.append((number, to, delivery.sent or session.client_id in self.unclosed, delivery.released))
             sessions.append(self._image(session, deliveries))
-        return ops.pack_image(Image(messages, sessions, [ops.stored(m) for m in self.retained.values()], list(self.taken.items())))
+        origins = self.origins
+        retained = [ops.stored(m) for m in self.retained.values()]
+        return ops.pack_image(Image(messages, sessions, retained, list(self.taken.items()), list(origins.publishers.items()), list(origins.wills)))
 
     def _image(self, session: Session, deliveries: list[tuple[int, To, bool, bool]]) -> SessionImage:
         client_id = session.client_id
@@ -316,6 +352,7 @@ class Shard:
             list(session.subscriptions.values()) if session.durable else [],
             list(session.received) if session.durable else [],
             deliveries,
+            list(session.intents.items()) if session.durable else [],
         )
 
     def restore(self, data: bytes) -> None:
@@ -331,6 +368,7 @@ class Shard:
             session.epoch, session.away_ms = kept.epoch, kept.away_ms
             session.subscriptions = {s.filter: s for s in kept.subscriptions}
             session.received = dict.fromkeys(kept.received)
+            session.intents = dict(kept.intents)
             for number, to, sent, released in kept.deliveries:
                 delivery = Delivery(messages[number], to.qos, to.retain, tuple(to.ids), to.group, to.sequence)
                 delivery.sent, delivery.released = sent, released
@@ -343,6 +381,7 @@ class Shard:
             if kept.connected:
                 self.unclosed[kept.client_id] = None
         self.taken = dict(image.taken)
+        self.origins.publishers, self.origins.wills = dict(image.publishers), dict.fromkeys(image.wills)
         for message in image.retained:
             self.retained[message.topic] = ops.message_of(message)
 

@@ -98,7 +98,7 @@ class ClusterHub(Hub):
         number = partition.number
         partition.journalled = self._journalled
         self.partitions[number] = partition
-        self.router.lead(partition.shard, self.broker.wall_ms)
+        self.router.lead(partition.shard, self.broker.wall_ms, partition.epoch)
         self.spreading.served(number)
         self.committed(_nothing)
 

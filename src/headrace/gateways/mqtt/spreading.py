@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from headrace.core.mqtt import ops
 from headrace.core.mqtt.cluster_router import DECLINED, REFUSED
 from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.origins import Origin
 from headrace.core.mqtt.outward import Part
 from headrace.core.mqtt.session import Session, Subscription
 from headrace.gateways.mqtt.partition import SessionPartition
@@ -244,7 +245,9 @@ class Spreading:
         arrived = self._arrived.get(peer)
         if arrived is None:
             arrived = self._arrived[peer] = _Arrived()
-        self._take(arrived, self.peers.incarnation(peer), ops.message_of(stored), note.targets)
+        message = ops.message_of(stored)
+        message.origin = Origin(*note.origin) if note.origin is not None else None
+        self._take(arrived, self.peers.incarnation(peer), message, note.targets)
 
     def _take(self, arrived: _Arrived, incarnation: str, message: Message, targets: list[tuple[int, int, int, str]]) -> None:
         for (number, sequence, _, _), became in zip(targets, self.hub.router.arrived(incarnation, message, targets), strict=True):
@@ -388,7 +391,8 @@ def _pieces(filters: dict[str, int]) -> Iterator[dict[str, int]]:
 
 def _note(message: Message, targets: list[tuple[int, int, int, str]]) -> notes.Message:
     m = message
-    return notes.Message(m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_ms, m.publisher, targets)
+    origin = (m.origin.client_id, m.origin.number, m.origin.floor) if m.origin is not None else None
+    return notes.Message(m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_ms, m.publisher, targets, origin)
 
 
 def _nothing() -> None:

@@ -25,7 +25,7 @@ def _text(t: Totals) -> str:
     return (
         f"{t.seeds:,} clusters, {t.failed:,} failed; {t.deaths:,} deaths, {t.cuts:,} cuts, {t.pauses:,} pauses, {t.outages:,} outages of all etcd,"
         f" {t.owners:,} changes of owners; {t.published:,} messages, {t.confirmed:,} acknowledged, {t.taken:,} deliveries, {t.resumed:,} sessions"
-        f" resumed, {t.takeovers:,} taken over, {t.wills:,} wills, {t.unsure:,} that might come twice; {t.virtual_s:,.0f} virtual s,"
+        f" resumed, {t.takeovers:,} taken over, {t.wills:,} wills, {t.virtual_s:,.0f} virtual s,"
         f" {t.real_s:,.0f} s of a core"
     )
 

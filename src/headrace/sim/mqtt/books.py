@@ -27,8 +27,6 @@ class Published(msgspec.Struct):
     """Its acknowledgement said that it failed, or nobody will ever acknowledge it."""
     again: bool = False
     """It was sent more than once."""
-    unsure: bool = False
-    """QoS 2: it was sent again to another owner of its session, as its PUBREC had not come (docs/decisions/017: then it may come twice)."""
     died_at: float = NEVER
     """A will: when its client was gone, as the client saw it."""
     due: int = 0

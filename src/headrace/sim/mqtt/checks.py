@@ -78,7 +78,7 @@ def _once(books: Books, kept: Kept) -> Iterator[str]:
             yield f"M6 the will {_named(message)} came to {kept.client_id} {times} times"
         elif message.will:
             continue
-        elif message.qos == 2 == kept.qos and times > 1 and not message.unsure:
+        elif message.qos == 2 == kept.qos and times > 1:
             yield f"M3 {_named(message)}, of QoS 2, came to {kept.client_id} {times} times"
         elif message.qos == 0 and times > 1:
             yield f"M3 {_named(message)}, of QoS 0, came to {kept.client_id} {times} times"

@@ -8,7 +8,6 @@ anybody still serves it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Any, Final
 
 from headrace.sim.mqtt.books import NEVER, Books, Got, Kept, Published, Wanted
@@ -41,8 +40,6 @@ class Line(asyncio.Protocol):
         self.accepted = False
         self.heard_at = asyncio.get_running_loop().time()
         self.connack: asyncio.Future[Connack | None] = asyncio.get_running_loop().create_future()
-        self.epoch = 0
-        """Of its session's partition, when it was opened."""
         self.fenced: dict[int, Published] = {}
         """What was published on it after another one had the session, by packet identifier."""
         self._parser = Parser(1 << 28, version=device.version)
@@ -104,21 +101,20 @@ class Line(asyncio.Protocol):
 class _Sent:
     """A publish that is not done."""
 
-    def __init__(self, message: Published, packet_id: int, epoch: int) -> None:
+    def __init__(self, message: Published, packet_id: int) -> None:
         self.message = message
         self.packet_id = packet_id
-        self.epoch = epoch
         self.received = False
         """Its PUBREC has come."""
 
 
 class Device:
-    """See the module's head. ``epoch_of`` gives the epoch of a client's session partition."""
+    """See the module's head."""
 
     keep_alive_s = KEEP_ALIVE_S
     silent_s = SILENT_S
 
-    def __init__(self, books: Books, client_id: str, version: int, qos: int, *, durable: bool, epoch_of: Callable[[str], int]) -> None:
+    def __init__(self, books: Books, client_id: str, version: int, qos: int, *, durable: bool) -> None:
         self.books = books
         self.client_id = client_id
         self.version = version
@@ -138,7 +134,6 @@ class Device:
         """A session of it was acknowledged, and has to be there from then on."""
         self._last_id = 0
         self._sessions = 0
-        self._epoch_of = epoch_of
 
     @property
     def now(self) -> float:
@@ -155,7 +150,6 @@ class Device:
             else:
                 old.end()
         line = Line(self, broker)
-        line.epoch = self._epoch_of(self.client_id)
         try:
             async with asyncio.timeout(WAIT_S):
                 await asyncio.get_running_loop().create_connection(lambda: line, *self.address(broker))
@@ -220,7 +214,6 @@ class Device:
                 line.send(encoding.ack(encoding.PUBREL, sent.packet_id))
                 continue
             sent.message.again = True
-            sent.message.unsure |= sent.message.qos == 2 and sent.epoch != self._epoch_of(self.client_id)
             self._write(line, sent.message, sent.packet_id, dup=True)
 
     def _ask_deserted(self, line: Line) -> None:
@@ -270,7 +263,7 @@ class Device:
         packet_id = 0
         if qos:
             packet_id = self._id()
-            self.sending[packet_id] = _Sent(message, packet_id, self.line.epoch)
+            self.sending[packet_id] = _Sent(message, packet_id)
         self._write(self.line, message, packet_id)
         return message
 

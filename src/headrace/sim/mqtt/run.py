@@ -7,13 +7,11 @@ those of single disks and of who is a member.
 from __future__ import annotations
 
 import asyncio
-import zlib
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from headrace.broker.catalogue import MQTT
-from headrace.model.cluster import Assignment
 from headrace.sim import clustered
 from headrace.sim.chance import Chance
 from headrace.sim.clustered import Host
@@ -33,8 +31,6 @@ OWNED_S: Final = 15.0
 """After so long each client has one connection."""
 STRAY_S: Final = 2.0
 """What comes twice may come so much later."""
-DONE_S: Final = 2.0
-"""So long after it was seen to be done, with nothing wrong, a will is done for ever."""
 NAME: Final = MQTT
 
 
@@ -48,8 +44,6 @@ class Totals(clusters_run.Totals):
     """Connections that found their session."""
     takeovers: int = 0
     wills: int = 0
-    unsure: int = 0
-    """Messages of QoS 2 of which it may not be known whether they were taken."""
 
 
 class Run(clusters_run.Run):
@@ -69,13 +63,6 @@ class Run(clusters_run.Run):
         self.faulty_at = -NEVER
         """When something was wrong last."""
         self.devices: list[Device] = []
-        self.pids: tuple[int, ...] = ()
-        """Of the session partitions, by number."""
-        self.epochs: dict[int, int] = {}
-        self.done: dict[int, float] = {}
-        """Wills that are done, and since when."""
-        self.moves: dict[int, list[float]] = {}
-        """When each partition had a new epoch."""
 
     def host(self, name: str) -> Host:
         host = super().host(name)
@@ -90,18 +77,7 @@ class Run(clusters_run.Run):
 
     def device(self, client_id: str, version: int, qos: int, *, durable: bool) -> Device:
         """A client."""
-        return Device(self.mqtt, client_id, version, qos, durable=durable, epoch_of=self.epoch_of)
-
-    def epoch_of(self, client_id: str) -> int:
-        """Of the partition of its session."""
-        if not self.pids:
-            hubs = self.hubs()
-            item = next(iter(hubs.values())).broker.catalogue.find(NAME) if hubs else None
-            self.pids = item.partitions if item is not None else ()
-        return self.epochs.get(self._pid_of(client_id), 0)
-
-    def _pid_of(self, client_id: str) -> int:
-        return self.pids[zlib.crc32(client_id.encode()) % len(self.pids)] if self.pids else -1
+        return Device(self.mqtt, client_id, version, qos, durable=durable)
 
     @property
     def calm(self) -> bool:
@@ -112,13 +88,6 @@ class Run(clusters_run.Run):
 
     async def begin(self) -> None:
         await clustered.Run.begin(self)
-
-    def _changed(self, before: Assignment | None, now: Assignment) -> None:
-        super()._changed(before, now)
-        if now.item == NAME:
-            if self.epochs.get(now.partition) != now.epoch:
-                self.moves.setdefault(now.partition, []).append(self.world.loop.time())
-            self.epochs[now.partition] = now.epoch
 
     async def _declare(self) -> None:
         """The first client has the session partitions made."""
@@ -175,8 +144,6 @@ class Run(clusters_run.Run):
         down = any(not host.serving or (host.machine is not None and host.machine.paused) for host in self._there())
         if down or not self.world.network.whole:
             self.faulty_at = now
-        else:
-            self._look_at_wills()
         for kept in self.mqtt.sessions.values():
             for wanted in kept.wanted:
                 if wanted.known_at == NEVER and wanted.acked_at != NEVER and (self.calm or self._known(kept.client_id, wanted.filter, wanted.path)):
@@ -246,7 +213,6 @@ class Run(clusters_run.Run):
 
         if not self.broken:
             await self._as([h.name for h in self._there()], "asker", ask)
-        self._doubt_wills()
         self.broken += books.broken
         self.broken += checks.missing(books)
         self.broken += checks.wrong(books)
@@ -264,33 +230,9 @@ class Run(clusters_run.Run):
         totals.published = len(books.messages)
         totals.confirmed = sum(m.acked_at != NEVER for m in books.messages.values())
         totals.wills = sum(m.due for m in books.messages.values())
-        totals.unsure = sum(m.unsure or m.most > 1 for m in books.messages.values())
         totals.taken = sum(len(kept.got) for kept in books.sessions.values())
         totals.resumed = sum(d.resumed for d in self.devices)
         totals.takeovers = sum(d.taken_over for d in self.devices)
-
-    def _look_at_wills(self) -> None:
-        """Which are done, at who serves their clients now: then no later owner may publish them again."""
-        hubs, now = list(self.hubs().values()), self.world.loop.time()
-        for message in self.mqtt.messages.values():
-            if not message.will or message.died_at == NEVER or self.done.get(message.number, now) < now - DONE_S:
-                continue
-            pid = self._pid_of(message.publisher)
-            for hub in hubs:
-                partition = next((p for p in hub.partitions.values() if p.pid == pid and p.epoch == self.epochs[pid]), None)
-                if partition is None:
-                    continue
-                if message.publisher in partition.shard.wills:
-                    self.done.pop(message.number, None)
-                else:
-                    self.done.setdefault(message.number, now)
-
-    def _doubt_wills(self) -> None:
-        """How often each may come (docs/decisions/017): once more for each time at which its session went to another owner before it was done."""
-        for message in self.mqtt.messages.values():
-            if message.will and message.most:
-                until = self.done.get(message.number, NEVER) + DONE_S
-                message.most += sum(message.at <= moved <= until for moved in self.moves.get(self._pid_of(message.publisher), []))
 
     def _owners(self) -> list[str]:
         """M8, seen from inside: one owner of each session partition, one connection of each client."""

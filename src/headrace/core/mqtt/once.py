@@ -1,0 +1,135 @@
+"""Publishes of QoS 2 in a cluster, given out once whoever serves the publisher's session; and what comes after one on the same connection.
+
+Owns their order. A publish gets a number that is journalled with its packet identifier. Only once that is durable is it given to those who want
+it, each of which takes the number once (``origins``). Who serves the session next finds it there, and gives the publish, sent again, the same one.
+
+Invariants: Q1 nothing of a QoS 2 publish leaves this broker, nor is queued here, before its number is durable. Q2 what a connection publishes is
+given out in its order, so what comes after one that waits waits too. Q3 PUBREC goes out once all who want it have it, durably.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from headrace.core.mqtt.answers import puback_reason
+from headrace.core.mqtt.capture import is_native
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.session import Session
+from headrace.model.errors import HeadraceError, LimitExceeded, Unavailable
+from headrace.wire.mqtt import encoding
+
+if TYPE_CHECKING:
+    from headrace.core.mqtt.connection import Connection
+
+
+class _Step:
+    """A publish, and whether it may be given out. ``known``: what takes its acknowledgement, if it gets one."""
+
+    __slots__ = ("known", "message", "packet_id", "ready", "session")
+
+    def __init__(self, session: Session, message: Message, packet_id: int, known: Callable[[bytes], None] | None, *, ready: bool) -> None:
+        self.session = session
+        self.message = message
+        self.packet_id = packet_id
+        self.known = known
+        self.ready = ready
+
+
+class Once:
+    """See the module's head; of one connection. What it has taken goes on when the connection ends."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self._steps: deque[_Step] = deque()
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a publish waits that was taken before."""
+        return bool(self._steps)
+
+    def take(self, session: Session, message: Message, packet_id: int) -> None:
+        """Gives a publish out after those that wait. One of QoS 2 may have been taken before, on another connection or at another broker."""
+        connection = self.connection
+        known = connection.answers.later(counts=message.qos == 1) if message.qos else None
+        step = _Step(session, message, packet_id, known, ready=message.qos != 2)
+        self._steps.append(step)
+        if step.ready:
+            return
+        session.receiving[packet_id] = []
+        message.origin = connection.router.intend(session, packet_id)
+        connection.router.await_session(session)  # its number may be in the journal already, and not durable yet
+
+        def durable() -> None:
+            step.ready = True
+            self._go_on()
+
+        connection.host.committed(durable, self._unsure(step))
+
+    def _unsure(self, step: _Step) -> Callable[[], None]:
+        def unsure() -> None:
+            for lost in (step, *self._steps):
+                if lost.message.qos == 2:
+                    lost.session.receiving.pop(lost.packet_id, None)  # sent again it is taken anew, with its number
+            self._steps.clear()
+            self.connection.unsure()
+
+        return unsure
+
+    def _go_on(self) -> None:
+        steps = self._steps
+        while steps and steps[0].ready:
+            step = steps.popleft()
+            if self.connection.router.serves(step.session.client_id):
+                self._give(step)
+
+    def _give(self, step: _Step) -> None:
+        connection, message = self.connection, step.message
+        host, router = connection.host, connection.router
+        if message.retain and not is_native(message.topic) and not router.retain(message):
+            if message.qos:
+                self._done(step, LimitExceeded("there is no room for one more retained message"))
+            return
+        if not message.qos:
+            router.publish(message, host.wall_ms)
+            host.committed(_nothing)
+            return
+        left = 2
+        why: HeadraceError | None = None
+
+        def one(error: HeadraceError | None = None) -> None:
+            nonlocal left, why
+            left -= 1
+            why = why or error
+            if not left:
+                self._done(step, why)
+
+        router.publish(message, host.wall_ms, one)
+        host.committed(one, self._unsure(step))
+
+    def _done(self, step: _Step, error: HeadraceError | None) -> None:
+        connection, session, packet_id = self.connection, step.session, step.packet_id
+        router, version, known = connection.router, connection.version, step.known
+        assert known is not None
+        waiting = session.receiving.pop(packet_id, []) if step.message.qos == 2 else []
+        held = router.holds(session)
+        failed = error is not None and (version == 4 or not error.definite)  # 3.1.1 cannot say it otherwise; what nobody knows is not said
+        if step.message.qos == 2 and held and not failed:
+            if error is None:
+                router.receive(session, packet_id)
+            else:
+                router.complete(session, packet_id)
+            connection.host.committed(_nothing)
+        for again in waiting:
+            again(error if held else Unavailable("its session has moved"))
+        if failed:
+            assert error is not None
+            connection.fail(error.mqtt, str(error))
+        elif held or step.message.qos == 1:
+            kind = encoding.PUBACK if step.message.qos == 1 else encoding.PUBREC
+            known(encoding.ack(kind, packet_id, puback_reason(error), version))
+
+
+def _nothing() -> None:
+    pass

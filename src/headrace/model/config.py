@@ -256,6 +256,8 @@ class Mqtt(Section, frozen=True):
     """Longest keep-alive of a 5.0 client, which is told so; 0 = as it likes."""
     connect_timeout_ms: Annotated[int, Meta(ge=100, le=600_000)] = limits.PREAMBLE_TIMEOUT_MS
     """How long a connection may take until its CONNECT has come."""
+    owner_wait_ms: Annotated[int, Meta(ge=0, le=600_000)] = 15_000
+    """How long a connection is held, and not read, while its session has no owner in the cluster; then it ends."""
     session_expiry_s_max: Annotated[int, Meta(ge=0, le=0xFFFF_FFFE)] = 0
     """Longest time a session outlives its connection; 0 = as long as the client likes, also for ever."""
     inbox_messages_max: Annotated[int, Meta(ge=1, le=10_000_000)] = 10_000

@@ -41,13 +41,37 @@ class Open(_Note, frozen=True, tag="open", array_like=True):
     data: bytes
 
 
+class Rebind(_Note, frozen=True, tag="rebind", array_like=True):
+    """The connection of a client that another owner had goes on; ``Input`` follows. As ``core.mqtt.held``."""
+
+    connection: _Connection
+    peer: str
+    connect: bytes
+    client_id: str
+    epoch: int
+    begun: int
+    sent: int
+    skipped: list[int]
+    aliases: dict[int, str]
+    heard: int
+
+
 class Input(_Note, frozen=True, tag="in", array_like=True):
+    """``again``: another owner had it already."""
+
     connection: _Connection
     data: bytes
+    again: bool = False
 
 
 class Gone(_Note, frozen=True, tag="gone", array_like=True):
     """The client's connection is gone."""
+
+    connection: _Connection
+
+
+class Left(_Note, frozen=True, tag="left", array_like=True):
+    """The connection goes on at another owner."""
 
     connection: _Connection
 
@@ -71,9 +95,30 @@ class Leave(_Note, frozen=True, tag="leave", array_like=True):
 # ---------------------------------------------------------------- owner to edge
 
 
+class Bound(_Note, frozen=True, tag="bound", array_like=True):
+    """The client is accepted, or its connection goes on. As ``core.mqtt.held``."""
+
+    connection: _Connection
+    client_id: str
+    epoch: int
+    begun: int
+
+
 class Output(_Note, frozen=True, tag="out", array_like=True):
+    """And how far its owner is, once that is written. As ``core.mqtt.held``."""
+
     connection: _Connection
     data: bytes
+    heard: int = 0
+    sent: int = -1
+    skipped: list[int] = []
+    aliases: dict[int, str] = {}
+
+
+class Astray(_Note, frozen=True, tag="astray", array_like=True):
+    """The session is not served here (any more): the connection goes on where it is."""
+
+    connection: _Connection
 
 
 class Ended(_Note, frozen=True, tag="ended", array_like=True):
@@ -151,8 +196,11 @@ class Fetched(_Note, frozen=True, tag="fetched", array_like=True):
 
 
 Note: TypeAlias = (
-    Hello | Open | Input | Gone | Choked | Leave | Output | Ended | Paused | Wants | Knows | Message | Took | Fetch | Fetched
-)
+    Hello
+    | Open | Rebind | Input | Gone | Left | Choked | Leave
+    | Bound | Output | Astray | Ended | Paused
+    | Wants | Knows | Message | Took | Fetch | Fetched
+)  # fmt: skip
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[Note]).decode
 

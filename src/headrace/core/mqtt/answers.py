@@ -16,7 +16,7 @@ from headrace.wire.mqtt.reasons import ALLOWED, Reason, Type
 class Answer:
     """Replies of one read."""
 
-    __slots__ = ("acked", "replies", "retained", "unacked", "waits")
+    __slots__ = ("acked", "aliases", "replies", "retained", "unacked", "upto", "waits")
 
     def __init__(self) -> None:
         self.replies: list[bytes] = []
@@ -25,6 +25,10 @@ class Answer:
         self.unacked = 0
         self.retained: list[Subscription] = []
         """Subscriptions that get the retained messages after their SUBACK."""
+        self.upto = 0
+        """Place in what was read of the client up to which it answers."""
+        self.aliases: dict[int, str] = {}
+        """Of the client that were new."""
         self.waits = 1
         """For the end of its read and what that caused, and for each reply that is not known yet."""
 
@@ -40,6 +44,10 @@ class Answers:
 
     def __init__(self, durable: Callable[[Answer], None], unsure: Callable[[], None]) -> None:
         """``unsure``: called instead, when whether something is durable will not be known."""
+        self.heard = 0
+        """Everything of the client below this place is answered, if it is to be, and durable."""
+        self.aliases: dict[int, str] = {}
+        """Of the client there, as far as nobody has taken them."""
         self.unacked = 0
         """Publishes of QoS 1 whose acknowledgement was not sent yet."""
         self._durable = durable
@@ -94,8 +102,15 @@ class Answers:
         """It gets the retained messages after the SUBACK of this read."""
         self._open().retained.append(subscription)
 
-    def end_read(self, committed: Callable[[Callable[[], None], Callable[[], None]], None]) -> None:
-        """Closes the answer of this read; ``committed`` (``Host.committed``) calls back once what it acknowledges is durable."""
+    def aliased(self, alias: int, topic: str) -> None:
+        """The client has named an alias."""
+        self._open().aliases[alias] = topic
+
+    def end_read(self, committed: Callable[[Callable[[], None], Callable[[], None]], None], upto: int = 0) -> None:
+        """Closes the answer of this read; ``committed`` (``Host.committed``) calls back once what it acknowledges is durable. ``upto``: place where
+        the next packet of the client begins, 0 = nobody asks for ``heard``."""
+        if upto:
+            self._open().upto = upto
         answer, self._now = self._now, None
         if answer is None:
             return
@@ -112,6 +127,9 @@ class Answers:
         while waiting and not waiting[0].waits:
             answer = waiting.popleft()
             self.unacked -= answer.unacked
+            if answer.upto:
+                self.heard = answer.upto
+                self.aliases.update(answer.aliases)
             self._durable(answer)
 
     def over(self) -> None:
@@ -125,6 +143,7 @@ def _to_nobody(_: Answer) -> None:
 
 def _nothing() -> None:
     pass
+
 
 def puback_reason(error: HeadraceError | None) -> int:
     """What a PUBACK or PUBREC says of why a publish was not taken; 0 = it was."""

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.capture import is_native
+from headrace.core.mqtt.held import Moved
 from headrace.core.mqtt.interests import AWAY, EVERYTHING, GONE, WANTED, Others, Own
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill
@@ -28,7 +29,6 @@ from headrace.core.mqtt.session import Session, Subscription
 from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
 from headrace.core.mqtt.topics import split_shared
-from headrace.wire.mqtt.reasons import Reason
 
 SYS: Final = "$SYS/"
 BACK_MS: Final = 10_000
@@ -137,11 +137,14 @@ class ClusterRouter(Router):
         self.led.add(number)
         self.own.begin(number)
         self.outward.turn(number)
+        for client_id, session in shard.sessions.items():
+            if client_id in shard.unclosed or session.away_ms > wall_ms - BACK_MS:  # a broker that served it shortly may have closed it
+                session.back_ms = wall_ms + BACK_MS
         self.recovered(wall_ms, [shard], back_ms=BACK_MS)
         self._learnt(number)
 
     def drop(self, number: int) -> None:
-        """A shard is not served here any more: its connections end, and nothing is known of it but what it wanted."""
+        """A shard is not served here any more: its connections go on elsewhere, and nothing is known of it but what it wanted."""
         shard = self.shards[number]
         self.changed.pop(number, None)
         wanted = dict(self.own.wants[number])
@@ -159,7 +162,7 @@ class ClusterRouter(Router):
         for session in list(shard.sessions.values()):
             outlet, session.outlet = session.outlet, None
             if outlet is not None:
-                outlet.replaced(Reason.SERVER_BUSY)
+                outlet.moved()
 
     def told(self, number: int, epoch: int, whole: bool, changes: dict[str, int]) -> None:
         """What a partition wants that another broker serves."""
@@ -252,6 +255,26 @@ class ClusterRouter(Router):
     def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None, back_ms: int = 0) -> None:
         super().disconnected(session, with_will=with_will, wall_ms=wall_ms, expiry_s=expiry_s, back_ms=back_ms)
         self._regard_all(session)
+
+    def rebind(self, moved: Moved, outlet: Outlet, *, receive_maximum: int, wall_ms: int) -> Session | None:
+        client_id = moved.client_id
+        shard = self.shard(client_id)
+        session = shard.sessions.get(client_id)
+        if session is None or session.epoch != moved.epoch or session.outlet is not None or session.back_ms < wall_ms:
+            return None
+        if session.next_sequence < moved.sent:
+            return None  # a forced election has lost what the client has
+        session.back_ms = 0
+        shard.open(client_id, session.expiry_s, anew=False, will=shard.wills.get(client_id), again=True)
+        session.outlet = outlet
+        session.receive_maximum = receive_maximum
+        self._touched(shard)
+        self._regard_all(session)
+        return session
+
+    def let_go(self, session: Session, wall_ms: int) -> None:
+        self.disconnected(session, with_will=True, wall_ms=wall_ms, back_ms=BACK_MS)
+        session.back_ms = wall_ms + BACK_MS
 
     def _regard_all(self, session: Session) -> None:
         for subscription in session.subscriptions.values():

@@ -19,7 +19,7 @@ from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.natives import Natives
 from headrace.core.mqtt.once import Once
-from headrace.core.mqtt.opening import Refusal, grant
+from headrace.core.mqtt.opening import Granted, Refusal, grant
 from headrace.core.mqtt.sending import Sending
 from headrace.core.mqtt.session import Session, Subscription
 from headrace.core.mqtt.terms import Terms
@@ -61,7 +61,12 @@ class Connection:
         self.sending = Sending(host, terms.write_bytes_high, shell, self.replaced)
         self.answers = Answers(self._answer, self.unsure)
         self._natives: Natives | None = None
-        self.once = Once(self)
+        self._once: Once | None = None
+        self.astray: Callable[[], None] | None = None
+        """Called when the session is another broker's and the connection goes on there; None: it ends."""
+        self.again = False
+        """What is fed another broker had already, and did not answer."""
+        self._place = 0
         self._done: list[int] = []
         self._aliases: dict[int, str] = {}
         self._problems = True
@@ -80,6 +85,7 @@ class Connection:
         if self._ended():
             return
         parser = self.parser
+        self._place += len(data)
         self._wall_ms = self.host.wall_ms
         self._refusing = _UNASKED
         try:
@@ -115,7 +121,7 @@ class Connection:
             self.router.done(self.session, done)
             if self.sending.more:
                 self.host.touch(self.shell)
-        self.answers.end_read(self.host.committed)
+        self.answers.end_read(self.host.committed, self._place - self.parser.buffered if self.astray is not None else 0)
 
     def _answer(self, answer: Answer) -> None:
         """Sends what is durable now."""
@@ -133,6 +139,10 @@ class Connection:
 
     def unsure(self) -> None:
         """Whether what was asked for is durable nobody will know: it is not acknowledged."""
+        if self.movable:
+            self.leave()
+            self._astray()  # what is not acknowledged is taken again
+            return
         self.fail(Reason.SERVER_BUSY, "a session partition has just moved to another broker")
 
     # ------------------------------------------------------------ CONNECT
@@ -150,11 +160,7 @@ class Connection:
         if not self.router.serves(granted.client_id):
             self._refuse(Reason.SERVER_UNAVAILABLE, "nobody serves the partition of this client's session now")
             return
-        self.client_id = granted.client_id
-        self.keep_alive_ms = granted.keep_alive_ms
-        self._expiry_s, self._problems = granted.expiry_s, granted.problems
         sending, properties = self.sending, granted.properties
-        sending.alias_max = granted.alias_max
         session, present = self.router.connect(
             granted.client_id,
             sending,
@@ -164,9 +170,7 @@ class Connection:
             receive_maximum=granted.receive_maximum,
             wall_ms=self.host.wall_ms,
         )
-        self.session = sending.session = session
-        if session.received or session.receiving or session.intents:
-            self._carried = dict.fromkeys([*session.received, *session.receiving, *session.intents])
+        self.go_on(session, granted, {})
         if session.expiry_s != granted.expiry_s and asked.version == 5:
             properties[prop.SESSION_EXPIRY_INTERVAL] = session.expiry_s
         connack = encoding.connack(asked.version, present, Reason.SUCCESS, properties)
@@ -180,6 +184,21 @@ class Connection:
                     self.natives.resume(session)
 
         self.host.committed(durable)
+
+    def go_on(self, session: Session, granted: Granted, aliases: dict[int, str]) -> None:
+        """It has a session."""
+        self.client_id = granted.client_id
+        self.keep_alive_ms = granted.keep_alive_ms
+        self._expiry_s, self._problems = granted.expiry_s, granted.problems
+        self.sending.alias_max = granted.alias_max
+        self.session = self.sending.session = session
+        if session.received or session.receiving or session.intents:
+            self._carried = dict.fromkeys([*session.received, *session.receiving, *session.intents])
+        self._aliases.update(aliases)
+
+    def from_place(self, place: int) -> None:
+        """What is fed next of the client begins there."""
+        self._place = self.answers.heard = place
 
     def _refuse_version(self, version: int) -> None:
         if version < 4:
@@ -224,6 +243,8 @@ class Connection:
             under_way = self.answers.unacked + len(session.received) + len(session.receiving) - len(self._carried)
             if self.version == 5 and under_way >= self.terms.receive_maximum:
                 raise MqttFault("more publishes are in flight than the receive maximum allows", reason=Reason.RECEIVE_MAXIMUM_EXCEEDED)
+        elif self.again:
+            return  # at most once
         self.published += 1
         reason = 0
         if (qos or publish.retain) and self._refuses():
@@ -235,9 +256,11 @@ class Connection:
         elif topic.startswith("$queue/") and (target := addressed(topic)) is not None and target.settles >= 0:
             self._capture(session, publish, None, target)
             return
-        elif self.once.waiting or (qos == 2 and self.router.intends(session)):
+        elif (self._once is not None and self._once.waiting) or (qos == 2 and self.router.intends(session)):
             message = Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id)
-            self.once.take(session, message, publish.packet_id)
+            if self._once is None:
+                self._once = Once(self)
+            self._once.take(session, message, publish.packet_id)
             return
         elif not publish.retain and self.router.unheard(topic):
             reason = _NO_MATCHING_SUBSCRIBERS
@@ -330,6 +353,8 @@ class Connection:
             raise MqttFault(f"topic alias {alias} is above the maximum", reason=Reason.TOPIC_ALIAS_INVALID)  # [MQTT-3.3.2-9]
         if topic:
             self._aliases[alias] = topic
+            if self.astray is not None:
+                self.answers.aliased(alias, topic)
             return topic
         known = self._aliases.get(alias)
         if known is None:
@@ -398,7 +423,7 @@ class Connection:
             reasons.append(subscription.qos)
             if native:
                 opening[len(reasons) - 1] = subscription
-            elif f.retain_handling == 0 or (f.retain_handling == 1 and not existed):
+            elif f.retain_handling == 0 or (f.retain_handling == 1 and (self.again or not existed)):
                 self.answers.retained(subscription)  # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
         if opening:
             self.natives.subscribed(asked, reasons, opening)
@@ -432,10 +457,36 @@ class Connection:
         self._last(b"")
 
     def replaced(self, reason: int) -> None:
-        """Another connection, or another broker, has the session."""
+        """Another connection has the session, or (0) another broker."""
+        if not reason and self.movable:
+            self.session = None
+            self._astray()
+            return
+        reason = reason or Reason.SERVER_BUSY
         self.session = None
         self._natives_lost()
         self._last(encoding.disconnect(5, reason) if self.version == 5 and self.sending.accepted else b"")
+
+    @property
+    def movable(self) -> bool:
+        """Whether it goes on where its session goes."""
+        session = self.session
+        kept = session is not None and session.durable and self.sending.accepted
+        return self.astray is not None and kept and (self._natives is None or not self._natives.used)
+
+    def leave(self) -> None:
+        """The connection goes on elsewhere, or its session's next one comes soon."""
+        session, self.session, self.sending.session = self.session, None, None
+        if session is not None:
+            self._natives_lost()
+            self.router.let_go(session, self.host.wall_ms)
+            self.host.committed(_nothing)
+        self.closed = True
+
+    def _astray(self) -> None:
+        assert self.astray is not None
+        self.closed = True
+        self.astray()
 
     # ------------------------------------------------------------ out
 
@@ -492,6 +543,7 @@ class Connection:
         self.lost()
         self.closed = True
         self.shell = nobody
+        self.astray = self._once = None
         self.sending.over(nobody)
         self.answers.over()
 

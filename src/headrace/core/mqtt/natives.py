@@ -30,6 +30,8 @@ class Natives:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
+        self.used = False
+        """Something was consumed on this connection: it holds deliveries that only its own broker can settle."""
         self._consumers: Consumers | None = None
 
     def subscription(self, path: str, qos: int, identifier: int, asked: Subscribe) -> Subscription | None:
@@ -112,6 +114,7 @@ class Natives:
     @property
     def consumers(self) -> Consumers:
         if self._consumers is None:
+            self.used = True
             self._consumers = self.connection.sending.consumers = self.connection.host.consumers(self.connection)
         return self._consumers
 

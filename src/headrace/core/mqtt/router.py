@@ -15,6 +15,7 @@ from typing import Final
 
 from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.capture import Capture, Kind, addressed, is_native
+from headrace.core.mqtt.held import Moved
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill, message_of
 from headrace.core.mqtt.origins import WILL, Origin
@@ -120,9 +121,17 @@ class Router:
             old = None
         session = shard.open(client_id, expiry_s, anew=old is None, will=will)
         session.outlet = outlet
+        session.back_ms = 0
         session.receive_maximum = receive_maximum
         self._touched(shard)
         return session, old is not None
+
+    def rebind(self, moved: Moved, outlet: Outlet, *, receive_maximum: int, wall_ms: int) -> Session | None:
+        """The session of a connection that goes on here after another broker had it; None: it cannot any more."""
+        return None
+
+    def let_go(self, session: Session, wall_ms: int) -> None:
+        """The session's connection is not served any more, but goes on soon, or its client comes back."""
 
     def disconnected(self, session: Session, *, with_will: bool, wall_ms: int, expiry_s: int | None = None, back_ms: int = 0) -> None:
         """The session's connection is gone. ``with_will``: as a failure, so that its will is published (later, if it has a delay); ``expiry_s``: as
@@ -375,6 +384,8 @@ class Router:
         self.dropped += len(gone)
         session.dropped += len(gone)
         self.done(session, gone)
+        if gone and session.outlet is not None:
+            session.outlet.skip(gone)
         return len(inbox) < bounds.inbox_messages_max and session.inbox_bytes + nbytes <= bounds.inbox_bytes_max
 
     def done(self, session: Session, sequences: list[int]) -> None:

@@ -24,8 +24,13 @@ class Outlet(Protocol):
         """There is something in the session's inbox."""
 
     def replaced(self, reason: int) -> None:
-        """It has the session no more, since another connection has taken it over [MQTT-3.1.4-3] or another broker serves it: it is told that reason
-        and closed."""
+        """It has the session no more, since another connection has taken it over [MQTT-3.1.4-3]: it is told that reason and closed."""
+
+    def moved(self) -> None:
+        """Another broker serves the session."""
+
+    def skip(self, sequences: list[int]) -> None:
+        """The session has given these up; they were not sent."""
 
 
 class Remote:

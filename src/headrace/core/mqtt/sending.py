@@ -23,7 +23,7 @@ _ENDLESS: Final = 1 << 62
 
 
 class Sending:
-    """See the module's head. ``taken_over`` is called with the reason when it has the session no more."""
+    """See the module's head. ``taken_over`` is called with the reason when it has the session no more, 0: another broker has it."""
 
     def __init__(self, host: Host, write_bytes_high: int, shell: Any, taken_over: Callable[[int], None]) -> None:
         self.host = host
@@ -43,6 +43,12 @@ class Sending:
         self.lent: deque[Lent] = deque()
         """Deliveries of queues and streams that wait for room; within what their consumers prefetch."""
         self.out: list[bytes] = []
+        self.begun = 0
+        """What the session had below this sequence may have been sent before."""
+        self.sent = 0
+        """What the session has below this sequence, and has still, was sent on this connection."""
+        self.skipped: dict[int, None] = {}
+        """But for these, which were given up; their end is not durable yet."""
         self._write_bytes_high = write_bytes_high
         self._taken_over = taken_over
         self._out_bytes = 0
@@ -50,10 +56,11 @@ class Sending:
         self._ready = 0
         self._waking = False
 
-    def begin(self, first: list[bytes], ready: int) -> None:
-        """CONNACK and what follows it at once; what the session has below ``ready`` is durable."""
+    def begin(self, first: list[bytes], ready: int, begun: int = -1) -> None:
+        """CONNACK and what follows it at once; what the session has below ``ready`` is durable. ``begun``: of a connection that goes on."""
         assert self.session is not None
         self.accepted = True
+        self.begun = ready if begun < 0 else begun
         self._ready = ready if self.session.durable else _ENDLESS
         self.out[:0] = first
         if self.session.durable and self.session.next_sequence > ready:
@@ -126,6 +133,19 @@ class Sending:
         self.shell = nobody
         self._taken_over = _by_nobody
 
+    def moved(self) -> None:
+        self.session = None
+        self._taken_over(0)
+
+    def skip(self, sequences: list[int]) -> None:
+        self.skipped.update(dict.fromkeys(sequences))
+
+        def durable() -> None:
+            for sequence in sequences:
+                self.skipped.pop(sequence, None)
+
+        self.host.committed(durable)
+
     def take_back(self, consumed: Any) -> list[Lent]:
         """Deliveries of one consumer that were not sent are not sent any more."""
         found = [lent for lent in self.lent if lent.consumed is consumed]
@@ -187,6 +207,7 @@ class Sending:
                     gone.append(delivery.sequence)
                     continue
                 delivery.sent = True
+                self.sent = delivery.sequence + 1
                 self.out.append(frame)
                 self._out_bytes += len(frame)
                 self.delivered += 1
@@ -194,6 +215,7 @@ class Sending:
                 break
         if gone:
             self.host.router.done(session, gone)
+            self.skip(gone)
         if self.lent:
             self._pump_lent(session)
 

@@ -72,6 +72,8 @@ class Session:
         """Its connection while it has one (``router.Outlet``)."""
         self.away_ms = 0
         """Wall clock at which its connection was lost."""
+        self.back_ms = 0
+        """Wall clock until which the connection that it had may go on at this broker, 0 = it may not."""
         self.subscriptions: dict[str, Subscription] = {}
         self.inbox: deque[Delivery] = deque()
         self.inbox_bytes = 0
@@ -201,6 +203,21 @@ class Session:
             del self.in_flight[delivery.packet_id]
             self.inbox.appendleft(delivery)
             self.inbox_bytes += delivery.message.nbytes
+
+    def go_on(self, begun: int, sent: int, skipped: list[int]) -> list[int]:
+        """Its connection goes on: what was sent on it below ``sent`` is in flight, but for what was ``skipped``, which is done and returned. What
+        is at or above ``begun`` and not below ``sent`` was never sent."""
+        gone: list[int] = []
+        while self.inbox and self.inbox[0].sequence < sent:
+            delivery = self.oldest()
+            if delivery.sequence in skipped:
+                gone.append(delivery.sequence)
+            else:
+                delivery.sent = True
+                self.in_flight[delivery.packet_id] = delivery
+        for delivery in self.inbox:
+            delivery.sent = delivery.sent and delivery.sequence < begun
+        return gone
 
     # ------------------------------------------------------------ upkeep
 

@@ -76,10 +76,11 @@ class Shard:
 
     # ------------------------------------------------------------ changes, as they happen
 
-    def open(self, client_id: str, expiry_s: int, *, anew: bool, will: StoredWill | None) -> Session:
-        """A client has connected; an old session of it is gone if ``anew``. The caller has dealt with the old connection and will."""
+    def open(self, client_id: str, expiry_s: int, *, anew: bool, will: StoredWill | None, again: bool = False) -> Session:
+        """A client has connected; an old session of it is gone if ``anew``. The caller has dealt with the old connection and will. ``again``: the
+        connection is the one that it had."""
         old = self.sessions.get(client_id)
-        epoch = (old.epoch if old is not None else 0) + 1
+        epoch = (old.epoch if old is not None else 0) + (not again)
         journalled = expiry_s > 0 or will is not None or (old is not None and old.durable)
         op = Opened(client_id, epoch, expiry_s, anew or old is None, will)
         self._opened(op)

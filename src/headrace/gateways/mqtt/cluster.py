@@ -100,6 +100,7 @@ class ClusterHub(Hub):
         self.partitions[number] = partition
         self.router.lead(partition.shard, self.broker.wall_ms, partition.epoch)
         self.spreading.served(number)
+        self.relays.served(number, self.broker.id)
         self.committed(_nothing)
 
     def _unserved(self, partition: SessionPartition) -> None:

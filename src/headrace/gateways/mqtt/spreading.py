@@ -213,6 +213,7 @@ class Spreading:
         filters = {**self._partial.pop(key, {}), **note.filters}
         if note.whole and note.epoch >= self.holders.get(note.partition, (0, ""))[0]:
             self.holders[note.partition] = note.epoch, peer
+            self.hub.relays.served(note.partition, peer)
         self.hub.router.told(note.partition, note.epoch, note.whole, filters)
         self.peers.put(peer, notes.Knows(note.version))
 

@@ -1,7 +1,8 @@
 """I12: what MQTT promises, judged from what clients saw in a whole run (``books``). Pure.
 
 M1 A message of QoS 1 or 2 that was acknowledged came to every session that outlives its connection and was subscribed before; of a shared
-subscription to a member. M2 Nothing comes that nobody sent, nor on a topic that is not its own. M3 QoS 2 comes to a session once, QoS 0 at most once.
+subscription to a member. M2 Nothing comes that nobody sent, nor on a topic that is not its own. M3 QoS 2 comes to a session once, QoS 0 at most once;
+nothing is sent again on the connection that it was sent on.
 M4 The messages of one publisher to one topic come in their order. M5 What every broker tells a new subscriber of a topic is its last acknowledged
 write, or a later one. M6 A will comes once if its client died, never if it said goodbye. Seen by the clients themselves: M7 a session is there when
 its client comes back. M8 who was taken over is not served any more, and in the end every client has one connection.

@@ -42,6 +42,8 @@ class Line(asyncio.Protocol):
         self.connack: asyncio.Future[Connack | None] = asyncio.get_running_loop().create_future()
         self.fenced: dict[int, Published] = {}
         """What was published on it after another one had the session, by packet identifier."""
+        self.had: dict[int, int] = {}
+        """Numbers of the messages that came on it, by packet identifier."""
         self._parser = Parser(1 << 28, version=device.version)
         self._transport: asyncio.Transport | None = None
 
@@ -323,6 +325,10 @@ class Device:
     def _message(self, packet: Publish) -> None:
         assert self.line is not None
         number = int(packet.payload or b"0")
+        if number and packet.qos:
+            if self.line.had.get(packet.packet_id) == number:
+                self.books.broken.append(f"M3 {self.client_id} was sent {number} again on the connection that it came on")
+            self.line.had[packet.packet_id] = number
         if packet.qos == 2:
             before = self.incoming.get(packet.packet_id)
             if before is not None and before != number:

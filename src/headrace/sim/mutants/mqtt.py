@@ -75,4 +75,18 @@ MQTT: Final = (
         edits=(Edit("core.mqtt.shard:Shard._queued", "self.take(*op.source)", "pass"),),
         net="mqtt",
     ),
+    Mutant(
+        name="origin-forgotten",
+        wrong="a session partition does not know which publishes of QoS 2 and which wills it has taken from another owner",
+        notices=("M3", "M6"),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter._repeated", "known = origins.known(origin, tag)", "known = False"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="sent-again-by-the-next-owner",
+        wrong="a connection that goes on at another owner is sent again what it was sent",
+        notices=("M3",),
+        edits=(Edit("core.mqtt.session:Session.go_on", "while self.inbox and self.inbox[0].sequence < sent:", "while False:"),),
+        net="mqtt",
+    ),
 )

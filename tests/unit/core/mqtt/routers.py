@@ -40,6 +40,12 @@ class Client:
     def replaced(self, reason: int) -> None:
         self.was_replaced = True
 
+    def moved(self) -> None:
+        self.was_replaced = True
+
+    def skip(self, sequences: list[int]) -> None:
+        self.skipped = sequences
+
 
 class Net:
     """A router, its journals, and its clients by name."""

@@ -1,0 +1,255 @@
+"""QoS 2 and wills in a cluster are taken once by everybody, whichever owner gives them out."""
+
+import pytest
+from msgspec import structs
+
+from headrace.core.mqtt.cluster_router import REFUSED, TAKEN, ClusterRouter
+from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.origins import PUBLISHERS_MAX, WILL, WILLS_MAX, Origin, Origins
+from headrace.core.mqtt.outward import Part
+from headrace.core.mqtt.shard import Shard
+from headrace.wire.mqtt import properties as prop
+from headrace.wire.mqtt.packets import Ack, Disconnect, Will
+from headrace.wire.mqtt.reasons import Reason
+from tests.unit.core.mqtt.movers import Cluster
+from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Net, sub
+
+FAR = 1
+
+
+class Two(Cluster):
+    """Session partition ``FAR`` is at another broker, which has a durable subscriber of everything there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.other = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+        self.other.lead(Shard(FAR), self.wall_ms, 1)
+        session, _ = self.other.connect("s", Sink(), clean=False, expiry_s=100, will=None, receive_maximum=100, wall_ms=self.wall_ms)
+        assert Net.shard_of("s") == FAR
+        self.other.subscribe(session, sub("far/#", 2))
+        self.session = session
+        self.drop_far()
+
+    def drop_far(self) -> None:
+        self.far.drop(FAR)
+        self.net.shards[FAR] = self.far.shards[FAR]
+        self.far.told(FAR, 1, True, {"far/#": 2})
+
+    def die(self, *, journalled: bool = True) -> None:
+        super().die(journalled=journalled)
+        self.drop_far()
+
+    def parts(self) -> list[Part]:
+        return self.far.outward.flush(lambda number: "other").get("other", [])
+
+    def give(self, parts: list[Part], life: str) -> list[int]:
+        """The other broker takes them."""
+        return [self.other.arrived(life, p.message, [(p.number, p.sequence, p.kind, p.group)])[0] for p in parts]
+
+    def there(self) -> list[bytes]:
+        return [d.message.payload for d in self.session.inbox]
+
+
+class Sink:
+    version = 5
+
+    def send(self, message: Message, retain: bool, ids: tuple[int, ...]) -> None:
+        pass
+
+    def wake(self) -> None:
+        pass
+
+    def replaced(self, reason: int) -> None:
+        pass
+
+    moved = wake
+
+    def skip(self, sequences: list[int]) -> None:
+        pass
+
+
+@pytest.fixture
+def world() -> Two:
+    return Two()
+
+
+def test_nothing_of_qos_2_leaves_before_its_number_is_durable_and_what_follows_waits(world: Two) -> None:
+    wire = world.edge("q")
+    world.prompt = False
+    wire.publish("far/1", b"1", 2, 1)
+    wire.publish("far/1", b"2", 1, 2)
+    wire.publish("far/1", b"3", 0)
+    assert world.parts() == []
+    world.sync()
+    parts = world.parts()
+    assert [p.message.payload for p in parts] == [b"1", b"2", b"3"]
+    assert [p.message.origin is not None for p in parts] == [True, False, False]
+    world.far.outward.acked("other", FAR, 2)
+    assert wire.read() == [Ack(5, 1), Ack(4, 2)]
+
+
+def test_what_follows_is_given_out_though_the_session_has_ended_and_what_has_no_room_is_not(world: Two) -> None:
+    world.far.bounds = structs.replace(world.far.bounds, retained_messages_max=0)
+    wire = world.edge("q")
+    world.prompt = False
+    wire.publish("far/1", b"1", 2, 1)
+    wire.publish("r", b"2", 0, retain=True)
+    wire.publish("far/1", b"3", 0)
+    wire.send(Disconnect(0, {prop.SESSION_EXPIRY_INTERVAL: 0}))
+    world.sync()
+    assert [p.message.payload for p in world.parts()] == [b"1", b"3"]
+    assert not world.far.retained.count
+
+
+def test_a_publish_that_is_sent_again_to_the_next_owner_has_its_number_and_is_taken_once(world: Two) -> None:
+    wire = world.edge("q")
+    wire.publish("far/1", b"1", 2, 1)
+    wire.publish("far/1", b"2", 2, 2)
+    first = world.parts()
+    assert world.give(first, "one") == [TAKEN, TAKEN]
+    world.die()
+    back = world.edge("q")
+    back.publish("far/1", b"2", 2, 2, dup=True)
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    again = world.parts()
+    assert [p.message.origin.number for p in again if p.message.origin] == [p.message.origin.number for p in first[::-1] if p.message.origin]
+    assert world.give(again, "two") == [TAKEN, TAKEN]
+    assert world.there() == [b"1", b"2"]
+    world.far.outward.acked("other", FAR, 2)
+    assert back.read() == [Ack(5, 2), Ack(5, 1)]
+    back.send(Ack(6, 1))
+    assert back.read() == [Ack(7, 1)]
+    back.publish("far/1", b"3", 2, 1)
+    assert world.give(world.parts(), "two") == [TAKEN]
+    assert world.there() == [b"1", b"2", b"3"], "the packet identifier is another one's now"
+
+
+def test_who_takes_it_knows_so_after_a_restart_and_a_late_copy_of_the_last_owner_is_not_taken(world: Two) -> None:
+    wire = world.edge("q")
+    wire.publish("far/1", b"1", 2, 1)
+    late = world.parts()
+    world.die()
+    back = world.edge("q")
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    world.give(world.parts(), "two")
+    shard = Shard(FAR)
+    for payload in world.other.shards[FAR].take_journal():
+        shard.replay(payload)
+    restored = Shard(FAR)
+    restored.restore(shard.snapshot())
+    for made in (shard, restored):
+        again = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+        again.lead(made, world.wall_ms, 2)
+        (part,) = late
+        assert again.arrived("one", part.message, [(FAR, 1, part.kind, "")]) == [TAKEN]
+        assert [d.message.payload for d in made.sessions["s"].inbox] == [b"1"]
+        assert again.arrived("one", part.message, [(2, 2, part.kind, "")]) == [REFUSED]
+
+
+def test_a_release_is_known_to_the_next_owner(world: Two) -> None:
+    wire = world.edge("q")
+    wire.publish("far/1", b"1", 2, 1)
+    world.parts()
+    world.far.outward.acked("other", FAR, 1)
+    assert wire.read() == [Ack(5, 1)]
+    world.die(journalled=False)
+    back = world.edge("q")
+    back.send(Ack(6, 1))
+    assert back.read() == [Ack(7, 1)]
+    back.send(Ack(6, 1))
+    assert back.read() == [Ack(7, 1, Reason.PACKET_IDENTIFIER_NOT_FOUND)]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_publish_that_nobody_takes(world: Two, version: int) -> None:
+    """5.0 is told and the identifier is free again; 3.1.1 sends it again, with the number that it had."""
+    more = {"properties": {}} if version == 4 else {}
+    wire = world.edge("q", version, **more)
+    wire.publish("far/1", b"1", 2, 1)
+    world.far.outward.expire(5_000)
+    session = world.far.shards[world.far.number_of("q")].sessions["q"]
+    if version == 5:
+        assert wire.read() == [Ack(5, 1, Reason.QUOTA_EXCEEDED)]
+        assert not session.intents
+    else:
+        assert wire.read() == []
+        assert wire.machine.closed
+        assert list(session.intents) == [1]
+    assert not session.receiving
+
+
+def test_here_too_it_is_taken_once(world: Two) -> None:
+    """The subscriber's partition has it in its journal, and the publisher's not that it was received."""
+    reader = world.edge("r")
+    assert world.far.subscribe(reader.machine.session, sub("t", 2)) is False  # type: ignore[arg-type]
+    world.sync()
+    wire = world.edge("q")
+    wire.publish("t", b"1", 2, 1)
+    number = world.far.number_of("q")
+    journal = world.net.journals[number]
+    world.net.journals[number] = [payload for payload in journal if b"\xa1i" not in payload]
+    assert len(world.net.journals[number]) == len(journal) - 1, "that of Received"
+    world.die(journalled=False)
+    assert list(world.far.shards[number].sessions["q"].intents) == [1]
+    back = world.edge("q")
+    back.publish("t", b"1", 2, 1, dup=True)
+    assert back.read() == [Ack(5, 1)]
+    session = world.far.shard("r").sessions["r"]
+    assert [d.message.payload for d in session.inbox] == [b"1"]
+
+
+def test_what_a_member_of_a_shared_subscription_leaves_is_another_ones(world: Two) -> None:
+    first, second = world.edge("r"), world.edge("f")
+    for member in (first, second):
+        assert world.far.subscribe(member.machine.session, sub("$share/g/t", 2)) is False  # type: ignore[arg-type]
+    sessions = [member.machine.session for member in (first, second)]
+    world.edge("q").publish("t", b"1", 2, 1)
+    (has,) = [s for s in sessions if s is not None and s.inbox]
+    (other,) = [s for s in sessions if s is not None and s is not has]
+    has.outlet = None
+    world.far.end(has, world.wall_ms)
+    assert [d.message.payload for d in other.inbox] == [b"1"]
+
+
+def test_a_will_that_the_next_owner_publishes_again_is_taken_once(world: Two) -> None:
+    world.edge("q", will=Will("far/w", b"gone", 2)).machine.lost()
+    world.sync()
+    assert world.give(world.parts(), "one") == [TAKEN]
+    world.die()
+    world.far.tick(world.wall_ms + 20_000)
+    assert world.give(world.parts(), "two") == [TAKEN]
+    assert world.there() == [b"gone"]
+    world.edge("q", will=Will("far/w", b"again", 2)).machine.lost()
+    world.sync()
+    assert world.give(world.parts(), "two") == [TAKEN]
+    assert world.there() == [b"gone", b"again"], "it is of another connection"
+
+
+def test_a_connection_whose_publish_may_not_be_durable_goes_on_or_ends(world: Two) -> None:
+    fleeting, kept = world.edge("f", properties={}, clean_start=True), world.edge("q")
+    for wire in (fleeting, kept):
+        wire.machine.unsure()
+    (found,) = fleeting.read()
+    assert isinstance(found, Disconnect)
+    assert kept.astray == 1
+    kept.held.lost()
+    kept.publish("far/1", b"1", 1, 1)
+    assert kept.go_on()
+    assert [p.message.payload for p in world.parts()] == [b"1"]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    origins = Origins()
+    for n in range(PUBLISHERS_MAX + 2):
+        origins.take(Origin(f"c{n}", n + 1, n + 1), "")
+    for n in range(WILLS_MAX + 2):
+        origins.take(Origin("w", n, WILL), "")
+    assert (len(origins.publishers), len(origins.wills)) == (PUBLISHERS_MAX, WILLS_MAX)
+    assert not origins.known(Origin("c0", 1, 1), "")
+    assert origins.known(Origin("c9", 10, 10), "")
+    assert not origins.known(Origin("c9", 10, 10), "g"), "for a shared subscription it is another one"
+    origins.take(Origin("c9", 30, 20), "")
+    assert origins.known(Origin("c9", 10, 10), "g"), "it is done"
+    assert len(origins.publishers["c9"].taken) == 1
+    assert not origins.known(Origin("w", 0, WILL), "")
+    assert origins.known(Origin("w", 5, WILL), "")

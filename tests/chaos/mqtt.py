@@ -10,7 +10,6 @@ members of a shared subscription; clients that die and leave a will. Faults are 
 import asyncio
 import sys
 import time
-import zlib
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -44,7 +43,7 @@ TALKERS: Final = 3
 EAGER_PER_S: Final = 75.0
 """What three talkers publish a second that are as eager to go on as to stop."""
 SHOWN: Final = (
-    "published", "confirmed", "delivered", "sessions_resumed", "taken_over", "wills", "owners_changed", "might_come_twice", "came_twice",
+    "published", "confirmed", "delivered", "sessions_resumed", "taken_over", "wills", "owners_changed", "came_twice",
 )  # fmt: skip
 
 
@@ -55,7 +54,7 @@ class Client(Device):
     silent_s = 4.0
 
     def __init__(self, cluster: Cluster, books: Books, client_id: str, version: int, qos: int, *, durable: bool) -> None:
-        super().__init__(books, client_id, version, qos, durable=durable, epoch_of=lambda _: 0)
+        super().__init__(books, client_id, version, qos, durable=durable)
         self.answered_s = 0.0
         """When a publish of it was acknowledged last, monotonic."""
         self.gap_s = self._waits_s = 0.0
@@ -93,14 +92,13 @@ class Run(cluster.Run):
     def __init__(self, *arguments: Any, seed: int, per_s: float, **more: Any) -> None:
         super().__init__(*arguments, seed=seed, per_s=per_s, **more)
         self.mqtt = Books()
-        self.excuses = Excuses(_number_of)
+        self.excuses = Excuses()
         self.over = False
         self._holding = self._ending = False
         self._people = Chance(seed, "mqtt")
         self._eager = per_s / (per_s + EAGER_PER_S)
         self._devices: list[Client] = []
         self._talking: list[Client] = []
-        self._doubtful = 0
 
     # ------------------------------------------------------------ what clients ask
 
@@ -240,7 +238,7 @@ class Run(cluster.Run):
         await asyncio.sleep(STRAY_S)
         found = await self._each(partial(told, self, version=5))
         self.check()
-        self._doubtful = self.excuses.apply(self.mqtt)
+        self.excuses.apply(self.mqtt)
         wrong = [*checks.missing(self.mqtt), *checks.wrong(self.mqtt)]
         for topic in dict.fromkeys(m.topic for m in self.mqtt.messages.values() if m.retain):
             wrong += checks.retained(self.mqtt, topic, {name: here.get(topic, 0) for name, here in found.items()})
@@ -301,13 +299,9 @@ class Run(cluster.Run):
         return {
             "published": len(books.messages), "confirmed": self.confirmed, "delivered": sum(len(kept.got) for kept in books.sessions.values()),
             "sessions_resumed": sum(d.resumed for d in self._devices), "taken_over": sum(d.taken_over for d in self._devices),
-            "wills": sum(m.due for m in books.messages.values()), "might_come_twice": self._doubtful, "came_twice": twice,
+            "wills": sum(m.due for m in books.messages.values()), "came_twice": twice,
             "owners_changed": sum(move.count for some in self.excuses.moves.values() for move in some),
         }  # fmt: skip
-
-
-def _number_of(client_id: str) -> int:
-    return zlib.crc32(client_id.encode()) % limits.MQTT_SESSION_PARTITIONS
 
 
 if __name__ == "__main__":

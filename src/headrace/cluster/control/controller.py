@@ -212,6 +212,8 @@ class Controller:
             return LOOK_S
         began_ms = picturing.now_ms()
         term = election.term
+        if not term:  # it was replaced while something was waited for above
+            return RETRY_S
         made = await self._plan(picturing.picture(self._recent_handovers(began_ms)))
         self.plans += 1
         self.decisions.found(made.findings)

@@ -19,6 +19,7 @@ from headrace.core.filters import Compiled
 from headrace.core.queue import Consumer, Grant, QueueMachine, Settled
 from headrace.core.repartition import slots
 from headrace.core.repartition.behind import Behind
+from headrace.core.repartition.holding import EVERYBODY
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.errors import Damaged, HeadraceError
@@ -68,6 +69,9 @@ class QueuePartition(Partition):
     def cut_over(self) -> None:
         """Notes in its journal, before anything of it, that the catalogue's routing version begins here."""
         item, change = self.item, self.item.change
+        if change is None and self._machine.holding.mask and not self.quarantined:
+            # it was forced while this partition was isolated: nobody else would ever say that it need not wait
+            self.slots_freed(self.machine.holding.version, EVERYBODY, 0)
         if change is None or change.phase == "announced" or self.machine.holding.version >= item.routing_version or self.quarantined:
             return
         if self.gathered:

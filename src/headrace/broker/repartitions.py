@@ -228,6 +228,8 @@ class Repartitions:
 
     async def _settle(self, item: Item, change: Change) -> None:
         broker = self.broker
+        # that nothing is held any more is durable before the catalogue says so
+        await asyncio.gather(*(p.settled_down() for p in self._partitions(item) if not p.quarantined))
         retired = [p for pid in item.partitions[change.after :] if (p := broker.partitions.get(pid)) is not None]
         gone = await broker.catalogue.settle(item)
         _log.info("repartition of %r from %d to %d partitions: done", item.name, change.before, change.after)

@@ -322,8 +322,9 @@ class Catalogue:
     async def delete(self, name: str, kind: str = "") -> Item:
         """Removes the name; the caller removes the data of the item that is returned."""
         for _ in range(_RETRIES):
-            item = self.get(name, kind)
+            self.get(name, kind)
             document = self._document(name)
+            item = _decode(document.value)  # not as it was last told of: its partitions may just have changed
             if await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: None, "deleted/" + item.id: _encode(item)}):
                 self._recorded(item, "deleted")
                 return item
@@ -373,6 +374,10 @@ class Catalogue:
         """What was asked for here is recorded; where all changes are told there is nothing more to do."""
         if self._known is not None:
             return
+        if change == "altered":
+            document = self._coordinator.peek(NAMES + item.name)
+            if document is None or _decode(document.value) != item:
+                return  # it was deleted or changed again meanwhile, and whoever did that says so
         if change == "deleted":
             self._cache.pop(item.name, None)
         else:

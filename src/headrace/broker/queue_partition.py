@@ -93,7 +93,7 @@ class QueuePartition(Partition):
 
     async def slots_behind(self, version: int) -> int:
         """The key slots of which messages from before that version are in hand here; all of them while that is not known."""
-        if self.machine.holding.version != version or self.quarantined:
+        if self.machine.holding.version != version or self.quarantined or self.barred is not None:
             return slots.ALL
         cut = self.machine.holding.cut
         await self.settled_down()

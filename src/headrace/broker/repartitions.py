@@ -149,11 +149,10 @@ class Repartitions:
         moved = False
         if change.phase == "draining":
             moved = await self._free(item, change)
-            if change.force:
-                self._give_away(item, change)
-        current = broker.catalogue.find(item.name)
-        if current != item:
+        if broker.catalogue.find(item.name) != item:
             return True
+        if change.phase == "draining" and change.force:
+            self._give_away(item, change)
         phase = next_phase(self.stands(item, change))
         if phase == change.phase:
             return moved
@@ -197,18 +196,16 @@ class Repartitions:
     async def _free(self, item: Item, change: Change) -> bool:
         """Asks old partitions what they have in hand of the key slots that are held for them."""
         version = item.routing_version
-        asking = [p for p in self._partitions(item) if p.machine.holding.version == version and p.machine.holding.waiting]
+        partitions = {p.number: p for p in self._partitions(item)}  # not looked for again: the queue may be deleted meanwhile
+        asking = [p for p in partitions.values() if p.machine.holding.version == version and p.machine.holding.waiting]
         if change.force:
             for partition in asking:
                 partition.slots_freed(version, EVERYBODY, 0)
             return bool(asking)
         moved = False
         for source in sorted({source for p in asking for source in p.machine.holding.waiting}):
-            old = self.broker.partition(item, source)
-            if not isinstance(old, QueuePartition):
-                continue
             try:
-                behind = await old.slots_behind(version)
+                behind = await partitions[source].slots_behind(version)
             except Damaged:
                 continue
             for partition in asking:
@@ -229,7 +226,7 @@ class Repartitions:
     async def _settle(self, item: Item, change: Change) -> None:
         broker = self.broker
         # that nothing is held any more is durable before the catalogue says so
-        await asyncio.gather(*(p.settled_down() for p in self._partitions(item) if not p.quarantined))
+        await asyncio.gather(*(p.settled_down() for p in self._partitions(item) if not p.quarantined and p.barred is None))
         retired = [p for pid in item.partitions[change.after :] if (p := broker.partitions.get(pid)) is not None]
         gone = await broker.catalogue.settle(item)
         _log.info("repartition of %r from %d to %d partitions: done", item.name, change.before, change.after)

@@ -169,7 +169,8 @@ def out_of_order(seen: Seen) -> Iterator[Violation]:
             if publish.outcome == "confirmed" and not seen.kept(publish):
                 continue
             key: str | None = ""
-            if seen.verbs(publish.name, "repartition"):  # what is routed anew keeps the order of each key alone
+            # what is routed anew keeps the order of each key alone
+            if any(v.verb == "repartition" and v.name == publish.name for v in seen.history.verbs):
                 key = publish.key
                 if key is None:
                     continue

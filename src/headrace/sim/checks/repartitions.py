@@ -32,7 +32,8 @@ def key_order(seen: Seen) -> Iterator[Violation]:
         for line in lines.values():
             line.sort(key=lambda row: row[0].sequence)
             for (before, low), (after, high) in pairwise(line):
-                if low[1] != high[1] and high in seen.arrivals and not (before.delay_ms or before.ttl_ms):
+                # what nobody was ever given ended otherwise, as by delivery to somebody who acks automatically and lost the connection
+                if low[1] != high[1] and high in seen.arrivals and low in seen.arrivals and not (before.delay_ms or before.ttl_ms):
                     came = min(arrival.at for arrival in seen.arrivals[high])
                     if not _through(seen, low, came):
                         yield Violation(

@@ -405,6 +405,7 @@ _APPLY: Final[dict[type[Any], Callable[[Shard, Any], None]]] = {
     Queued: Shard._queued,
     Done: Shard._done,
     Released: Shard._released,
+    Receiving: Shard._receiving,
     Received: Shard._received,
     Completed: Shard._completed,
     Retained: Shard._retained,

@@ -338,6 +338,9 @@ class QueuePartition(Partition):
             else:
                 return
         subscription = self.subscriptions.get(grant.consumer_id)
+        if subscription is not None and subscription.sink is not None and subscription.sink.blocked and not grant.auto_ack:
+            self._take_back(subscription, [(grant.first, grant.count)])  # as what was granted before it, perhaps: it must not overtake that
+            return
         self._waiting.append((grant, subscription.connection if subscription is not None else -1))
         if self._reader is None:
             self._reader = self.broker.spawn(self._read())
@@ -401,10 +404,7 @@ class QueuePartition(Partition):
         sink = subscription.sink if subscription is not None else None
         if sink is not None and sink.blocked and subscription is not None and not grant.auto_ack:
             # Its socket filled up since: what was granted and not sent goes back, so that no peer makes the broker hold more than one buffer for it.
-            count = self.machine.take_back(grant.consumer_id, [(first, end - first)], self.broker.now_ms, self.broker.wall_ms)
-            if subscription.asked.pull:
-                subscription.credit.messages += count
-            self.broker.mark(self)
+            self._take_back(subscription, [(first, end - first), *self._behind(subscription)])
             return end
         flags = DeliverFlag.AUTO_ACK if grant.auto_ack else 0
         if grant.attempt > 1:
@@ -438,6 +438,26 @@ class QueuePartition(Partition):
         if sink is not None:
             self.broker.touch(sink)
         return reached
+
+    def _behind(self, subscription: QueueSubscription) -> list[tuple[int, int]]:
+        """What waits for it behind the first that waits, which waits no more: were there room again, it would overtake what goes back now."""
+        behind: list[tuple[int, int]] = []
+        if self._waiting:
+            first, *others = self._waiting
+            self._waiting = deque([first])
+            for waits in others:
+                grant, connection = waits
+                if grant.consumer_id == subscription.id and connection == subscription.connection and not grant.auto_ack:
+                    behind.append((grant.first, grant.count))
+                else:
+                    self._waiting.append(waits)
+        return behind
+
+    def _take_back(self, subscription: QueueSubscription, ranges: list[tuple[int, int]]) -> None:
+        count = self.machine.take_back(subscription.id, ranges, self.broker.now_ms, self.broker.wall_ms)
+        if subscription.asked.pull:
+            subscription.credit.messages += count
+        self.broker.mark(self)
 
     def _lost(self, first: int, end: int) -> None:
         """Settles messages that are stored nowhere: a repair has left a gap there."""

@@ -118,10 +118,12 @@ def _after(seen: Seen, place: Place, settle: Settle, deliveries: list[Delivery])
     who = seen.attached.get(settle.consumer)
     # Sent again to a broker that had lost this grant in a crash, it settles the one before, which was durable.
     certain = who is None or not seen.broken_between(who.client, settle.at, settle.told_at)
+    # Granted before it was settled, these may still be on their way over another connection.
+    granted = settle.leased.attempt if settle.leased is not None and settle.leased.epoch == epoch else settle.attempt
     for a in seen.arrivals.get(place, ()):
         if a.at <= settle.told_at:
             continue
-        if settle.action in TERMINAL and (a.attempt > settle.attempt or a.epoch > epoch):
+        if settle.action in TERMINAL and (a.attempt > max(settle.attempt, granted) or a.epoch > epoch):
             yield Violation(
                 "I10", f"{place_text(place)} came again {a.at:.4f} s (attempt {a.attempt}, epoch {a.epoch}) after {settle!r}: {_story(seen, place)}"
             )

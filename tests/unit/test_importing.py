@@ -9,7 +9,8 @@ import pytest
 
 from headrace.broker import importing
 from headrace.broker.catalogue import COUNTER, NAMES, Item
-from headrace.broker.importing import DONE_KEY, IMPORTED, carry_over
+from headrace.broker.importing import DONE_KEY, IMPORTED, carry_over, keep_carrying
+from headrace.cluster.control.mirror import Mirror
 from headrace.cluster.coordinator import Coordinator, Document, Page
 from headrace.cluster.local import LocalCoordinator
 from headrace.cluster.memory import MemoryStore
@@ -184,3 +185,24 @@ async def test_a_cluster_with_names_of_its_own_is_left_alone(alone: Alone, clust
         await carry_over(alone, real)  # type: ignore[arg-type]
     assert await real.get(IMPORTED + Alone.id) is None
     assert not await everything(real, NAMES)
+
+
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_names_are_asked_for_once_this_broker_has_been_told_of_them(alone: Alone, cluster: None, deleted: bool) -> None:
+    """It was told of none yet when the last one had entered: who asked then was told that there is none."""
+    store, done = MemoryStore(), asyncio.Event()
+    real, mirror = store.client("a"), Mirror(store.client("a"), (NAMES,))
+    carrying = asyncio.ensure_future(keep_carrying(alone, real, mirror, done))  # type: ignore[arg-type]
+    while not alone.store.get(DONE_KEY):
+        await asyncio.sleep(0)
+    if deleted:
+        await real.transact({}, {NAMES + "orders": None})
+    else:
+        await asyncio.sleep(0.01)
+        assert not done.is_set()
+        mirror.start()
+    async with asyncio.timeout(5):
+        await done.wait()
+    assert deleted or mirror.get(NAMES + "orders") is not None
+    await carrying
+    await mirror.stop()

@@ -215,7 +215,7 @@ class Cluster:
         mirror = self.control.mirror
         imported = asyncio.Event()
         broker.catalogue = broker.make_catalogue(Mirrored(self._coordinator, mirror), lambda: imported.is_set() and mirror.synced.is_set())
-        broker.spawn(importing.keep_carrying(broker, self._coordinator, imported))
+        broker.spawn(importing.keep_carrying(broker, self._coordinator, mirror, imported))
         mirror.on_change(NAMES_PREFIX, broker.catalogue.told)
         self.control.topology.on_reassigned(self._reassigned)
         await self._membership.start()

@@ -12,6 +12,7 @@ deleted or altered there before it was begun again stays so.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,7 @@ import msgspec
 
 from headrace.broker.broker import ID_KEY, Broker
 from headrace.broker.catalogue import COUNTER, NAMES, Item
+from headrace.cluster.control.mirror import Mirror
 from headrace.cluster.coordinator import TRANSACTION_OPERATIONS_MAX, Coordinator, Document
 from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
@@ -54,22 +56,23 @@ def lone_id(config: Config) -> str:
     return "" if raw is None else raw.decode()
 
 
-async def carry_over(broker: Broker, coordinator: Coordinator) -> None:
+async def carry_over(broker: Broker, coordinator: Coordinator) -> str:
     """Brings the catalogue of the lone broker that this one was into the cluster, however long the coordinator is away. At once if there is none, or
-    it was done. ``Refused``: the cluster has names of its own already."""
+    it was done. The key of the last name, or "". ``Refused``: the cluster has names of its own already."""
     store = broker.store
     local = LocalCoordinator(store.state, store.commit_state)
     if store.state.get(DONE_KEY) is not None or local.peek(COUNTER) is None:
-        return
+        return ""
     while True:
         try:
-            count = await _carry(broker, coordinator, local)
+            count, last = await _carry(broker, coordinator, local)
             break
         except (CoordinatorUnavailable, UnknownOutcome) as e:
             _log.info("the import waits: %s", e)
             await asyncio.sleep(AGAIN_S)
     await store.commit_state({DONE_KEY: b"1"})
     _log.info("%d queues and streams of this broker's time alone belong to the cluster now", count)
+    return last
 
 
 async def _check_settled(local: LocalCoordinator) -> None:
@@ -89,20 +92,20 @@ async def _check_settled(local: LocalCoordinator) -> None:
         after = page.documents[-1].key
 
 
-async def _carry(broker: Broker, coordinator: Coordinator, local: LocalCoordinator) -> int:
+async def _carry(broker: Broker, coordinator: Coordinator, local: LocalCoordinator) -> tuple[int, str]:
     await _check_settled(local)
     mine = await _begun(broker, coordinator, local)
     for document in (await local.range("deleted/")).documents:
         await broker.store.delete(_decode(document.value).partitions)
-    count, after = 0, ""
+    count, after, last = 0, "", ""
     while True:
         page = await local.range(NAMES, after=after)
         for document in page.documents:
             if mine.value == BEGUN or document.key.encode() > mine.value:
                 mine = await _name(broker, coordinator, document, mine)
-            count += 1
+            count, last = count + 1, document.key
         if not page.more:
-            return count
+            return count, last
         after = page.documents[-1].key
 
 
@@ -169,11 +172,16 @@ def _assignment(broker: Broker, item: Item, pid: int) -> Assignment:
     )  # fmt: skip
 
 
-async def keep_carrying(broker: Broker, coordinator: Coordinator, done: asyncio.Event) -> None:
-    """``carry_over``; ``done`` is set once names may be asked for. What forbids it is said, and nothing of the cluster's names is known here then."""
+async def keep_carrying(broker: Broker, coordinator: Coordinator, mirror: Mirror, done: asyncio.Event) -> None:
+    """``carry_over``; ``done`` is set once names may be asked for: once ``mirror``, which is asked, has been told of the last one. What forbids it is
+    said, and nothing of the cluster's names is known here then."""
     try:
-        await carry_over(broker, coordinator)
+        last = await carry_over(broker, coordinator)
     except (Refused, StorageError) as e:
         _log.error("%s%s", e, f" ({e.hint})" if e.hint else "")
         return
+    while last and not await mirror.moved({last: 0}, timeout_s=AGAIN_S):
+        with suppress(CoordinatorUnavailable):
+            if await coordinator.get(last) is None:
+                break  # it was deleted already
     done.set()

@@ -45,7 +45,7 @@ def dies(point: str, now: str) -> None:
 def plant(point: str) -> None:
     """The product has no switch for it."""
 
-    async def carried(broker: Broker, coordinator: Coordinator) -> None:
+    async def carried(broker: Broker, coordinator: Coordinator) -> str:
         commit = broker.store.commit_state
 
         async def committed(puts: Mapping[bytes, Any]) -> None:
@@ -56,7 +56,7 @@ def plant(point: str) -> None:
                 dies(point, "done/after")
 
         broker.store.commit_state = committed  # type: ignore[method-assign]
-        await carry_over(broker, Counting(coordinator, point))  # type: ignore[arg-type]
+        return await carry_over(broker, Counting(coordinator, point))  # type: ignore[arg-type]
 
     importing.carry_over = carried
     die_at(point)

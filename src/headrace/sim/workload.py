@@ -256,7 +256,8 @@ class Workload:
         stuck = self._quarantined()  # what dies waits for a target that is isolated
         for partition in self._queue_partitions():
             machine = partition.machine
-            held = machine.ready_count or machine.leased_count or machine.delayed_count or partition.high_watermark != partition.next_offset
+            waits = machine.held_count if partition.item.name in stuck else 0  # for what is behind in a partition that is isolated
+            held = machine.ready_count or machine.leased_count or machine.delayed_count > waits or partition.high_watermark != partition.next_offset
             held = held or (machine.holding.mask and partition.item.name not in stuck)
             if partition.item.name in queues and (held or any(t.target not in stuck for t in machine.pending_transfers())):
                 return False

@@ -59,7 +59,8 @@ def _partition(seen: Seen, broker: Broker, partition: Partition) -> Iterator[Vio
         total = machine.ready_count + machine.leased_count + machine.delayed_count + machine.settled_count
         if total != partition.high_watermark:
             yield Violation("I15", f"{where}: {machine.view()} adds up to {total}, the high watermark is {partition.high_watermark}")
-        if seen.history.finished is not None:
+        waits = seen.damage and machine.holding.mask  # for a partition that is isolated
+        if seen.history.finished is not None and not waits:
             yield from _emptied(where, partition, damaged=bool(seen.damage))
     if partition.in_flight or partition.dirty or partition._gathered or broker.store.pending_bytes or not broker.durable:
         return

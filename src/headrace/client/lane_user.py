@@ -97,6 +97,7 @@ class LaneUser:
             self._publisher._router.leave(self)
             if lane.sent or lane.gathered:
                 self._publisher._router.place(self)
+            self._publisher._ask()
 
     def leave(self) -> None:
         """Everything that was sent is answered, and what was not is taken out: the channel is given up."""

@@ -448,7 +448,11 @@ class Publisher:
             user.leave()
         self._moving, self.routing_version = False, -1
         self._unrouted = again + self._unrouted
-        if self._unrouted:
+        self._ask()
+
+    def _ask(self) -> None:
+        """Opens a channel, if none is open, for what waits to learn the partitions."""
+        if self._unrouted and not self._moving:
             self._lane(0, self._unrouted[0][0].level != _NONE)
 
     # ------------------------------------------------------------ answers

@@ -85,13 +85,14 @@ class _Bound(msgspec.Struct):
 
 
 class _Kind(msgspec.Struct):
-    """What is counted of an item, and what it captures."""
+    """What is counted of an item, what it captures, and its partition ids."""
 
     name: str
     kind: Literal["queue", "stream"]
     queue: _Bound | None = None
     stream: _Bound | None = None
     change: dict[str, Any] | None = None
+    partitions: tuple[int, ...] = ()
 
 
 _decode_kind = msgspec.msgpack.Decoder(_Kind).decode
@@ -126,6 +127,8 @@ class Catalogue:
         self._changed = changed
         self._cache: dict[str, Item] = {}
         self._ids: list[int] = []
+        self._unused = 1
+        """No name that was there at the start has this partition id, or a higher one: the counter may have been lost with a damaged disk."""
         self._allocating = asyncio.Lock()
         self.bound: dict[str, tuple[Literal["queue", "stream"], tuple[str, ...]]] = {}
         """Kind and bindings of the names that have any."""
@@ -142,6 +145,7 @@ class Catalogue:
             for document in page.documents:
                 item = _decode_kind(document.value)
                 self._count(item.kind, 1)
+                self._unused = max(self._unused, 1 + max(item.partitions, default=0))
                 spec = item.queue or item.stream
                 if item.change is not None:
                     self.changing[item.name] = None
@@ -449,7 +453,7 @@ class Catalogue:
         async with self._allocating:
             while len(self._ids) < count:
                 document = await self._coordinator.get(COUNTER)
-                first = int(document.value) if document else 1
+                first = max(int(document.value) if document else 1, self._unused)
                 size = max(ID_BLOCK, count)
                 if await self._coordinator.transact({COUNTER: document.version if document else 0}, {COUNTER: str(first + size).encode()}):
                     self._ids.extend(range(first, first + size))

@@ -26,6 +26,7 @@ _log = get_logger("catalogue")
 ID_BLOCK = 256
 CACHE_MAX = 10_000
 _RETRIES = 64
+_AGAIN_S = 0.01
 NAMES = "names/"
 COUNTER = "ids/partition"
 _ALLOTTED = "ids/allotted/"
@@ -423,6 +424,7 @@ class Catalogue:
             if await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: _encode(new)}):
                 self._recorded(new, "altered")
                 return new
+            await asyncio.sleep(_AGAIN_S)  # what another request has begun is not recorded yet
         raise Unavailable(f"{name!r} is being changed by others; try again")
 
     def _check_dead_letter(self, name: str, spec: QueueSpec) -> None:

@@ -7,6 +7,7 @@ or with ``HEADRACE_PURE=1``, the package is built without extensions and nobody 
 import os
 import runpy
 import shutil
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def has_compiler() -> bool:
 
 def extensions() -> list[Extension]:
     sources = [f for f in HOT if Path(f).exists()]
+    if sys.argv[1:2] in (["egg_info"], ["dist_info"]):  # pip asks for these before it builds; compiling takes a while
+        return []
     if os.environ.get("HEADRACE_PURE", "") not in ("", "0") or not sources or not has_compiler():
         return []
     try:

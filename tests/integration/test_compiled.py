@@ -1,4 +1,4 @@
-"""The hot modules, compiled into a temporary directory, do what the pure ones do: the tests of what they are part of run against them."""
+"""The hot modules, compiled as `pip install .` does it, do what the pure ones do: the tests of what they are part of run against them."""
 
 import importlib.util
 import os
@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,21 +39,25 @@ priorities, delays and levels."""
 def test_compiled_modules_pass_the_same_tests(tmp_path: Path) -> None:
     if shutil.which("gcc") is None or importlib.util.find_spec("mypyc") is None:
         pytest.skip("needs gcc and mypyc")
-    tree = tmp_path / "headrace"
-    shutil.copytree(ROOT / "src", tree / "src", ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
+    source = tmp_path / "source"
+    shutil.copytree(ROOT / "src", source / "src", ignore=shutil.ignore_patterns("*.so", "*.egg-info", "__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, tree / name)
-    environment = {k: v for k, v in os.environ.items() if k != "HEADRACE_PURE"}
+        shutil.copy(ROOT / name, source / name)
+    environment = {k: v for k, v in os.environ.items() if k not in ("HEADRACE_PURE", "PYTHONPATH")}
     environment["MYPYC_OPT_LEVEL"] = "0"  # the same modules, compiled in half the time
-    build = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(build, cwd=tree, env=environment, capture_output=True, text=True, timeout=500, check=False)
-    if "not compiled" in done.stdout and "Python.h" in done.stdout + done.stderr:
+    build = [sys.executable, "-m", "pip", "wheel", "-v", "--no-deps", "--disable-pip-version-check", "-w", str(tmp_path), str(source)]
+    done = subprocess.run(build, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600, check=False)
+    if "Python.h" in done.stdout + done.stderr:
         pytest.skip("needs Python's headers")
-    modules = runpy.run_path(str(tree / "src/headrace/hot.py"))["MODULES"]
-    missing = [name for name in modules if not list(tree.glob(f"src/{name.replace('.', '/')}.*.so"))]
+    assert done.returncode == 0, done.stdout + done.stderr
+    tree = tmp_path / "installed"
+    with zipfile.ZipFile(next(tmp_path.glob("headrace-*.whl"))) as wheel:
+        wheel.extractall(tree)
+    modules = runpy.run_path(str(tree / "headrace/hot.py"))["MODULES"]
+    missing = [name for name in modules if not list(tree.glob(f"{name.replace('.', '/')}.*.so"))]
     assert not missing, f"{missing}\n{done.stdout}{done.stderr}"
     check = f"import importlib; assert all(importlib.import_module(n).__file__.endswith('.so') for n in {modules!r})"
-    environment["PYTHONPATH"] = str(tree / "src")
+    environment["PYTHONPATH"] = str(tree)
     subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=environment, check=True, timeout=30)
     tests = [str(path) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
     assert len(tests) >= len(TESTS) - 1

@@ -297,7 +297,8 @@ class Groups:
                 old.groups.drop(hosted.name, hosted.group.generation)
                 self.broker.mark(old)
             self._tell(hosted, hosted.group.configure(self.broker.now_ms, partition_count=len(item.partitions)))
-            self._gate(hosted)
+            if self._groups.get((item.id, hosted.name)) is hosted:  # else it had no member left, and has ended
+                self._gate(hosted)
 
     def view(self, item_id: str) -> dict[str, object]:
         """What admin shows of the groups of one queue or stream."""

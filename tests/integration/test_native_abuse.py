@@ -124,19 +124,23 @@ class Peer:
         """The reply; raises the error."""
         self.correlation += 1
         self.send(request(self.correlation, message))
+        told = ""
         async with asyncio.timeout(10):
             while True:
                 op, data = await self.frame()
-                assert op != -1, "closed instead of an answer"
+                assert op != -1, f"closed instead of an answer: {told}"
                 if op in (Op.REPLY, Op.ERROR) and int.from_bytes(data[8:12], "big") == self.correlation:
                     if op == Op.ERROR:
                         raise egress.parse_failure(data, 0, len(data))
                     return control.decode_reply(data[12:])
+                if op == Op.ERROR:
+                    told = str(egress.parse_failure(data, 0, len(data)))
 
     async def hello(self, **fields: Any) -> control.Welcome:
         self.send(PREAMBLE)
         welcome = await self.ask(control.Hello(**fields))
         assert isinstance(welcome, control.Welcome)
+        self.welcome = welcome
         return welcome
 
     async def ended(self, timeout_s: float = 10) -> HeadraceError | None:
@@ -157,11 +161,17 @@ class Peer:
 @asynccontextmanager
 async def peer(broker: testing.BlockingTestBroker, *, hello: bool = True, **fields: Any) -> AsyncIterator[Peer]:
     host, _, port = broker.url.removeprefix("headrace://").rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    made = Peer(reader, writer)
+    while True:
+        made = Peer(*await asyncio.open_connection(host, int(port)))
+        try:
+            if hello:
+                await made.hello(**fields)
+            break
+        except AssertionError as e:
+            made.close()
+            if "no hello came in time" not in str(e):  # else the machine was busy between the connection and its hello
+                raise
     try:
-        if hello:
-            await made.hello(**fields)
         yield made
     finally:
         made.close()
@@ -421,6 +431,8 @@ async def test_the_connection_limit(broker: testing.BlockingTestBroker) -> None:
         for _ in range(CONNECTIONS_MAX):
             context = peer(broker)
             peers.append((context, await context.__aenter__()))
+            for _, one in peers:  # each is heard
+                one.send(frame(Op.PING))
         async with peer(broker, hello=False) as p:
             p.send(PREAMBLE + request(1, control.Hello()))
             assert isinstance(await p.ended(), LimitExceeded)
@@ -704,31 +716,30 @@ async def test_hostile_values_in_held_and_starts(broker: testing.BlockingTestBro
 
 
 async def test_a_session_is_taken_over_by_its_token_only(broker: testing.BlockingTestBroker) -> None:
-    async with peer(broker, hello=False) as first, peer(broker, hello=False) as second, peer(broker, hello=False) as stranger:
-        welcome = await first.hello()
-        assert not welcome.resumed
+    async with peer(broker) as first:
+        assert not first.welcome.resumed
         await queue(first)
         first.send(publish(1, 1, b"x"))
         await first.until(Op.DELIVER)
-        wrong = await stranger.hello(session="0" * 32)
-        assert not wrong.resumed
-        await stranger.ask(control.Subscribe(channel=1, name="q", token=1, resume=True))
-        taken = await second.hello(session=welcome.session)
-        assert taken.resumed
-        assert isinstance(await first.ended(), Draining)
-        held = (control.Held(0, ((0, 1),)),)
-        await second.ask(control.Subscribe(channel=5, name="q", token=1, resume=True, held=held))
-        stranger.send(egress.settle(1, [(0, 1)], partition=0, flags=4, correlation=1))
-        answer = await stranger.until(Op.SETTLED)
-        assert egress.parse_settled(answer, 0, len(answer)).count == 0
-        second.send(egress.settle(5, [(0, 1)], partition=0, flags=4, correlation=1))
-        answer = await second.until(Op.SETTLED)
-        assert egress.parse_settled(answer, 0, len(answer)).count == 1
+        async with peer(broker, session="0" * 32) as stranger:
+            assert not stranger.welcome.resumed
+            await stranger.ask(control.Subscribe(channel=1, name="q", token=1, resume=True))
+            async with peer(broker, session=first.welcome.session) as second:
+                assert second.welcome.resumed
+                assert isinstance(await first.ended(), Draining)
+                held = (control.Held(0, ((0, 1),)),)
+                await second.ask(control.Subscribe(channel=5, name="q", token=1, resume=True, held=held))
+                stranger.send(egress.settle(1, [(0, 1)], partition=0, flags=4, correlation=1))
+                answer = await stranger.until(Op.SETTLED)
+                assert egress.parse_settled(answer, 0, len(answer)).count == 0
+                second.send(egress.settle(5, [(0, 1)], partition=0, flags=4, correlation=1))
+                answer = await second.until(Op.SETTLED)
+                assert egress.parse_settled(answer, 0, len(answer)).count == 1
 
 
 async def test_a_session_that_is_taken_over_again_and_again(broker: testing.BlockingTestBroker) -> None:
-    async with peer(broker, hello=False) as p:
-        token = (await p.hello()).session
+    async with peer(broker) as p:
+        token = p.welcome.session
         await queue(p)
         for i in range(30):
             async with peer(broker, session=token) as other:
@@ -766,36 +777,39 @@ async def test_gone_in_the_middle_of_requests_leaves_nothing_behind(broker: test
 
 async def test_a_consumer_that_never_reads_costs_one_buffer_and_harms_nobody(broker: testing.BlockingTestBroker) -> None:
     backlog, size = 600, 100_000
-    async with peer(broker) as p, peer(broker) as stuck:
+    async with peer(broker) as p:
         await p.ask(control.DeclareQueue(name="q"))
         await p.ask(control.OpenPublisher(channel=1, name="q"))
-        stuck.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        sock: socket.socket = stuck.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         for i in range(backlog):
             p.send(publish(1, i, b"x" * size))
-        await eventually(lambda: next(iter(inner(broker).partitions.values())).high_watermark == backlog, 30)
-        stuck.send(request(1, control.Subscribe(channel=1, name="q", prefetch=10_000, prefetch_bytes=1 << 31, token=1)))
-        stuck.send(request(2, control.Subscribe(channel=2, name="q", prefetch=10_000, prefetch_bytes=1 << 31, token=2)))
-        await eventually(lambda: any(c.blocked for c in list(inner(broker).sinks.values())), 30)
-        most = 0
-        until = time.monotonic() + 2
-        while time.monotonic() < until:
-            infos = list(inner(broker).sinks.values())
-            most = max([most, *(c.info().buffered_bytes for c in infos)])
-            p.send(frame(Op.PING))
-            await asyncio.sleep(0.01)
-        print(f"a consumer that never reads: at most {most / MIB:.1f} MiB buffered of {backlog * size / MIB:.0f}")
-        assert most < 8 * MIB
-        # it is cut off after three heartbeats of reading nothing; what it was leased returns when its session's grace is over
-        await p.ask(control.Subscribe(channel=1, name="q", prefetch=10_000, prefetch_bytes=1 << 31))
-        seen: set[int] = set()
-        async with asyncio.timeout(30):
-            while len(seen) < backlog:
-                answer = await p.until(Op.DELIVER, 20)
-                delivered = egress.parse_deliver(answer, 0, len(answer))
-                seen.update(range(delivered.first_offset, delivered.first_offset + delivered.count))
-                p.send(egress.settle(1, [(delivered.first_offset, delivered.count)], partition=0))
+        confirmed = 0
+        while confirmed < backlog:  # PINGs are answered meanwhile
+            confirmed += egress.parse_confirm(await p.until(Op.CONFIRM, 30), 0, 28).count
+        async with peer(broker) as stuck:  # it answers none, so it has to be quick
+            stuck.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            sock: socket.socket = stuck.writer.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for channel in (1, 2):
+                stuck.send(request(channel, control.Subscribe(channel=channel, name="q", prefetch=10_000, prefetch_bytes=1 << 31, token=channel)))
+            await eventually(lambda: any(c.blocked for c in list(inner(broker).sinks.values())), 30)
+            most = 0
+            until = time.monotonic() + 2
+            while time.monotonic() < until:
+                infos = list(inner(broker).sinks.values())
+                most = max([most, *(c.info().buffered_bytes for c in infos)])
+                p.send(frame(Op.PING))
+                await asyncio.sleep(0.01)
+            print(f"a consumer that never reads: at most {most / MIB:.1f} MiB buffered of {backlog * size / MIB:.0f}")
+            assert most < 8 * MIB
+            # it is cut off after three heartbeats of reading nothing; what it was leased returns when its session's grace is over
+            await p.ask(control.Subscribe(channel=1, name="q", prefetch=10_000, prefetch_bytes=1 << 31))
+            seen: set[int] = set()
+            async with asyncio.timeout(30):
+                while len(seen) < backlog:
+                    answer = await p.until(Op.DELIVER, 20)
+                    delivered = egress.parse_deliver(answer, 0, len(answer))
+                    seen.update(range(delivered.first_offset, delivered.first_offset + delivered.count))
+                    p.send(egress.settle(1, [(delivered.first_offset, delivered.count)], partition=0))
 
 
 async def test_a_reader_of_a_stream_that_never_reads_costs_one_buffer(broker: testing.BlockingTestBroker) -> None:
@@ -903,12 +917,13 @@ def many() -> Iterator[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(180)
 async def test_ten_thousand_connections(many: int, tmp_path: Path) -> None:
     """Against a broker in a process of its own: opened, greeted, idle, counted, closed."""
     with tempfile.TemporaryFile() as log:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "headrace.cli", "start", "--storage", "memory", "--listen", "127.0.0.1:0", "--admin", "off"),
-            *("--ready-file", str(tmp_path / "ready")),
+            *("--ready-file", str(tmp_path / "ready"), "--set", "connection.heartbeat_ms=10m"),
             stderr=log,
             stdout=log,
             cwd=tmp_path,
@@ -926,7 +941,7 @@ async def test_ten_thousand_connections(many: int, tmp_path: Path) -> None:
             class Idle(asyncio.Protocol):
                 def connection_made(self, transport: asyncio.BaseTransport) -> None:
                     self.transport = transport
-                    transport.write(PREAMBLE + request(1, control.Hello(heartbeat_ms=10_000)))  # type: ignore[attr-defined]
+                    transport.write(PREAMBLE + request(1, control.Hello(heartbeat_ms=600_000)))  # type: ignore[attr-defined]
 
                 def data_received(self, data: bytes) -> None:
                     nonlocal welcomed

@@ -138,6 +138,7 @@ async def test_lease_expires_and_late_settle_is_stale(client: Client) -> None:
     await client.declare_queue("q", lease_ms=200)
     await client.publish("q", b"x")
     [first] = await client.fetch("q", 1, wait=5)
+    await client.alter_queue("q", lease_ms=60_000)  # the second lease is not to run out as well
     async with client.consume("q", prefetch=1) as others:
         second = await anext(aiter(others))
         assert second.attempt == 2

@@ -119,8 +119,9 @@ async def test_filters_leave_the_rest(client: headrace.Client) -> None:
 async def test_a_stale_settle_is_typed(client: headrace.Client) -> None:
     await client.declare_queue("orders", lease_ms=100)
     await client.publish("orders", b"x")
-    async with client.consume("orders", prefetch=2) as messages:
-        first = await anext(messages)
+    (first,) = await client.fetch("orders", wait=5)
+    await client.alter_queue("orders", lease_ms=60_000)  # the second lease is not to run out as well
+    async with client.consume("orders") as messages:
         second = await anext(messages)
         assert second.attempt == 2
         await second.ack(confirmed=True)

@@ -182,6 +182,7 @@ def test_a_stale_settle_is_typed_in_the_blocking_client(headrace_blocking_client
     client.declare_queue("orders", lease_ms=100)
     client.publish("orders", b"x")
     (first,) = client.fetch("orders", wait=5)
+    client.alter_queue("orders", lease_ms=60_000)  # the second lease is not to run out as well
     (second,) = client.fetch("orders", wait=5)
     second.ack(confirmed=True)
     with pytest.raises(StaleSettle):

@@ -6,6 +6,7 @@ import gc
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from enum import IntEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import uvloop
 
 from headrace.broker.run import RunningBroker, start
+from headrace.cli.ports import neighbours
 from headrace.gateways.mqtt.connection import MqttConnection
 from headrace.gateways.mqtt.server import ACCEPTS_PER_TURN
-from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage, mqtt_address, parse_address
+from headrace.model.config import KIB, MIB, Broker, Config, Limits, Listen, Mqtt, Storage, mqtt_address
 from headrace.model.errors import SyncFailed
 from headrace.model.ports import DefaultPort
 from headrace.wire.mqtt import encoding
@@ -409,23 +411,22 @@ async def test_sessions_outlive_the_log_files_that_they_were_written_to(tmp_path
         await broker.stop()
 
 
-async def test_a_default_port_that_is_taken_stops_nothing_and_one_that_was_named_does(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_default_port_that_is_taken_stops_nothing_and_one_that_was_named_does(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def asked(native: str, **listen: str) -> Config:
         return Config(broker=Broker(data_dir=str(tmp_path)), listen=Listen(native=native, admin="off", **listen))
 
-    where = {"mqtt": f"127.0.0.1:{DefaultPort.MQTT.value}", "mqtt_ws": f"127.0.0.1:{DefaultPort.MQTT_WEBSOCKET.value}"}
-    assert where == {"mqtt": mqtt_address(Config(), "mqtt"), "mqtt_ws": mqtt_address(Config(), "mqtt_ws")}
+    assert mqtt_address(Config(), "mqtt") == f"127.0.0.1:{DefaultPort.MQTT.value}"
+    assert mqtt_address(Config(), "mqtt_ws") == f"127.0.0.1:{DefaultPort.MQTT_WEBSOCKET.value}"
     assert not mqtt_address(asked("127.0.0.1:0"), "mqtt")
     with contextlib.ExitStack() as held:
-        free = socket.socket()
-        for address in where.values():
-            taken = held.enter_context(socket.socket())
-            with contextlib.suppress(OSError):  # then somebody else has it, which is as good
-                taken.bind(("127.0.0.1", parse_address(address).port))
-                taken.listen()
-        with free:
-            free.bind(("127.0.0.1", 0))
-            native = f"127.0.0.1:{free.getsockname()[1]}"
+        taken = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+        native = f"127.0.0.1:{neighbours(1)}"
+        ours = IntEnum("Ours", {"MQTT": taken[0], "MQTT_WEBSOCKET": taken[1]})  # the real ones may be anybody's, for a moment or for long
+        monkeypatch.setattr("headrace.model.config.DefaultPort", ours)
+        where = {"mqtt": f"127.0.0.1:{taken[0]}", "mqtt_ws": f"127.0.0.1:{taken[1]}"}
+        assert where == {"mqtt": mqtt_address(Config(), "mqtt"), "mqtt_ws": mqtt_address(Config(), "mqtt_ws")}
         with pytest.raises(OSError, match="in use"):
             await start(asked(native, mqtt=where["mqtt"], mqtt_ws="off"), tune=False)
         broker = await start(asked(native), tune=False)

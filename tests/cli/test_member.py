@@ -30,7 +30,7 @@ def asked(admin: str, what: str) -> httpx.Response:
     deadline = time.monotonic() + READY_S
     while True:
         try:
-            return httpx.get(f"http://{admin}/admin/api/{what}", verify=PLAIN)
+            return httpx.get(f"http://{admin}/admin/api/{what}", verify=PLAIN, timeout=READY_S)
         except httpx.ConnectError:
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -111,7 +111,7 @@ def test_a_mistake_in_what_is_declared_is_shown_and_it_lives(tmp_path: Path, sec
         assert "version" in json.dumps(status["configured"]["mistakes"])
         assert asked(admin, "live").status_code == 200
         assert asked(admin, "ready").json()["message"] == "the broker is halted"
-        assert httpx.post(f"http://{admin}/admin/api/drain", json={"grace_ms": 1}).status_code == 200
+        assert httpx.post(f"http://{admin}/admin/api/drain", json={"grace_ms": 1}, timeout=READY_S).status_code == 200
         assert started.process.wait(READY_S) == 0
     finally:
         started.stop()
@@ -130,6 +130,6 @@ def test_a_peer_address_in_use_is_named_with_what_to_do(tmp_path: Path, secret: 
 
 
 def test_a_lone_broker_says_that_it_is_alone(broker: Started) -> None:
-    refused = httpx.get(f"{broker.addresses['admin']}/admin/api/cluster")
+    refused = httpx.get(f"{broker.addresses['admin']}/admin/api/cluster", timeout=READY_S)
     assert refused.status_code == 400
     assert "alone" in refused.json()["message"]

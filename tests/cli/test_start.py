@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from headrace.cli import main
-from tests.cli.conftest import Started
+from tests.cli.conftest import READY_S, Started
 
 
 @pytest.fixture
@@ -42,12 +42,12 @@ def test_drain_stops_it_too(own: Started, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_drain_over_http_stops_it_too(own: Started) -> None:
-    assert httpx.post(f"{own.addresses['admin']}/admin/api/drain", json={"grace_ms": 1}).status_code == 200
+    assert httpx.post(f"{own.addresses['admin']}/admin/api/drain", json={"grace_ms": 1}, timeout=READY_S).status_code == 200
     assert own.process.wait(20) == 0
 
 
 def test_admin_answers_on_the_same_process(broker: Started) -> None:
-    with httpx.Client(base_url=broker.addresses["admin"]) as http:
+    with httpx.Client(base_url=broker.addresses["admin"], timeout=READY_S) as http:
         assert http.get("/admin/api/ready").json()["ready"] is True
         assert http.put("/admin/api/queues/a%2Fb", json={"lease_ms": 5000}).json()["name"] == "a/b"
         overview = http.get("/admin/api/overview").json()
@@ -193,7 +193,7 @@ def test_the_end_of_its_input_stops_it_cleanly(tmp_path: Path, ready: bool) -> N
             started.ready()
             started.process.stdin.write(b"what it says is ignored\n")
             started.process.stdin.flush()
-            assert httpx.get(f"{started.addresses['admin']}/admin/api/ready").status_code == 200
+            assert httpx.get(f"{started.addresses['admin']}/admin/api/ready", timeout=READY_S).status_code == 200
         started.process.stdin.close()
         assert started.process.wait(30) == 0, started.log.read_text()
     finally:
@@ -203,5 +203,5 @@ def test_the_end_of_its_input_stops_it_cleanly(tmp_path: Path, ready: bool) -> N
 
 
 def test_without_that_option_the_end_of_its_input_is_nothing(own: Started) -> None:
-    assert httpx.get(f"{own.addresses['admin']}/admin/api/ready").status_code == 200  # its input is at its end from the beginning
+    assert httpx.get(f"{own.addresses['admin']}/admin/api/ready", timeout=READY_S).status_code == 200  # its input is at its end from the beginning
     assert own.process.poll() is None

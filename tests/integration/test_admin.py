@@ -15,7 +15,7 @@ from headrace.model.errors import DiskFull, Draining, HeadraceError, QueueFull, 
 from headrace.model.specs import QueueSpec, StreamSpec
 from headrace.wire import control
 from tests.integration.admin_stub import StubBroker
-from tests.plain import PLAIN
+from tests.plain import ANSWER_S, PLAIN
 
 API = "/admin/api"
 
@@ -243,7 +243,7 @@ async def test_the_first_connections_wait_for_the_application_together(broker: S
     port, stop = await serve(broker, "127.0.0.1", 0)
     gone, kept = [await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]
     gone[1].close()
-    async with httpx.AsyncClient(verify=PLAIN) as client:
+    async with httpx.AsyncClient(verify=PLAIN, timeout=ANSWER_S) as client:
         answers = await asyncio.gather(*(client.get(f"http://127.0.0.1:{port}{API}/live") for _ in range(20)))
     assert {a.status_code for a in answers} == {200}
     kept[1].write(b"GET /admin/api/live HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
@@ -264,12 +264,12 @@ async def test_it_can_be_stopped_before_anybody_came_and_while_the_first_waits(b
 
 async def test_it_is_served_on_the_running_loop_and_stops(broker: StubBroker) -> None:
     port, stop = await serve(broker, "127.0.0.1", 0)
-    async with httpx.AsyncClient(verify=PLAIN) as client:
+    async with httpx.AsyncClient(verify=PLAIN, timeout=ANSWER_S) as client:
         assert (await client.get(f"http://127.0.0.1:{port}{API}/live")).json() == {"live": True}
         assert (await client.put(f"http://127.0.0.1:{port}{API}/queues/a%2Fb", json={})).json()["name"] == "a/b"
         with pytest.raises(Unavailable, match=f"127.0.0.1:{port}"):
             await serve(broker, "127.0.0.1", port)
         await stop()
-    async with httpx.AsyncClient(verify=PLAIN) as client:
+    async with httpx.AsyncClient(verify=PLAIN, timeout=ANSWER_S) as client:
         with pytest.raises(httpx.ConnectError):
             await client.get(f"http://127.0.0.1:{port}{API}/live")

@@ -26,7 +26,7 @@ from headrace.errors import Damaged, HeadraceError, Quarantined
 from headrace.model.config import MIB, Broker, Config, Limits, Listen, Recovery, Storage
 from headrace.testing.brokers import TestBroker
 from headrace.wire import control
-from tests.plain import PLAIN
+from tests.plain import ANSWER_S, PLAIN
 
 pytestmark = [pytest.mark.timeout(120)]
 
@@ -213,7 +213,7 @@ async def verify(broker: TestBroker, made: Made, *, repair: str = "client") -> s
                 assert done.returncode == 0, done
                 assert json.loads(done.stdout)["count"] == 1
             else:
-                async with httpx.AsyncClient(verify=PLAIN, base_url=broker.admin_url) as http:
+                async with httpx.AsyncClient(verify=PLAIN, timeout=ANSWER_S, base_url=broker.admin_url) as http:
                     shown = (await http.get("/admin/api/quarantine")).json()["items"]
                     assert (item.name, item.partition) in {(i["name"], i.get("partition", 0)) for i in shown}
                     answer = await http.post("/admin/api/quarantine/repair", json={"name": item.name, "partition": item.partition})

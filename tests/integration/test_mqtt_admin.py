@@ -17,7 +17,7 @@ from headrace.model.errors import Invalid, NotFound, Refused
 from headrace.wire.mqtt.packets import Disconnect, Will
 from headrace.wire.mqtt.publish import Publish
 from tests.integration.test_mqtt import Raw, until
-from tests.plain import PLAIN
+from tests.plain import ANSWER_S, PLAIN
 
 Command = Callable[..., Awaitable[tuple[int, str]]]
 PROPERTIES = {0x11: 600}
@@ -123,7 +123,7 @@ async def test_http_and_metrics(broker: RunningBroker) -> None:
     client = Raw(5)
     await client.open(broker, "a/b", properties=PROPERTIES)
     await client.subscribe("t", 1)
-    async with httpx.AsyncClient(verify=PLAIN, base_url=f"{broker.admin_url}/admin/api/mqtt") as http:
+    async with httpx.AsyncClient(verify=PLAIN, timeout=ANSWER_S, base_url=f"{broker.admin_url}/admin/api/mqtt") as http:
         body = {"topic": "t", "payload": base64.b64encode(b"by http").decode(), "retain": True, "user_properties": [["k", "v"]]}
         assert (await http.post("/publish", json=body)).json()["count"] == 1
         got = await client.next()

@@ -1,7 +1,6 @@
 """Gossip on real sockets: several members in one process that join, die, come back, say goodbye; strangers; secrets that are exchanged."""
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from headrace.cli.ports import neighbours
 from headrace.cluster.membership import Changed, Claimed
 from headrace.cluster.membership.gossip import Gossip
 from headrace.cluster.opening import make_membership, make_transport, read_secrets
@@ -141,10 +141,7 @@ async def test_an_address_that_cannot_be_used(start: Start) -> None:
 
 
 async def test_an_advertised_address() -> None:
-    with socket.socket() as stream, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as free:
-        stream.bind(("0.0.0.0", 0))
-        port = stream.getsockname()[1]
-        free.bind(("0.0.0.0", port))
+    port = neighbours(1)
     for advertise, seen in ((Address("localhost", 0), Address("127.0.0.1", port)), (Address("127.0.0.1", 4711), Address("127.0.0.1", 4711))):
         one = Gossip(BrokerId("a"), "one", Secrets([OLD]), Membership(), at=Address("0.0.0.0", port), advertise=advertise, meta={})
         await one.start()
@@ -226,7 +223,7 @@ async def test_a_rotation_by_command_while_all_goes_on() -> None:
     await until(whole)
     assert [one.rotation.ids() for one in brokers] == [[new]] * 3
     await asyncio.sleep(1.0)  # ten probes: nobody is suspected for long
-    assert all(m.state == "alive" for one in brokers for m in one.membership.members())
+    await until(lambda: all(m.state == "alive" for one in brokers for m in one.membership.members()))
     late = Broker("d", (str(a.membership.address),), Secrets([OLD]))
     await late.start()
     failures = a.membership.counters()["decrypt_failures"]

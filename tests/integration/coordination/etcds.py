@@ -20,6 +20,8 @@ from headrace.cluster.etcd.supervisor import Pace, Supervisor
 from headrace.model.config import Address
 
 READY_S = 40
+SLOW_S = 20.0
+"""What an answer may take on a busy machine where a test is of what is answered."""
 PACE = Pace(pause_min_s=0.05, pause_max_s=1.0, settled_s=5.0, probe_every_s=0.1, probe_timeout_s=1.0, silent_probes=20)
 OBTAIN = Path(__file__).parents[3] / "scripts" / "etcd"
 
@@ -143,7 +145,7 @@ class EtcdPlace:
 
     async def client(self, broker: str = "a") -> Coordinator:
         if broker not in self._clients:
-            self._clients[broker] = EtcdCoordinator([self._address], Access(), space=self._space)
+            self._clients[broker] = EtcdCoordinator([self._address], Access(), space=self._space, timeout_s=SLOW_S, answer_timeout_s=SLOW_S)
         return self._clients[broker]
 
     async def compact(self, revision: int) -> None:

@@ -233,7 +233,7 @@ async def test_a_user_and_a_password_are_asked_for(lone: Member, tmp_path: Path)
     assert registration.alive
     await client.close()
     for user, secret in (("root", "wrong"), ("", "")):
-        stranger = EtcdCoordinator([str(lone.client)], Access(user=user, password=secret), timeout_s=2.0)
+        stranger = EtcdCoordinator([str(lone.client)], Access(user=user, password=secret), timeout_s=READY_S)
         with pytest.raises(Unauthorized):
             await stranger.transact({}, {"k": b"x"})
         await stranger.close()

@@ -45,7 +45,7 @@ async def test_a_lost_connection_repeats_what_was_not_confirmed_and_it_is_stored
 
 
 async def test_many_posts_become_few_frames_in_order() -> None:
-    async with FakeBroker() as broker, headrace.connect(broker.url) as client:
+    async with FakeBroker() as broker, headrace.connect(broker.url, confirm_timeout=50) as client:
         async with client.publisher("orders") as publisher:
             receipts = await asyncio.gather(*[publisher.post(b"%d" % i) for i in range(5000)])
         assert [r.offset for r in receipts] == list(range(5000))

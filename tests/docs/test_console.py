@@ -17,6 +17,8 @@ PAGES = [
     for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("examples/*/README.md"))]
     if "```console" in page.read_text()
 ]
+LIMIT_S = 100
+"""Of one command."""
 
 
 def commands(page: Path) -> list[list[str]]:
@@ -27,6 +29,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_do_what_the_page_says(page: Path) -> None:
     with headrace.testing.blocking_broker(storage="memory", mqtt=True) as broker:
@@ -35,7 +38,7 @@ def test_commands_do_what_the_page_says(page: Path) -> None:
             if words[0] == "start":
                 continue
             command = [str(Path(sys.executable).with_name("headrace")), *words]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=50, check=False)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
             assert done.returncode == 0, f"headrace {' '.join(words)}\n{done.stdout}{done.stderr}"
 
 

@@ -28,6 +28,9 @@ CLIENTS = ROOT / ".clients"
 SHELL = re.compile(r"<!-- *(?P<note>mqtt shell:[^\n]*?) *-->\n(?P<indent>)```sh\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"(?:<!-- *(?P<note>[^\n]*?) *-->\n)?^(?P<indent> *)```(?:python|py)\n(?P<code>.*?)^ *```", re.MULTILINE | re.DOTALL)
 DEFAULT = "headrace://127.0.0.1:7580"
+LIMIT_S = 200
+"""Of a program that a block is run in."""
+pytestmark = pytest.mark.timeout(240)
 
 
 class Example(NamedTuple):
@@ -69,7 +72,7 @@ def speak_mqtt(example: Example, tmp_path: Path) -> None:
         script.write_text(code)
         command = ["sh", "-e"] if program else [sys.executable]
         environment = os.environ | ({"PYTHONPATH": str(CLIENTS)} if module else {})
-        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run([*command, str(script)], env=environment, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout
 
@@ -97,7 +100,7 @@ def test_example(example: Example, tmp_path: Path) -> None:
             str(tmp_path),
             str(tmp_path),
         ]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=50, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
         told = example.note.removeprefix("pytest").removeprefix(" fails: ")
         assert done.returncode == (1 if told else 0), done.stdout + done.stderr
         assert told in done.stdout

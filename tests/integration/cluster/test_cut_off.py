@@ -1,7 +1,6 @@
 """An owner that is cut off confirms nothing, and one that lacks its copies says on what it waits; with real processes in networks of their own."""
 
 import asyncio
-import datetime
 import threading
 from collections.abc import AsyncIterator
 from contextlib import suppress
@@ -17,6 +16,7 @@ from headrace.wire import control, frames
 from headrace.wire.batch import Record, encode_batch, encode_publish
 from headrace.wire.frames import Level, Op
 from tests.chaos.machines import WAIT_S, Cluster, Machine, declared, why_no_network
+from tests.today import TODAY
 
 WHY = why_no_network()
 pytestmark = [pytest.mark.skipif(bool(WHY), reason=WHY), pytest.mark.slow, pytest.mark.timeout(240)]
@@ -106,7 +106,7 @@ def answers(url: str, begun: threading.Event, cut: threading.Event, over: thread
     return confirmed[0], confirmed[1]
 
 
-@pytest.mark.parametrize("cluster", ["abc"[datetime.date.today().toordinal() % 3]], indirect=True)
+@pytest.mark.parametrize("cluster", ["abc"[TODAY % 3]], indirect=True)
 async def test_an_owner_that_is_cut_off_confirms_nothing_to_clients_that_reach_it(cluster: Cluster) -> None:
     """In a cluster of which one broker, another one each day, was cut off while it was formed (scenario 15)."""
     assert len({(await standing(machine))["cluster_id"] for machine in cluster}) == 1

@@ -4,7 +4,6 @@ Two of these deaths a day; HEADRACE_IMPORT_CRASHES=all tries all of them, one af
 """
 
 import asyncio
-import datetime
 import os
 import random
 import signal
@@ -18,6 +17,7 @@ import headrace
 from headrace.client.client import Client
 from tests.integration.cluster.members import WAIT_S, Three
 from tests.integration.cluster.test_import import alone, fill, left
+from tests.today import TODAY
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
@@ -34,7 +34,7 @@ ALL = os.environ.get("HEADRACE_IMPORT_CRASHES") == "all"
 
 def some(count: int) -> list[str]:
     """Of today."""
-    return POINTS if ALL else sorted(random.Random(datetime.date.today().toordinal()).sample(POINTS, count))
+    return POINTS if ALL else sorted(random.Random(TODAY).sample(POINTS, count))
 
 
 @pytest.fixture

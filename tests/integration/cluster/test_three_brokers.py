@@ -1,7 +1,6 @@
 """Three brokers that the command line makes a cluster: their owner is killed, all are stopped and started again, and nothing confirmed is lost."""
 
 import asyncio
-import datetime
 import itertools
 import os
 import signal
@@ -18,6 +17,7 @@ from headrace.model import limits
 from headrace.model.errors import NotConnected, NotFound, StaleSettle
 from headrace.wire.frames import Level
 from tests.integration.cluster.members import WAIT_S, Member, Three
+from tests.today import TODAY
 
 pytestmark = pytest.mark.timeout(240)  # three brokers are started up to three times over
 
@@ -96,7 +96,7 @@ def full_stops() -> list[tuple[str, signal.Signals]]:
     orders = ["".join(order) for order in itertools.permutations("abc")]
     if os.environ.get("HEADRACE_FULL_STOPS") == "all":
         return list(itertools.product(orders, (signal.SIGKILL, signal.SIGTERM)))
-    return [(orders[datetime.date.today().toordinal() % len(orders)], signal.SIGKILL)]
+    return [(orders[TODAY % len(orders)], signal.SIGKILL)]
 
 
 async def stopped_and_started(three: Three, order: str, sig: signal.Signals) -> None:

@@ -4,7 +4,6 @@ Four of these deaths a day; HEADRACE_FORMATION_CRASHES=all tries all of them (te
 """
 
 import asyncio
-import datetime
 import os
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.formation.nodes import Ended, Nodes
+from tests.today import TODAY
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
 
@@ -25,7 +25,7 @@ def some(points: Sequence[str], count: int) -> list[str]:
     every = [f"{point}/{when}" for point in points for when in ("before", "after")]
     if os.environ.get("HEADRACE_FORMATION_CRASHES") == "all":
         return every
-    return sorted(random.Random(datetime.date.today().toordinal()).sample(every, count))
+    return sorted(random.Random(TODAY).sample(every, count))
 
 
 @pytest.fixture

@@ -199,10 +199,12 @@ async def test_a_cohort_over_three_brokers_goes_on_when_one_is_killed(three: Thr
         await client.declare_queue("archive", **settings)
         got: dict[bytes, bool] = {}
         wanted = 100
+        members: list[headrace.Consumer] = []
 
         async def work(by: Client) -> set[int]:
             seen: set[int] = set()
             async with by.consume("orders", cohort="team", prefetch=5) as consumer:
+                members.append(consumer)
                 while len(got) < wanted:
                     try:
                         async with asyncio.timeout(0.5):
@@ -218,6 +220,9 @@ async def test_a_cohort_over_three_brokers_goes_on_when_one_is_killed(three: Thr
                 return seen
 
         working = [asyncio.ensure_future(work(by)) for by in (client, other)]
+        async with asyncio.timeout(WAIT_S):
+            while len(members) < 2 or not all(member.assigned for member in members):  # else one of them may be done before the other begins
+                await asyncio.sleep(0.05)
         async with client.publisher("orders", confirm_timeout=WAIT_S) as publisher, asyncio.timeout(WAIT_S):
             await asyncio.gather(*(publisher.post(b"%d" % n, partition=n % 3) for n in range(50)))
             while len(got) < 50:

@@ -47,6 +47,15 @@ def well(now: Picture) -> bool:
     return not now["attention"] and bool(now["partitions"]) and all(p["state"] == "serving" and _lags(p) == [0, 0] for p in now["partitions"])
 
 
+async def agreed(three: Three) -> list[Picture]:
+    """What each shows, once all show the same owners in the same epochs."""
+    async with asyncio.timeout(WAIT_S):
+        while True:
+            pictures = [await shown(member, until=well) for member in three.members.values()]
+            if len({json.dumps([(p["id"], p["owner"], p["epoch"]) for p in now["partitions"]]) for now in pictures}) == 1:
+                return pictures
+
+
 def _lags(row: dict[str, Any]) -> list[int]:
     return [f["lag"] for f in row["followers"]]
 
@@ -61,7 +70,7 @@ async def test_every_broker_shows_the_whole_cluster(three: Three) -> None:
             await client.publish("orders", b"%d" % n, partition=n % 3)
             await client.publish("events", b"%d" % n)
 
-        pictures = [await shown(member, until=well) for member in three.members.values()]
+        pictures = await agreed(three)
         for member, now in zip(three.members.values(), pictures, strict=True):
             brokers = {b["name"]: b for b in now["brokers"]}
             assert sorted(brokers) == ["a", "b", "c"]
@@ -79,7 +88,6 @@ async def test_every_broker_shows_the_whole_cluster(three: Three) -> None:
                 assert row["high_watermark"] == row["end"] > 10
                 assert all(f["held"] == row["end"] and f["in_sync"] for f in row["followers"])
                 assert len(row["isr"]) == (3 if row["kind"] == "queue" else 0)
-        assert len({json.dumps([(p["id"], p["owner"], p["epoch"]) for p in now["partitions"]]) for now in pictures}) == 1
         assert {p["name"] for p in (await shown(three["a"], "?name=events", until=well))["partitions"]} == {"events"}
         first = await shown(three["a"], "?limit=1", until=lambda now: bool(now["partitions"]))
         assert first["more"]

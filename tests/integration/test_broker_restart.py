@@ -44,13 +44,15 @@ async def test_delay_survives() -> None:
         async with headrace.connect(broker.url) as client:
             await client.declare_queue("q")
             await client.publish("q", b"later", delay=1.0)
+            await client.publish("q", b"much later", delay=3600)
         await broker.restart()
         async with headrace.connect(broker.url) as client:
-            assert (await client.describe("q")).delayed == 1
             async with client.consume("q") as messages:
-                message = await asyncio.wait_for(anext(aiter(messages)), 5)
+                message = await asyncio.wait_for(anext(aiter(messages)), 20)
                 assert message.value == b"later"
                 await message.ack(confirmed=True)
+            info = await client.describe("q")
+            assert (info.ready, info.leased, info.delayed) == (0, 0, 1)
 
 
 async def test_a_client_carries_on_over_a_restart_and_stores_each_publish_once() -> None:

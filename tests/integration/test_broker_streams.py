@@ -87,21 +87,24 @@ async def test_trim_and_offset_for_time(client: Client) -> None:
 async def test_groups_divide_partitions(client: Client) -> None:
     await client.declare_stream("s", partitions=4)
     seen: dict[str, set[int]] = {"a": set(), "b": set()}
+    readers: list[headrace.Reader] = []
 
     async def read(name: str) -> None:
         async with client.read("s", start="cursor", cursor="g", group="g") as records:
+            readers.append(records)
             async for record in records:
                 seen[name].add(record.partition)
 
     tasks = [asyncio.create_task(read(name)) for name in seen]
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(20):
+        while [len(reader.assigned) for reader in readers] != [2, 2]:
+            await asyncio.sleep(0.02)
     publisher = client.publisher("s")
     for i in range(80):
         await publisher.send(str(i), key=str(i))
-    for _ in range(200):
-        if len(seen["a"]) + len(seen["b"]) == 4:
-            break
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(20):
+        while len(seen["a"]) + len(seen["b"]) < 4:
+            await asyncio.sleep(0.02)
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -43,6 +43,14 @@ async def test_publishers_that_were_held_back_go_on_when_nothing_else_writes(tmp
         await broker.stop()
 
 
+async def noticed(broker: TestBroker, *, full: bool) -> None:
+    """Returns once it has looked at its disk."""
+    assert broker._running is not None
+    async with asyncio.timeout(20):
+        while broker._running.broker.disk_nearly_full != full:
+            await asyncio.sleep(0.02)
+
+
 async def test_a_full_disk_refuses_publishes_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     room = [GIB]
     monkeypatch.setattr(OsFiles, "free_bytes", lambda _self, _path: room[0])
@@ -55,7 +63,7 @@ async def test_a_full_disk_refuses_publishes_and_nothing_else(tmp_path: Path, mo
             for i in range(10):
                 await client.publish("q", str(i))
             room[0] = MIB
-            await asyncio.sleep(1.5)
+            await noticed(broker, full=True)
             with pytest.raises(DiskFull):
                 await client.publish("q", b"refused")
             async with client.consume("q") as messages:
@@ -65,7 +73,7 @@ async def test_a_full_disk_refuses_publishes_and_nothing_else(tmp_path: Path, mo
                     await message.ack(confirmed=True)
             await client.delete("other")
             room[0] = GIB
-            await asyncio.sleep(1.5)
+            await noticed(broker, full=False)
             await client.publish("q", b"taken")
             assert (await client.describe("q")).settled == 10
     finally:

@@ -224,6 +224,16 @@ async def test_addresses_that_nobody_could_use_are_refused(stand_in: StandIn) ->
         await stand_in.start("serves", peer=Address("no-such-host.invalid", 7))
 
 
+async def test_one_of_ours_lives_until_it_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended between two looks at it, was held for dead and never collected; and nobody knew how it had ended."""
+    child = children.spawn(["/bin/sleep", "1000"], tmp_path / "log", tmp_path / "pid", {})
+    monkeypatch.setattr(children, "_identity", lambda pid: None)  # as if it ended right after it was asked for
+    assert child.alive
+    await child.kill()
+    assert not Path(f"/proc/{child.record.pid}").exists()
+    assert child.end == "ended by SIGKILL"
+
+
 # ------------------------------------------------------------ which program
 
 

@@ -41,14 +41,16 @@ class Child:
 
     @property
     def alive(self) -> bool:
+        """Of ours: whether it has not been collected yet, which is not before its last thread is gone."""
         if self._own and self._code is None:
             try:
                 pid, status = os.waitpid(self.record.pid, os.WNOHANG)
             except ChildProcessError:
                 self._own = False  # somebody else has waited for it
             else:
-                if pid:
-                    self._code = os.waitstatus_to_exitcode(status)
+                if not pid:
+                    return True
+                self._code = os.waitstatus_to_exitcode(status)
         if self._code is not None:
             return False
         return _identity(self.record.pid) == (self.record.started, self.record.boot)

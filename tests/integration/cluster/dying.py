@@ -1,7 +1,7 @@
 """A broker that dies as kill -9 does at one step of importing a lone one's data: ``python -m tests.integration.cluster.dying POINT start ...``.
 
 ``POINT`` is ``Identity/before`` (or ``.../after``, and so on for every record and effect of a formation: ``tests.integration.formation.node``),
-``transaction3/before`` for the third transaction of the import, or ``done/before`` for its note in the data directory.
+``transaction3/before`` for the third transaction that the import tries, or ``done/before`` for its note in the data directory.
 """
 
 import os
@@ -32,9 +32,10 @@ class Counting:
     async def transact(self, expected: Mapping[str, int], puts: Mapping[str, bytes | None]) -> bool:
         self._count += 1
         dies(self._point, f"transaction{self._count}/before")
-        done = await self._real.transact(expected, puts)
-        dies(self._point, f"transaction{self._count}/after")
-        return done
+        try:
+            return await self._real.transact(expected, puts)
+        finally:  # also if nobody knows whether it was done
+            dies(self._point, f"transaction{self._count}/after")
 
 
 def dies(point: str, now: str) -> None:

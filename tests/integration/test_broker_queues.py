@@ -261,7 +261,7 @@ async def test_purge_pause_move_delete(client: Client) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(aiter(messages)), 0.2)
         await client.resume("q")
-        await (await asyncio.wait_for(anext(aiter(messages)), 5)).ack(confirmed=True)
+        await (await asyncio.wait_for(anext(aiter(messages)), 20)).ack(confirmed=True)
     progress = await client.move("q", "other", limit=2)
     while progress.state == "running":
         await asyncio.sleep(0.01)
@@ -378,7 +378,7 @@ async def test_a_broken_connection_keeps_leases_within_the_grace(client: Client,
     async with client.consume("q") as messages:
         message = await anext(aiter(messages))
         broker.cut()
-        await client.wait_connected(5)
+        await client.wait_connected(20)
         await message.ack(confirmed=True)
     assert (await client.describe("q")).settled == 1
 

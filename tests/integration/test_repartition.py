@@ -236,7 +236,7 @@ async def test_a_cohort_shares_the_new_partitions(client: headrace.Client) -> No
         came = []
         for consumer in (one, two):
             for _ in range(2):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     message = await anext(consumer)
                 came.append(message.partition)
                 await message.ack(confirmed=True)
@@ -246,7 +246,7 @@ async def test_a_cohort_shares_the_new_partitions(client: headrace.Client) -> No
         await client.publish("orders", "x")
         await client.publish("orders", "y")
         got = [c.next_ready() for c in (one, two)]
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not any(got):
                 await asyncio.sleep(0.02)
                 got = [c.next_ready() for c in (one, two)]

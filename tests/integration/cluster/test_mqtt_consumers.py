@@ -163,7 +163,7 @@ async def test_what_is_not_settled_goes_back_at_once(three: Three, client: headr
     line.number += 1
     line.send(encoding.control(Unsubscribe(line.number, ("$queue/brief",)), 5))
     assert await line.answer() == Unsuback(line.number, (0,))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         back = [await delivered(other) for _ in range(4)]
     assert sorted((bytes(p.payload), about(p)["delivery-count"]) for p in back) == [(b"0", "2"), (b"1", "2"), (b"2", "1"), (b"3", "1")]
     for found in held:
@@ -176,7 +176,7 @@ async def test_what_is_not_settled_goes_back_at_once(three: Three, client: headr
         ack(other, found)
     other.drop()
     assert await subscribed(line, "$queue/brief") == 1
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(WAIT_S):
         again = [await delivered(line) for _ in range(2)]
     assert {bytes(p.payload) for p in again} == {bytes(p.payload) for p in back[2:]}
     for found in again:

@@ -582,7 +582,7 @@ async def test_news_of_a_peer_are_dialed_at_once(end: Make) -> None:
     a.transport.know({B: Known(Address("127.0.0.1", 1))})
     await a.seen.until(lambda: a.transport.view()[0].counters.dials_failed == 1)
     a.transport.know({B: Known(b.address, Incarnation("b-1"))})
-    await a.seen.until(lambda: a.transport.connected(B), timeout=5)
+    await a.seen.until(lambda: a.transport.connected(B))
 
 
 async def test_who_is_named_no_more_is_disconnected(end: Make) -> None:

@@ -70,7 +70,7 @@ class FakeBroker:
         task.add_done_callback(lambda t: None)
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(5), self.changed:
+        async with asyncio.timeout(20), self.changed:
             await self.changed.wait_for(condition)
 
     def asked(self, kind: type) -> list[Any]:

@@ -78,7 +78,7 @@ async def test_reconnecting_resumes_the_session() -> None:
         client.on_connection(states.append)
         broker.cut()
         await broker.until(lambda: len(broker.asked(control.Hello)) == 2)
-        await client.wait_connected(5)
+        await client.wait_connected(20)
         assert broker.asked(control.Hello)[1].session == client.session
         assert states == [False, True]
 
@@ -133,7 +133,7 @@ async def test_a_silent_broker_is_given_up() -> None:
             for connection in broker.connections:
                 connection.data_received = lambda data: None  # type: ignore[method-assign]
             await broker.until(lambda: len(broker.asked(control.Hello)) == 2)
-            await client.wait_connected(5)
+            await client.wait_connected(20)
 
 
 async def test_heartbeats_keep_an_idle_connection() -> None:

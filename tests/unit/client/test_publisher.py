@@ -192,7 +192,7 @@ async def test_what_the_broker_did_not_know_of_a_deleted_queue_is_asked_for_agai
         with pytest.raises(NotFound):
             await publisher.send(b"1", partition=0)
         broker.refuse = None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await unknown
         assert len({m.channel for m in broker.asked(control.OpenPublisher)}) > 2
 

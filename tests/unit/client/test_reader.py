@@ -196,7 +196,7 @@ async def test_who_waits_for_a_commit_made_without_a_connection_is_told_once_it_
         await asyncio.sleep(0.02)
         assert not any(w.done() for w in waiting)
         broker.connections[0].deliver(records.channel, "events", 0, 5, attempt=0)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.gather(*waiting)
         assert (await anext(records)).offset == 4
 

@@ -15,7 +15,7 @@ from tests.unit.client.fake import FakeBroker
 
 
 async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -127,7 +127,7 @@ async def test_what_was_refused_on_a_channel_that_was_not_closed_is_sent_on_anot
         first, second = publisher.post(b"1"), publisher.post(b"2")
         await until(lambda: len(cluster["a"].publishes) == 2)
         cluster["a"].refuse = None
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await asyncio.gather(first, second)
         assert [r.value for r in cluster["a"].stored["orders"]] == [b"0", b"1", b"2"]
         assert len({message.channel for message in cluster["a"].asked(control.OpenPublisher)}) == 2
@@ -239,7 +239,7 @@ async def test_a_reader_whose_cursor_another_took_ends_with_that() -> None:
             ended = control.SubscriptionClosed(channel=asked.channel, code=Fenced.code, message="another reader took the cursor")
             cluster["a"].connections[-1].event(ended)
             with pytest.raises(Fenced, match="took the cursor"):
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     await reader.__anext__()
 
 
@@ -362,7 +362,7 @@ async def test_a_link_to_an_earlier_life_of_an_owner_is_given_up_once_its_next_e
         assert not waiting.done()
         assert len(cluster["a"].asked(control.Hello)) == 1  # it may only stand still
         cluster.moves(0, "a")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             await waiting
         assert [r.value for r in cluster["a"].stored["orders"]] == [b"0", b"1"]
         assert len(cluster["a"].asked(control.Hello)) == 2

@@ -84,7 +84,7 @@ class Node:
         assert stdin is not None
         assert stdout is not None
         stdin.write(json.dumps(line).encode() + b"\n")
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             answer = await stdout.readline()
         if not answer:
             raise Ended(f"{self.name} has ended with {await self.process.wait()}: {self.log.read_text()[-2000:]}")

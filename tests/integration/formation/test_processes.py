@@ -94,7 +94,7 @@ async def test_one_that_is_killed_comes_back_with_and_without_its_etcd(nodes: No
     pid = (await nodes["b"].status())["consensus"]["pid"]
     incarnation = (await nodes["b"].status())["incarnation"]
     await nodes["b"].kill()
-    await nodes["a"].until(lambda s: not s["peers"]["b"]["reachable"], 10)
+    await nodes["a"].until(lambda s: not s["peers"]["b"]["reachable"])
     await nodes.start("b")
     assert await nodes.together("abc") == id
     assert (await nodes["b"].status())["consensus"]["pid"] == pid, "its etcd went on voting and was taken over"

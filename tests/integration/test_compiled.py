@@ -1,4 +1,5 @@
-"""The hot modules, compiled as `pip install .` does it, do what the pure ones do: the tests of what they are part of run against them."""
+"""The hot modules, compiled as `pip install .` does it, do what the pure ones do: the tests of what they are part of run against them, and simulated
+brokers send and write the same bytes at the same times."""
 
 import importlib.util
 import os
@@ -32,6 +33,23 @@ TESTS = (
 )
 """What reaches the hot modules: bytes at ingress, MQTT packets, the log with its index and cache, and whole brokers with publishers, limits,
 priorities, delays and levels."""
+TRACES = """
+from headrace.sim.clusters.run import Run as Cluster
+from headrace.sim.mqtt.run import Run as Mqtt
+from headrace.sim.run import run_seed
+print(*(run_seed(seed)[0].digest for seed in (3, 17, 40)))
+for run in (Cluster(3), Mqtt(2), Mqtt(18)):
+    run.go()
+    print(run.world.trace.digest())
+"""
+"""A hash over everything that brokers sent, wrote and did, of each of some runs."""
+
+
+def traces(tree: Path) -> str:
+    environment = os.environ | {"PYTHONPATH": str(tree)}
+    made = subprocess.run([sys.executable, "-c", TRACES], env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=120)
+    assert made.stdout.strip()
+    return made.stdout
 
 
 @pytest.mark.slow
@@ -59,6 +77,7 @@ def test_compiled_modules_pass_the_same_tests(tmp_path: Path) -> None:
     check = f"import importlib; assert all(importlib.import_module(n).__file__.endswith('.so') for n in {modules!r})"
     environment["PYTHONPATH"] = str(tree)
     subprocess.run([sys.executable, "-c", check], cwd=tmp_path, env=environment, check=True, timeout=30)
+    assert traces(tree) == traces(ROOT / "src")
     tests = [str(path) for pattern in TESTS for path in sorted(ROOT.glob(pattern))]
     assert len(tests) >= len(TESTS) - 1
     run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"), *tests]

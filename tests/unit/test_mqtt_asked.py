@@ -2,7 +2,7 @@
 
 import pytest
 
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.gateways.mqtt.asked import Asked, asked_of, message_id, parse_message_id
 from headrace.model.errors import Invalid
 

@@ -12,7 +12,7 @@ import headrace
 from headrace.ambient import ambient
 from headrace.client.client import Client
 from headrace.core.mqtt.lending import Lent
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.gateways.mqtt.following import Following
 from headrace.model.errors import HeadraceError, Quarantined, Refused, Unavailable, UnknownOutcome
 from headrace.wire import control

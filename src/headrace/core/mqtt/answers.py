@@ -7,7 +7,7 @@ asked for [MQTT-4.6.0-2] [MQTT-4.6.0-4].
 from collections import deque
 from collections.abc import Callable
 
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import HeadraceError, LimitExceeded, Unavailable
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt.reasons import ALLOWED, Reason, Type

@@ -5,27 +5,15 @@ first level after the kind is the name; in it ``%2F``, ``%2B``, ``%23`` and ``%2
 """
 
 import re
-from typing import Final, Literal
+from typing import Final
 
-import msgspec
+from headrace.core.mqtt.captured import Capture, Kind
 
-Kind = Literal["queue", "stream"]
 PREFIXES: Final[dict[str, Kind]] = {"$queue/": "queue", "$stream/": "stream"}
 SETTLES: Final = {"$ack": 0, "$retry": 1, "$reject": 2}
 """As the native protocol numbers them."""
 _ESCAPED: Final = re.compile("%(2F|2B|23|25)", re.IGNORECASE)
 _MEANT: Final = {"%2F": "/", "%2B": "+", "%23": "#", "%25": "%"}
-
-
-class Capture(msgspec.Struct, frozen=True):
-    """A queue or stream that gets a publish. ``settles`` -1: as a message, else the settlement of one."""
-
-    kind: Kind
-    name: str
-    key: str | None = None
-    bound: bool = False
-    """By a binding: then the topic is its key."""
-    settles: int = -1
 
 
 def is_native(topic: str) -> bool:

@@ -25,9 +25,10 @@ from headrace.core.mqtt.origins import RETAINED, Origin
 from headrace.core.mqtt.outward import PLAIN, RETAIN, WAIT_MS, Outward, Pledge
 from headrace.core.mqtt.router import Router, Stored
 from headrace.core.mqtt.routes import Outlet, Remote, Route, Routes
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
 from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
+from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.topics import split_shared
 
 SYS: Final = "$SYS/"

@@ -14,14 +14,17 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from headrace.core.mqtt.answers import Answer, Answers, puback_reason
-from headrace.core.mqtt.capture import Capture, addressed, is_native
+from headrace.core.mqtt.capture import addressed, is_native
+from headrace.core.mqtt.captured import Capture
+from headrace.core.mqtt.granted import Granted, Refusal
 from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.natives import Natives
 from headrace.core.mqtt.once import Once
-from headrace.core.mqtt.opening import Granted, Refusal, grant
+from headrace.core.mqtt.opening import grant
 from headrace.core.mqtt.sending import Sending
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
+from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.terms import Terms
 from headrace.core.mqtt.topics import filter_fault, matches, split_shared
 from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault, Unavailable

@@ -7,7 +7,7 @@ back when the connection ends; the session keeps no more of it than its packet i
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import HeadraceError
 from headrace.wire.mqtt.properties import Properties
 

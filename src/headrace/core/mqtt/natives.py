@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from headrace.core.mqtt.capture import addressed, is_native
 from headrace.core.mqtt.lending import Consumers
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import HeadraceError
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop

@@ -3,9 +3,8 @@
 Owns these rules, as one function of the packet and the broker's terms. Touches no session: ``connection`` does with what is granted here.
 """
 
-import msgspec
-
 from headrace.core.mqtt.capture import addressed
+from headrace.core.mqtt.granted import Granted, Refusal
 from headrace.core.mqtt.host import Host
 from headrace.core.mqtt.ops import Stored, StoredWill
 from headrace.core.mqtt.session import NEVER
@@ -15,29 +14,6 @@ from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Connect
 from headrace.wire.mqtt.properties import Properties
 from headrace.wire.mqtt.reasons import Reason
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """``reason`` of 5.0; ``why`` is empty where there is nothing to say."""
-
-    reason: int
-    why: str = ""
-
-
-class Granted(msgspec.Struct, frozen=True, kw_only=True):
-    """What a connection has from its CONNECT on."""
-
-    client_id: str
-    properties: Properties
-    """Of the CONNACK, as far as they are known before there is a session."""
-    expiry_s: int
-    will: StoredWill | None
-    keep_alive_ms: int
-    """One and a half times the keep-alive that holds; 0 = none."""
-    receive_maximum: int
-    alias_max: int
-    problems: bool
-    """Whether the client wants to be told why in words."""
 
 
 def grant(asked: Connect, host: Host, terms: Terms) -> Granted | Refusal:

@@ -10,7 +10,7 @@ import msgspec
 
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.origins import Kept, Origin
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import Malformed
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
 
+from headrace.core.mqtt.granted import Refusal
 from headrace.core.mqtt.held import Moved
-from headrace.core.mqtt.opening import Refusal, grant
+from headrace.core.mqtt.opening import grant
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Connect
 from headrace.wire.mqtt.reasons import Reason

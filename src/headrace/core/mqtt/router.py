@@ -14,15 +14,17 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from headrace.core.mqtt.bounds import Bounds
-from headrace.core.mqtt.capture import Capture, Kind, addressed, is_native
+from headrace.core.mqtt.capture import addressed, is_native
+from headrace.core.mqtt.captured import Capture, Kind
 from headrace.core.mqtt.held import Moved
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill, message_of
 from headrace.core.mqtt.origins import WILL, Origin
 from headrace.core.mqtt.routes import Outlet, Remote, Route, Routes
-from headrace.core.mqtt.session import NEVER, Delivery, Session, Subscription
+from headrace.core.mqtt.session import NEVER, Delivery, Session
 from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
+from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.tree import NameTree, TopicTree
 from headrace.model.errors import HeadraceError
 from headrace.wire.mqtt.reasons import Reason

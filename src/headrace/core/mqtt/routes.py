@@ -6,10 +6,11 @@ another broker. Decides nothing.
 
 from typing import Protocol
 
-from headrace.core.mqtt.capture import Capture
+from headrace.core.mqtt.captured import Capture
 from headrace.core.mqtt.message import Message
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
 from headrace.core.mqtt.shared import Group
+from headrace.core.mqtt.subscription import Subscription
 
 
 class Outlet(Protocol):

@@ -12,28 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
-
 from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import HeadraceError
 
 PACKET_IDS: Final = 65_535
 NEVER: Final = 0xFFFF_FFFF
 """Session expiry that does not expire."""
-
-
-class Subscription(msgspec.Struct, frozen=True, array_like=True):
-    """``filter`` as the client wrote it; ``path`` without the group of a shared one. ``identifier`` 0 = none."""
-
-    filter: str
-    path: str
-    group: str = ""
-    qos: int = 0
-    no_local: bool = False
-    retain_as_published: bool = False
-    identifier: int = 0
-    options: tuple[tuple[str, str], ...] = ()
-    """Of a queue or stream: the user properties it was subscribed with."""
 
 
 class Delivery:

@@ -34,7 +34,8 @@ from headrace.core.mqtt.ops import (
     WillDone,
 )
 from headrace.core.mqtt.origins import EPOCH_BITS, RETAINED, Origins
-from headrace.core.mqtt.session import Delivery, Session, Subscription
+from headrace.core.mqtt.session import Delivery, Session
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import Damaged
 
 ENTRY_BYTES: Final = 1024 * 1024

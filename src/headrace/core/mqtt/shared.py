@@ -4,7 +4,8 @@ Owns the order of the members of each group; a group is one (name, filter). Memb
 nobody else is there [MQTT-4.8.2-4]. Knows members only by their sessions.
 """
 
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
+from headrace.core.mqtt.subscription import Subscription
 
 
 class Group:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from headrace.core.mqtt.capture import Capture
+from headrace.core.mqtt.captured import Capture
 from headrace.core.mqtt.message import Message
 from headrace.core.partitioner import partition_for
 from headrace.gateways.mqtt.records import record_of

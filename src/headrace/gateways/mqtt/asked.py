@@ -2,8 +2,9 @@
 
 import msgspec
 
-from headrace.core.mqtt.capture import Kind, addressed
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.capture import addressed
+from headrace.core.mqtt.captured import Kind
+from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import Invalid
 
 PREFETCH = 100

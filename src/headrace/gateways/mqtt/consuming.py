@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from headrace.broker.attach import Attachments
 from headrace.broker.subscription import QueueSubscription, StreamSubscription
-from headrace.core.mqtt.capture import Capture, addressed
+from headrace.core.mqtt.capture import addressed
+from headrace.core.mqtt.captured import Capture
 from headrace.core.mqtt.connection import Connection
 from headrace.core.mqtt.lending import Lent, Opened
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.gateways.mqtt.asked import Asked, asked_of, message_id, parse_message_id
 from headrace.gateways.mqtt.records import properties_of
 from headrace.model.errors import Conflict, HeadraceError, Invalid, Malformed, NotFound, Refused

@@ -18,7 +18,8 @@ from headrace.client.message import Message
 from headrace.client.reader import Reader, Record
 from headrace.core.mqtt.connection import Connection
 from headrace.core.mqtt.lending import Lent, Opened
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
+from headrace.core.mqtt.subscription import Subscription
 from headrace.gateways.mqtt.asked import Asked, asked_of, message_id, parse_message_id
 from headrace.gateways.mqtt.clients import Clients
 from headrace.gateways.mqtt.records import properties_of

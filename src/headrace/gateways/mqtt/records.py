@@ -4,7 +4,7 @@ A record's value is the payload. Its headers: ``content-type``, ``mqtt-topic`` (
 ``mqtt-correlation-data``, and the user properties by their names; names that begin with ``headrace.`` are the broker's and left out.
 """
 
-from headrace.core.mqtt.capture import Capture
+from headrace.core.mqtt.captured import Capture
 from headrace.core.mqtt.message import Message
 from headrace.wire.batch import Record
 from headrace.wire.mqtt import properties as prop

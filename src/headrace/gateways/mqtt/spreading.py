@@ -17,7 +17,8 @@ from headrace.core.mqtt.cluster_router import DECLINED, REFUSED
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.origins import Origin
 from headrace.core.mqtt.outward import Part
-from headrace.core.mqtt.session import Session, Subscription
+from headrace.core.mqtt.session import Session
+from headrace.core.mqtt.subscription import Subscription
 from headrace.gateways.mqtt.partition import SessionPartition
 from headrace.gateways.mqtt.peers import NOTE_BYTES
 from headrace.log import get_logger

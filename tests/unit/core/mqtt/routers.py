@@ -6,8 +6,9 @@ from headrace.core.mqtt.bounds import Bounds
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import Stored, StoredWill
 from headrace.core.mqtt.router import Router
-from headrace.core.mqtt.session import Delivery, Session, Subscription
+from headrace.core.mqtt.session import Delivery, Session
 from headrace.core.mqtt.shard import Shard
+from headrace.core.mqtt.subscription import Subscription
 
 SHARDS = 3
 BOUNDS = Bounds(

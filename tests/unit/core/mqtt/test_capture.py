@@ -2,7 +2,8 @@
 
 import pytest
 
-from headrace.core.mqtt.capture import Capture, addressed
+from headrace.core.mqtt.capture import addressed
+from headrace.core.mqtt.captured import Capture
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.session import PACKET_IDS, Session
 from tests.unit.core.mqtt.routers import Net

@@ -4,7 +4,7 @@ import pytest
 
 from headrace.core.mqtt.cluster_router import BACK_MS
 from headrace.core.mqtt.held import Held, first_packet
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Connect, Disconnect, Filter, Suback, Subscribe, Will

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from headrace.core.mqtt.capture import Capture
+from headrace.core.mqtt.captured import Capture
 from headrace.core.mqtt.connection import Connection
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.router import Router
-from headrace.core.mqtt.session import Subscription
+from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.terms import Terms
 from headrace.model.errors import HeadraceError, NotFound
 from headrace.wire.mqtt import encoding

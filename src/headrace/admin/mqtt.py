@@ -1,4 +1,4 @@
-"""The admin routes about MQTT: which route is which message of ``wire.mqtt_control``."""
+"""The admin routes about MQTT: which route is which message of ``wire.control.mqtt``."""
 
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Final
@@ -8,7 +8,7 @@ from fastapi import FastAPI, Query, Response
 from headrace.admin.bodies import Body, Name, accepts, answers, make
 from headrace.model import limits
 from headrace.wire import control
-from headrace.wire import mqtt_control as asked
+from headrace.wire.control import mqtt as asked
 
 PATH: Final = "/admin/api/mqtt"
 Limit = Annotated[int, Query(ge=1, le=10_000)]

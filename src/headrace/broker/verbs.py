@@ -17,7 +17,7 @@ from headrace.broker.stream_partition import StreamPartition
 from headrace.model import limits
 from headrace.model.errors import Conflict, Damaged, Invalid, NotFound, Refused, Unavailable
 from headrace.wire import control, ingress
-from headrace.wire.mqtt_control import MqttRequest
+from headrace.wire.control.mqtt import MqttRequest
 
 if TYPE_CHECKING:
     from headrace.broker.broker import Broker

@@ -12,7 +12,7 @@ from headrace.cli.output import confirm, count, emit, readable, size, span, tabl
 from headrace.model import limits
 from headrace.model.errors import Invalid, NotFound, TooLarge
 from headrace.wire import control
-from headrace.wire import mqtt_control as asked
+from headrace.wire.control import mqtt as asked
 
 PAGE: Final = 1000
 app = typer.Typer(no_args_is_help=True, help="MQTT: sessions, subscriptions, retained messages; kick a client, publish.")

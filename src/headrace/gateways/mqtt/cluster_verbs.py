@@ -16,7 +16,7 @@ from headrace.gateways.mqtt.verbs import LIMIT_MAX, MqttVerbs
 from headrace.model.cluster import BrokerId
 from headrace.model.errors import HeadraceError, Malformed, Unavailable
 from headrace.wire import control
-from headrace.wire import mqtt_control as asked
+from headrace.wire.control import mqtt as asked
 from headrace.wire.peer import Service
 
 if TYPE_CHECKING:

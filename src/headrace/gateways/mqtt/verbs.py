@@ -17,7 +17,7 @@ from headrace.core.mqtt.topics import filter_fault, name_fault, text_fault
 from headrace.model.config import glob_matches
 from headrace.model.errors import HeadraceError, Invalid, LimitExceeded, NotFound, Unavailable
 from headrace.wire import control
-from headrace.wire import mqtt_control as asked
+from headrace.wire.control import mqtt as asked
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.properties import Properties
 from headrace.wire.mqtt.reasons import Reason

@@ -15,7 +15,7 @@ import msgspec
 from headrace import __version__
 from headrace.broker.attach import Attachments
 from headrace.model.errors import Conflict, HeadraceError, Invariant, LimitExceeded, Malformed, Refused, UnsupportedVersion
-from headrace.wire import control, mqtt_control
+from headrace.wire import control
 from headrace.wire.frames import VERSION_MAX, VERSION_MIN
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ _SCOPED = (
 _HEAVY = (
     *(control.List, control.Describe, control.Inspect, control.Status, control.ConnectionsList, control.Topology, control.CursorsList),
     *(control.QuarantineList, control.OffsetForTime, control.ClusterTopology),
-    *(mqtt_control.MqttSessions, mqtt_control.MqttSubscriptions, mqtt_control.MqttRetained),
+    *(control.mqtt.MqttSessions, control.mqtt.MqttSubscriptions, control.mqtt.MqttRetained),
 )
 """Requests that only look, at much: one of a connection at a time and one a turn of the loop, while its peer reads the answers."""
 

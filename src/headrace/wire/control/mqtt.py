@@ -7,7 +7,7 @@ from typing import Final
 
 import msgspec
 
-from headrace.wire.message import Message
+from headrace.wire.control.message import Message
 
 FOR_EVER: Final = 0xFFFF_FFFF
 """An expiry that does not expire."""

@@ -1,4 +1,4 @@
-"""The base of control messages, for the modules that define them (``control``, ``mqtt_control``)."""
+"""The base of all control messages."""
 
 import msgspec
 

@@ -100,7 +100,7 @@ class Attachments:
             subscription = old
         else:
             if old is not None:
-                broker.end_subscription(old)
+                broker.sessions.drop(old)
             subscription = QueueSubscription(self.broker.ambient.bits(63), self.session, self.sink, item, msgspec.structs.replace(asked, held=()))
             self._keep(subscription)
             held = {h.partition: h.ranges for h in asked.held}
@@ -118,7 +118,7 @@ class Attachments:
             try:
                 broker.groups.join_cohort(subscription, broker.now_ms)
             except HeadraceError:
-                broker.end_subscription(subscription)
+                broker.sessions.drop(subscription)
                 raise
         if self.sink.blocked:
             subscription.block()
@@ -172,7 +172,7 @@ class Attachments:
             self._claim(subscription, asked.channel)
         else:
             if old is not None:
-                broker.end_subscription(old)
+                broker.sessions.drop(old)
             subscription = StreamSubscription(self.broker.ambient.bits(63), self.session, self.sink, item, asked)
             subscription.generation = asked.generation
             self._keep(subscription)
@@ -181,7 +181,7 @@ class Attachments:
             try:
                 broker.groups.join_readers(subscription, broker.now_ms)
             except HeadraceError:
-                broker.end_subscription(subscription)
+                broker.sessions.drop(subscription)
                 raise
             assigned, subscription.generation = broker.groups.assignment(subscription)
             starts = {n: p.machine.position(subscription.id) for n, p in subscription.partitions.items()}
@@ -191,7 +191,7 @@ class Attachments:
                 for number in assigned:
                     starts[number] = start_reading(broker, subscription, number)
             except HeadraceError:
-                broker.end_subscription(subscription)
+                broker.sessions.drop(subscription)
                 raise
         return control.Subscribed(
             partitions=len(item.partitions),
@@ -227,13 +227,13 @@ class Attachments:
             self._claim(subscription, asked.channel)
         else:
             if old is not None:
-                broker.end_subscription(old)
+                broker.sessions.drop(old)
             subscription = Membership(broker.ambient.bits(63), self.session, self.sink, item, asked)
             self._keep(subscription)
         try:
             broker.groups.join(subscription, at, broker.now_ms)
         except HeadraceError:
-            broker.end_subscription(subscription)
+            broker.sessions.drop(subscription)
             raise
         return control.Subscribed(partitions=len(item.partitions), assigned=())
 
@@ -255,11 +255,11 @@ class Attachments:
                 partition = subscription.partitions.get(held.partition)
                 if partition is not None:
                     partition.machine.take_back(subscription.id, held.ranges, self.broker.now_ms, self.broker.wall_ms)
-        self.broker.end_subscription(subscription)
+        self.broker.sessions.drop(subscription)
         return control.Done(count=1)
 
     def connection_lost(self, sink: Sink) -> None:
-        self.broker.connection_lost(self.session, sink)
+        self.broker.sessions.lost(self.session, sink)
 
     def block(self) -> None:
         """The socket's buffer is full: its consumers are granted nothing until ``wake`` (readers look at the sink themselves)."""
@@ -301,7 +301,7 @@ class Attachments:
     def _take_channel(self, channel: int) -> None:
         old = self.session.channels.get(channel)
         if old is not None:
-            self.broker.end_subscription(old)
+            self.broker.sessions.drop(old)
 
     def _claim(self, subscription: Subscription, channel: int) -> None:
         """A subscription of this session goes on, on ``channel`` alone."""

@@ -9,38 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import heapq
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from headrace.ambient import ambient
 from headrace.broker.catalogue import OWN, Catalogue, Item
+from headrace.broker.deadlines import Deadlines
+from headrace.broker.deletions import Deletions
 from headrace.broker.groups import Groups
+from headrace.broker.housekeeping import housekeep
 from headrace.broker.lane import Confirms, Lane, Turn, all_flushed
-from headrace.broker.metrics import Counters, Figures, NameMetrics, Snapshot, bounded
+from headrace.broker.measuring import measured
+from headrace.broker.metrics import Counters, Figures, Snapshot
 from headrace.broker.outbox import Outbox
 from headrace.broker.partition import Partition
 from headrace.broker.parts import Parts
 from headrace.broker.queue_partition import QueuePartition
 from headrace.broker.repartitions import Repartitions
-from headrace.broker.session import Session
-from headrace.broker.sink import Sink, Written
+from headrace.broker.sessions import Sessions
+from headrace.broker.sink import Written
 from headrace.broker.stream_partition import StreamPartition
-from headrace.broker.subscription import QueueSubscription, StreamSubscription, Subscription
+from headrace.broker.subscription import QueueSubscription
 from headrace.cluster.local import LocalCoordinator
 from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
 from headrace.model.errors import (
     Damaged,
-    DiskFull,
-    Draining,
     Elsewhere,
     Fenced,
     HeadraceError,
-    NotFound,
-    Quarantined,
     StorageError,
     SyncFailed,
     Unavailable,
@@ -55,7 +54,6 @@ if TYPE_CHECKING:
     from headrace.broker.copies import Copy
     from headrace.cluster.mirrored import Documents
 
-HOUSEKEEPING_S = 1.0
 AT_ONCE_BYTES_MAX = 4096
 """A read of at most so much, of a connection that seems to be alone, is worked off at once and not in the loop's next turn."""
 CROWD_MS = 0.15
@@ -114,7 +112,7 @@ class Broker:
         self.refresh()
         self.cluster: Cluster | None = _make_cluster(self, means) if means is not None else None
         self.partitions: dict[int, Partition] = {}
-        self.sessions: dict[str, Session] = {}
+        self.sessions = Sessions(self)
         self.sinks: dict[int, Any] = {}
         """Open connections by id, kept by the gateways."""
         self.all_gone = asyncio.Event()
@@ -136,6 +134,10 @@ class Broker:
         self.groups = Groups(self)
         self.parts = Parts(self)
         self.repartitions = Repartitions(self)
+        self.deletions = Deletions(self)
+        self._deadlines = Deadlines(self)
+        self.wake_at = self._deadlines.add
+        """``wake_at(due_ms, partition)``: it wants a tick at that monotonic time."""
         self._crowd = 0
         self._reader: object = None
         self._read = False
@@ -144,11 +146,6 @@ class Broker:
         self._ticked_ms = 0.0
         self.turn = Turn(self._begin_tick, self.entry_bytes_max)
         self._held: list[Held] = []
-        self._erase_again = False
-        self._timers: list[tuple[int, int, Partition]] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0
-        self._sequence = 0
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._stopping = False
 
@@ -168,7 +165,7 @@ class Broker:
         self.refresh()
         self.started_ms = self.now_ms
         self.state = "serving"
-        self.spawn(self._housekeep())
+        self.spawn(housekeep(self))
         self.repartitions.resume()
 
     async def _begin(self, node_id: str) -> None:
@@ -186,7 +183,7 @@ class Broker:
         else:
             self.catalogue = self.make_catalogue(LocalCoordinator(self.store.state, self.store.commit_state))
             await self.catalogue.open()
-            await self._finish_deletions()
+            await self.deletions.finish()
             await self._wake_partitions()
 
     def make_catalogue(self, documents: Documents, known: Callable[[], bool] | None = None) -> Catalogue:
@@ -233,8 +230,7 @@ class Broker:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._deadlines.stop()
         if self.cluster is not None:
             await self.cluster.stop()
         await self.store.close()
@@ -357,33 +353,6 @@ class Broker:
         self._held.append(connection)
         self.tick_soon()
 
-    def wake_at(self, due_ms: int, partition: Partition) -> None:
-        """``partition`` wants a tick at that monotonic time."""
-        self._sequence += 1
-        heapq.heappush(self._timers, (due_ms, self._sequence, partition))
-        self._arm()
-
-    def _arm(self) -> None:
-        if not self._timers:
-            return
-        due = self._timers[0][0]
-        if self._timer is not None:
-            if self._timer_ms <= due:
-                return
-            self._timer.cancel()
-        self._timer_ms = due
-        self._timer = self.loop.call_later(max(0.0, (due - int(self.ambient.monotonic() * 1000)) / 1000), self._on_timer)
-
-    def _on_timer(self) -> None:
-        self._timer = None
-        self.refresh()
-        while self._timers and self._timers[0][0] <= self.now_ms:
-            due, _, partition = heapq.heappop(self._timers)
-            if partition.deadline_ms == due and self.partitions.get(partition.pid) is partition:
-                partition.deadline_ms = None
-                self.mark(partition)
-        self._arm()
-
     # ------------------------------------------------------------ what the store says
 
     def checkpoint(self, pid: int) -> Checkpoint | None:
@@ -428,56 +397,9 @@ class Broker:
             partition.quarantined = why
             if isinstance(partition, StreamPartition):
                 for subscription in list(partition.subscriptions.values()):
-                    self._isolate(subscription, partition, why)
+                    self.sessions.isolate(subscription, partition, why)
             elif isinstance(partition, QueuePartition) and self.cluster is None:  # else who owns it is replaced
                 partition.let_go()
-
-    def _isolate(self, subscription: StreamSubscription, partition: StreamPartition, why: str) -> None:
-        """A reader goes on without a partition that is quarantined, unless it asked for that one by its number or has no other."""
-        if subscription.asked.partitions or (len(subscription.partitions) == 1 and not subscription.group):
-            self.end(subscription, Quarantined(f"partition {partition.number} of {partition.item.name!r} is quarantined: {why}"))
-            return
-        del subscription.partitions[partition.number]
-        partition.close_reader(subscription)
-        subscription.isolated(partition.number, why)
-        if subscription.sink is not None:
-            self.touch(subscription.sink)
-
-    def end_readers(self, partition: QueuePartition | StreamPartition, error: HeadraceError) -> None:
-        """Ends every subscription that has this partition, or goes on without it because it was isolated, and says why."""
-        subscriptions: list[Subscription] = list(partition.subscriptions.values())
-        if partition.quarantined:
-            subscriptions += [
-                subscription
-                for session in self.sessions.values()
-                for subscription in session.channels.values()
-                if isinstance(subscription, StreamSubscription)
-                and subscription.item.id == partition.item.id
-                and partition.number not in subscription.partitions
-                and partition.number in (subscription.asked.partitions or self.groups.assignment(subscription)[0])
-            ]
-        for subscription in subscriptions:
-            self.end(subscription, error)
-
-    def end(self, subscription: Subscription, error: HeadraceError) -> None:
-        """Ends a subscription and says why."""
-        if subscription.sink is not None:
-            event = control.SubscriptionClosed(channel=subscription.channel, code=error.code, message=str(error), detail=dict(error.detail))
-            subscription.sink.event(event)
-            self.touch(subscription.sink)
-        self.end_subscription(subscription)
-
-    def end_subscriptions(self, item: Item) -> HeadraceError:
-        """Ends all that this broker has of a queue or stream that was deleted; what they were told."""
-        gone = NotFound(f"{item.kind} {item.name!r} was deleted")
-        for session in list(self.sessions.values()):
-            for subscription in [*session.channels.values(), *session.subscriptions.values()]:
-                if subscription.item.id == item.id and not subscription.closed:
-                    if subscription.sink is not None:
-                        subscription.sink.event(control.SubscriptionClosed(channel=subscription.channel, code=gone.code, message=str(gone)))
-                        self.touch(subscription.sink)
-                    self.end_subscription(subscription)
-        return gone
 
     def _fail(self, error: HeadraceError) -> None:
         """A failed write or sync is never retried: nothing is confirmed any more and the process is to end."""
@@ -616,111 +538,7 @@ class Broker:
             after = items[-1].name
             await asyncio.sleep(0)
 
-    async def erase(self, item: Item) -> None:
-        """Removes the data of what the catalogue records as deleted; on a full disk later, once there is room."""
-        try:
-            await self.store.delete(item.partitions)
-            await self.catalogue.deletion_done(item)
-        except DiskFull:
-            self._erase_again = True
-
-    async def _finish_deletions(self) -> None:
-        self._erase_again = False
-        for item in await self.catalogue.deletions():
-            await self.erase(item)
-
-    async def _housekeep(self) -> None:
-        """Once a second: retention, idle partitions, sessions whose grace is over."""
-        sampled_ms = self.now_ms
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_S)
-            self.refresh()
-            seconds, sampled_ms = max(0.001, (self.now_ms - sampled_ms) / 1000), self.now_ms
-            self.counters.sample(self.now_ms)
-            await self._expire_sessions()
-            self.groups.tick(self.now_ms)
-            if self._erase_again:
-                await self._finish_deletions()
-            for i, partition in enumerate(list(self.partitions.values())):
-                partition.sample(seconds)
-                if isinstance(partition, StreamPartition):
-                    partition.housekeep(self.wall_ms)
-                if self.cluster is None and partition.idle() and self.now_ms - partition.used_ms >= self.config.storage.idle_unload_ms:
-                    await self._unload(partition)
-                if i % 64 == 63:
-                    await asyncio.sleep(0)
-
-    async def _unload(self, partition: Partition) -> None:
-        if partition.quarantined or self.store.pending_bytes or self.store_error is not None:
-            return
-        checkpoint = partition.checkpoint()
-        try:
-            await self.store.save_checkpoint(partition.pid, checkpoint)
-        except DiskFull:
-            return  # it stays in memory; the store tells when the disk is full
-        if partition.idle() and partition.last_index == checkpoint.index:
-            self.forget(partition)
-
-    # ------------------------------------------------------------ sessions
-
-    def open_session(self, token: str, name: str, sink: Sink) -> tuple[Session, bool]:
-        """The session of that token with ``sink`` as its connection, and whether it was resumed. A second connection with a token takes it over."""
-        session = self.sessions.get(token) if token else None
-        if session is None:
-            session = Session(token or self.ambient.token(16), name, sink)
-            self.sessions[session.token] = session
-            return session, False
-        old, session.sink = session.sink, sink
-        if old is not None and old is not sink:
-            self._park(session)
-            old.close(Draining("another connection took this session over"))
-        session.away_since_ms = 0
-        return session, True
-
-    def connection_lost(self, session: Session, sink: Sink) -> None:
-        """Suspends what the connection had; it waits for ``reconnect_grace``."""
-        if session.sink is not sink:
-            return
-        session.sink = None
-        session.away_since_ms = max(1, self.now_ms)
-        self._park(session)
-        if not session.subscriptions:
-            self.sessions.pop(session.token, None)
-
-    def _park(self, session: Session) -> None:
-        for subscription in list(session.channels.values()):
-            if subscription.token:
-                subscription.suspend()
-                self.groups.suspended(subscription, self.now_ms)
-            else:
-                self.end_subscription(subscription)
-        session.channels.clear()
-
-    def end_subscription(self, subscription: Subscription) -> None:
-        """Ends a subscription for good: leases return, its group is told."""
-        session = subscription.session
-        if session.channels.get(subscription.channel) is subscription:
-            del session.channels[subscription.channel]
-        if session.subscriptions.get(subscription.token) is subscription:
-            del session.subscriptions[subscription.token]
-        subscription.leave(self.now_ms, self.wall_ms)
-        self.groups.left(subscription, self.now_ms)
-
-    async def _expire_sessions(self) -> None:
-        grace = self.config.connection.reconnect_grace_ms
-        for session in list(self.sessions.values()):
-            if session.sink is None and self.now_ms - session.away_since_ms >= grace:
-                del self.sessions[session.token]
-                for subscription in list(session.subscriptions.values()):
-                    self.end_subscription(subscription)
-            elif session.sink is not None:
-                for subscription in list(session.subscriptions.values()):
-                    if subscription.sink is None and not subscription.closed:
-                        subscription.unclaimed_ms = subscription.unclaimed_ms or self.now_ms
-                        if self.now_ms - subscription.unclaimed_ms >= grace:
-                            self.end_subscription(subscription)
-
-    # ------------------------------------------------------------ catalogue and figures
+    # ------------------------------------------------------------ the catalogue
 
     def _undeclared(self, name: str, kind: str) -> Spec | None:
         found = self.config.undeclared_spec(name)
@@ -739,7 +557,7 @@ class Broker:
     def _catalogue_changed(self, item: Item, change: str) -> None:
         if self.cluster is not None:
             if change == "deleted":
-                self.cluster.deleted(item, self.end_subscriptions(item))
+                self.cluster.deleted(item, self.sessions.end_all(item))
             else:
                 self.cluster.declared(item)
         if item.name.startswith(OWN):
@@ -758,46 +576,4 @@ class Broker:
 
     def metrics(self) -> Snapshot:
         """Counters, gauges and the figures of the busiest names, for /metrics and the overview."""
-        by_item: dict[str, list[Partition]] = {}
-        for partition in self.partitions.values():
-            if self.cluster is not None and partition.barred is not None:
-                continue  # who serves it counts it
-            by_item.setdefault(partition.item.name, []).append(partition)
-        stats = self.store.stats()
-        gauges = {
-            "connections": float(len(self.sinks)),
-            "sessions": float(len(self.sessions)),
-            "queues": float(self.catalogue.queues),
-            "streams": float(self.catalogue.streams),
-            "loaded_partitions": float(len(self.partitions)),
-            "quarantined_partitions": float(len(self.store.damaged())),
-            **stats,
-        }
-        totals: dict[str, int] = {}
-        for figures in [told() for told in self.figures]:
-            gauges |= figures.gauges
-            totals |= figures.totals
-        names = [self._name_metrics(partitions) for partitions in by_item.values()]
-        return Snapshot(counters=self.counters, gauges=gauges, totals=totals, names=bounded(names, self.config.metrics.names_max))
-
-    @staticmethod
-    def _name_metrics(partitions: list[Partition]) -> NameMetrics:
-        item = partitions[0].item
-        queues = [p.machine for p in partitions if isinstance(p, QueuePartition)]
-        streams = [p for p in partitions if isinstance(p, StreamPartition)]
-        return NameMetrics(
-            name=item.name,
-            kind=item.kind,
-            published=sum(p.published for p in partitions),
-            delivered=sum(p.delivered for p in partitions),
-            settled=sum(p.settled_count for p in partitions),
-            ready=sum(m.ready_count for m in queues),
-            leased=sum(m.leased_count for m in queues),
-            delayed=sum(m.delayed_count for m in queues),
-            records=sum(p.high_watermark - p.machine.start_offset for p in streams),
-            bytes=sum(m.bytes for m in queues),
-            consumers=max((p.attached() for p in partitions), default=0),
-            publishers=sum(p.publishers for p in partitions),
-            oldest_ms=max((p.oldest_ms() for p in partitions), default=0),
-            lag=max((p.high_watermark - c.next_offset for p in streams for c in p.machine.cursors.values()), default=0),
-        )
+        return measured(self)

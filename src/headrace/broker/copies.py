@@ -221,7 +221,7 @@ class Copy:
         assert old is not None
         why = self.elsewhere()
         old.taken_away(why, _unknown(reason))
-        self.broker.end_readers(old, why)
+        self.broker.sessions.end_readers(old, why)
         self._drop(f"epoch {epoch} has ended: {reason}")
         if not self.replicated.halted:
             self._load()

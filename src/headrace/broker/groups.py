@@ -97,7 +97,7 @@ class Groups:
                 starts = {at.number: start_reading(self.broker, subscription, at.number)}
             except HeadraceError as e:
                 error = Unavailable(f"partition {at.number} of {at.item.name!r} was repaired: {e}", hint="subscribe again")
-                self.broker.end(subscription, error)
+                self.broker.sessions.end(subscription, error)
             else:
                 self._say(subscription, assignment, starts)
 
@@ -111,7 +111,7 @@ class Groups:
                 del self._groups[key]
                 for subscription in list(hosted.members.values()):
                     if isinstance(subscription, Membership):
-                        self.broker.end(subscription, error)
+                        self.broker.sessions.end(subscription, error)
 
     def _open(self, at: Partition, name: str, strategy: Strategy = "sticky") -> Hosted:
         key = (at.item.id, name)

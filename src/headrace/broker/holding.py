@@ -60,6 +60,6 @@ def take(
     for other in others:
         if other.group == group:
             what = f"partition {partition.number} of {partition.item.name!r}"
-            broker.end(other, Fenced(f"{what} was given to another member of {group!r} in generation {asked.generation}"))
+            broker.sessions.end(other, Fenced(f"{what} was given to another member of {group!r} in generation {asked.generation}"))
     if isinstance(partition, QueuePartition):
         partition.machine.release_absent(owner_token, broker.now_ms, broker.wall_ms)

@@ -234,7 +234,7 @@ class Repartitions:
         for partition in retired:
             self._dismiss(partition, error)
         if gone is not None:
-            await broker.erase(gone)
+            await broker.deletions.erase(gone)
 
     def _dismiss(self, partition: Partition, error: HeadraceError) -> None:
         """Takes an empty partition that the queue does not have any more from those who use it."""
@@ -244,7 +244,7 @@ class Repartitions:
                 partition.detach(subscription, broker.now_ms, broker.wall_ms)
                 subscription.partitions.pop(partition.number, None)
                 if not subscription.partitions:
-                    broker.end(subscription, error)
+                    broker.sessions.end(subscription, error)
         if partition.gathered:
             lane_append(partition, broker.wall_ms)
         partition.barred = error

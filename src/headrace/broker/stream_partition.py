@@ -147,7 +147,7 @@ class StreamPartition(Partition):
             message = f"another reader took the cursor {cursor!r} of {self.item.name!r}; its acks count from now on"
             fenced.sink.event(control.SubscriptionClosed(channel=fenced.channel, code=Fenced.code, message=message))
             self.broker.touch(fenced.sink)
-            self.broker.end_subscription(fenced)
+            self.broker.sessions.drop(fenced)
         self.subscriptions[subscription.id] = subscription
         subscription.partitions[self.number] = self
         self._readings[subscription.id] = Reading(self.store, self.pid)

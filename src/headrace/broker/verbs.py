@@ -113,7 +113,7 @@ class Verbs:
         item = await broker.catalogue.delete(r.name, r.kind)
         if broker.cluster is not None:
             return control.Done(count=1)  # every broker hears of it and erases what it has
-        gone = broker.end_subscriptions(item)
+        gone = broker.sessions.end_all(item)
         for partition in broker.loaded(item):
             if partition.gathered:
                 lane_append(partition, broker.wall_ms)
@@ -123,7 +123,7 @@ class Verbs:
             # nobody is told of its flushes any more: who waits for one need not, as all of it is gone by now
             confirms = Confirms(broker.counters, broker.turn, broker.precise_ms)
             all_flushed({partition.pid: partition}, [(partition.pid, partition.last_index)], broker.now_ms, confirms)
-        await broker.erase(item)
+        await broker.deletions.erase(item)
         return control.Done(count=1)
 
     async def _list(self, r: control.List) -> control.Reply:
@@ -327,7 +327,7 @@ class Verbs:
                 old = broker.partitions.get(pid)
                 if isinstance(old, QueuePartition | StreamPartition):
                     again = "subscribe again; the Python client does so by itself"
-                    broker.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired", hint=again))
+                    broker.sessions.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired", hint=again))
                     broker.forget(old)
                 with contextlib.suppress(Damaged):
                     repaired = broker.partition(item, item.partitions.index(pid))

@@ -54,7 +54,7 @@ class Consuming:
         self.blocked = shell.blocked
         self.dirty = False
         self.in_flight_bytes = 0
-        self.session, _ = broker.open_session("", machine.client_id[:255], self)
+        self.session, _ = broker.sessions.open("", machine.client_id[:255], self)
         self.attachments = Attachments(broker, self.session, self)
         self._by_filter: dict[str, Consumed] = {}
         self._by_channel: dict[int, Consumed] = {}
@@ -116,7 +116,7 @@ class Consuming:
         self._ended = True
         for consumed in list(self._by_channel.values()):
             self._forget(consumed)
-        self.broker.connection_lost(self.session, self)
+        self.broker.sessions.lost(self.session, self)
 
     # ------------------------------------------------------------ from the broker (``Sink``)
 

@@ -174,7 +174,7 @@ class Requests:
         if hello.session and not _is_token(hello.session):
             raise Malformed("a session token has 32 lower-case hexadecimal digits")
         heartbeat_ms = min(max(500, hello.heartbeat_ms), config.connection.heartbeat_ms)
-        session, resumed = broker.open_session(hello.session, hello.name or hello.client, connection)
+        session, resumed = broker.sessions.open(hello.session, hello.name or hello.client, connection)
         connection.ready(Attachments(broker, session, connection), hello, heartbeat_ms)
         return control.Welcome(
             version=version,

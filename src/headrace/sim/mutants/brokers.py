@@ -78,7 +78,7 @@ BROKERS: Final = (
         name="deletion-keeps-the-data",
         wrong="a deleted queue's data stays in the store, under numbers that nothing names any more",
         notices=("I17",),
-        edits=(Edit("broker.broker:Broker.erase", "await self.store.delete(item.partitions)", "pass"),),
+        edits=(Edit("broker.deletions:Deletions.erase", "await self._broker.store.delete(item.partitions)", "pass"),),
     ),
     Mutant(
         name="deletion-on-absence",
@@ -86,11 +86,11 @@ BROKERS: Final = (
         notices=("I1",),
         edits=(
             Edit(
-                "broker.broker:Broker._finish_deletions",
-                "for item in await self.catalogue.deletions():",
-                "known = {pid for item in self.catalogue._cache.values() for pid in item.partitions}\n"
-                "await self.store.delete([pid for pid in self.store.partitions() if pid not in known])\n"
-                "for item in await self.catalogue.deletions():",
+                "broker.deletions:Deletions.finish",
+                "for item in await self._broker.catalogue.deletions():",
+                "known = {pid for item in self._broker.catalogue._cache.values() for pid in item.partitions}\n"
+                "await self._broker.store.delete([pid for pid in self._broker.store.partitions() if pid not in known])\n"
+                "for item in await self._broker.catalogue.deletions():",
             ),
         ),
     ),

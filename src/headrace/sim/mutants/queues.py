@@ -143,8 +143,8 @@ LEASES: Final = (
         wants=("cohorts", "abandoned connections"),
         edits=(
             Edit(
-                "broker.broker:Broker._expire_sessions",
-                "for subscription in list(session.subscriptions.values()):\n    self.end_subscription(subscription)\n",
+                "broker.sessions:Sessions.expire",
+                "for subscription in list(session.subscriptions.values()):\n    self.drop(subscription)\n",
                 "pass\n",
             ),
         ),

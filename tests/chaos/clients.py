@@ -79,7 +79,8 @@ class Publishing:
 
     def waits(self) -> str:
         """Where its channel is, and what keeps it from going on, as far as the client knows."""
-        whys = [(user, user.lane.why or self._publisher._router.why(user)) for user in self._publisher._lanes.values()]
+        lanes = self._publisher._lanes
+        whys = [(user, user.lane.why or lanes.router.why(user)) for user in lanes.users.values()]
         return "; ".join(f"channel {user.channel} at {user.connection.target}, open: {user._open}, {why!r}" for user, why in whys)
 
     def give_up(self) -> None:

@@ -1,7 +1,7 @@
 """A lane's channel: opened where its partition is served, moved when that changes, and what goes out and comes back on it.
 
-Belongs to a publisher and knows it well; the lane knows no connection. Invariant: whenever the channel is opened anew, everything that has no
-answer is sent first, in order.
+Belongs to the lanes of a publisher and knows them well; the lane knows no connection. Invariant: whenever the channel is opened anew, everything that
+has no answer is sent first, in order.
 """
 
 from typing import TYPE_CHECKING, Any, Final
@@ -12,7 +12,7 @@ from headrace.model.errors import Draining, HeadraceError, NotFound, StaleRoutin
 from headrace.wire import control
 
 if TYPE_CHECKING:
-    from headrace.client.publisher import Publisher
+    from headrace.client.lanes import Lanes
 
 AGAIN_S: Final = 0.2
 """After so long what has no answer is offered again."""
@@ -22,13 +22,13 @@ _FLUSH_BYTES: Final = 1024 * 1024
 class LaneUser:
     """See the module's head."""
 
-    __slots__ = ("_gone", "_open", "_publisher", "_told", "channel", "connection", "lane", "marked", "name", "partition")
+    __slots__ = ("_gone", "_lanes", "_open", "_told", "channel", "connection", "lane", "marked", "name", "partition")
 
-    def __init__(self, publisher: "Publisher", lane: Lane) -> None:
-        self._publisher = publisher
-        self.connection = publisher._connection
+    def __init__(self, lanes: "Lanes", lane: Lane) -> None:
+        self._lanes = lanes
+        self.connection = lanes.connection
         self.lane = lane
-        self.name, self.partition = publisher.name, lane.partition
+        self.name, self.partition = lanes.name, lane.partition
         self.channel = 0
         self.marked = False
         self._open = self._gone = False
@@ -44,22 +44,22 @@ class LaneUser:
         lane = self.lane
         lane.bind(self.channel)
         return control.OpenPublisher(
-            channel=self.channel, name=self._publisher.name, partition=lane.partition, producer_id=lane.producer_id,
-            routing_version=self._publisher.routing_version,
+            channel=self.channel, name=self._lanes.name, partition=lane.partition, producer_id=lane.producer_id,
+            routing_version=self._lanes.routing_version,
         )  # fmt: skip
 
     def opened(self, reply: Any) -> None:
         self._open, self._gone, self._told = True, False, reply
-        self._publisher._router.sat_down(self)
+        self._lanes.router.sat_down(self)
         self.lane.records_max = BATCH_RECORDS_MAX if reply.kind == "stream" else QUEUE_BATCH_RECORDS_MAX
-        self._publisher._learned(reply)
+        self._lanes.learned(reply)
         if self.lane.sent or self.lane.gathered:
             again: list[bytes] = []
             self.lane.again(again)
             if again:
                 self.connection.send(again)
             self.connection.mark(self)
-        self._publisher._look_if_settled()
+        self._lanes.look_if_settled()
 
     def open_failed(self, error: HeadraceError) -> bool:
         if self._follows(error):
@@ -69,14 +69,14 @@ class LaneUser:
         self.channel = 0
         if type(error) is StaleRouting:
             self.lane.forsake(error)
-            self._publisher._outdated()
+            self._lanes.outdated()
             return False
-        self._publisher._refused_whole(self, error)
+        self._lanes.refused_whole(self, error)
         return False
 
     def _follows(self, error: HeadraceError) -> bool:
         """Goes to who serves the partition, if ``error`` says that this is not who it was asked of."""
-        router = self._publisher._router
+        router = self._lanes.router
         if not router.follows(self, error):
             return False
         self.lane.why = error
@@ -94,15 +94,15 @@ class LaneUser:
         lane = self.lane
         if self._gone and all(frame.again or frame.doubtful for frame in lane.sent.values()):
             self._gone = False
-            self._publisher._router.leave(self)
+            self._lanes.router.leave(self)
             if lane.sent or lane.gathered:
-                self._publisher._router.place(self)
-            self._publisher._ask()
+                self._lanes.router.place(self)
+            self._lanes.ask()
 
     def leave(self) -> None:
         """Everything that was sent is answered, and what was not is taken out: the channel is given up."""
         self._open = self._gone = False
-        self._publisher._router.leave(self)
+        self._lanes.router.leave(self)
 
     def goodbye(self) -> control.Message:
         return control.ClosePublisher(channel=self.channel)
@@ -112,12 +112,12 @@ class LaneUser:
 
     def closed_by_broker(self, error: HeadraceError | None) -> None:
         if type(error) is StaleRouting:  # what was sent is answered on this channel all the same
-            self._publisher._outdated()
+            self._lanes.outdated()
             return
         self._open = False
         if error is not None and not self._follows(error):
             self.connection.forget(self)
-            self._publisher._refused_whole(self, error)
+            self._lanes.refused_whole(self, error)
 
     def event(self, event: control.Event) -> None:
         pass
@@ -131,11 +131,11 @@ class LaneUser:
             self.lane.expire(now_ms)
             if self.lane.gathered:
                 self.connection.mark(self)
-        self._publisher._expire_unrouted(now_ms)
-        self._publisher._look_if_settled()
+        self._lanes.expire(now_ms)
+        self._lanes.look_if_settled()
 
     def idle(self) -> bool:
-        return not self.lane.count and not self._publisher._unrouted
+        return not self.lane.count and not self._lanes.asking
 
     def owed(self) -> int | None:
         return next(iter(self.lane.sent), None)
@@ -147,14 +147,14 @@ class LaneUser:
         elif self.lane.gathered and not self.lane.stopped:
             self.connection.mark(self)
         if self.lane.stopped:
-            self._publisher._look_if_settled()
+            self._lanes.look_if_settled()
 
     def refused(self, first: int, count: int, error: HeadraceError) -> None:
         self.lane.refused(first, count, error)
         if type(error) is StaleRouting:
-            self._publisher._outdated()
+            self._lanes.outdated()
         elif type(error) is NotFound:
-            self._publisher._deleted()
+            self._lanes.deleted()
         elif self._gone:
             self._renew()
         elif isinstance(error, Draining) or (type(error) in (UnknownOutcome, *PASSING) and self.lane.sent):
@@ -162,7 +162,7 @@ class LaneUser:
         elif self.lane.gathered and not self.lane.stopped:
             self.connection.mark(self)
         if self.lane.stopped:
-            self._publisher._look_if_settled()
+            self._lanes.look_if_settled()
 
     def _once_more(self, connection: Connection, connects: int, channel: int) -> None:
         """The broker said it was going away, or did not know, or does not serve the partition now, but the channel lives on: offer again what has no

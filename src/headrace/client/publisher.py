@@ -1,10 +1,8 @@
-"""Publishing to one queue or stream: values to records, partitions by key, natural batches, receipts and back-pressure.
+"""Publishing to one queue or stream: values to records, settings to envelopes, receipts and back-pressure.
 
-Owns a producer id and one lane per partition in use; the lanes own what is unconfirmed. Every publish is idempotent but those of level none: what
-is sent again after a broken connection is stored once. Invariants: I1 at most ``max_in_flight`` messages and ``max_in_flight_bytes`` bytes are
-unanswered: the awaiting calls wait for room, ``post`` refuses. I2 messages of one publisher reach a partition in the order in which they were
-posted. I3 when the queue is repartitioned nothing is routed anew before all that was sent is answered by who it was sent to: what is stored there is
-confirmed, and the rest follows in order.
+Owns what is unanswered, by number and bytes, and who waits for room or for the last answer. Where a message goes, and that none overtakes another,
+is the business of its ``lanes``. Every publish is idempotent but those of level none: what is sent again after a broken connection is stored once.
+Invariant: at most ``max_in_flight`` messages and ``max_in_flight_bytes`` bytes are unanswered: the awaiting calls wait for room, ``post`` refuses.
 """
 
 import asyncio
@@ -14,15 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Literal, overload
 import msgspec
 
 from headrace.client.connection import Connection
-from headrace.client.lane import BATCH_BYTES_MAX, Envelope, Frame, Lane, Receipt, Waiter
-from headrace.client.lane_user import LaneUser
+from headrace.client.lane import Envelope, Frame, Receipt, Waiter
+from headrace.client.lanes import ANY, Lanes
 from headrace.client.payload import Duration, Headers, encode_headers, encode_key, encode_value, milliseconds
 from headrace.client.routing import Router
-from headrace.core.partitioner import key_slot, partition_for
 from headrace.model import limits
-from headrace.model.errors import ConfirmTimeout, HeadraceError, Invalid, LimitExceeded, NotConnected, NotFound, TooLarge
+from headrace.model.errors import HeadraceError, Invalid, LimitExceeded, NotConnected, TooLarge
 from headrace.model.ids import NO_PRODUCER
-from headrace.wire import control
 from headrace.wire.batch import Record
 from headrace.wire.frames import Level
 
@@ -94,12 +90,8 @@ class Publisher:
         if max_in_flight < 1 or max_in_flight_bytes < 1 or confirm_timeout <= 0:
             raise Invalid("max_in_flight, max_in_flight_bytes and confirm_timeout must be above 0")
         self.name = name
-        self.kind = ""
-        self.partitions = 0
-        """0 until the first publish learned it from the broker."""
         self._connection = connection
         """The client's own; each lane has its own way."""
-        self._router = router
         self._level = _level(confirm)
         self._codec = compression
         self._plain = Envelope(level=self._level, codec=compression)
@@ -108,23 +100,20 @@ class Publisher:
         self._timeout_ms = int(confirm_timeout * 1000)
         self._max_in_flight = max_in_flight
         self._max_in_flight_bytes = max_in_flight_bytes
-        self._producer_id = connection.ambient.bits(62) if idempotent else NO_PRODUCER
-        self._message_bytes_max = (connection.welcome.message_bytes_max if connection.welcome is not None else limits.MESSAGE_BYTES_MAX) - 128
-        self._lanes: dict[tuple[int, bool], LaneUser] = {}
-        self.routing_version = -1
-        """Under which messages are routed to partitions, -1 = not known (yet, or while a repartition is followed)."""
-        self._moving = False
-        """The routing is out of date; what was sent is being settled."""
-        self._unrouted: list[tuple[Envelope, Record, int, Waiter | None, int, int]] = []
-        """The last: the partition that was named, -1 = none was."""
-        self._sticky = connection.ambient.bits(16)
+        self._lanes = Lanes(
+            connection,
+            router,
+            name,
+            producer_id=connection.ambient.bits(62) if idempotent else NO_PRODUCER,
+            sticky=connection.ambient.bits(16),
+            done=self._done,
+        )
         self._in_flight = 0
         self._wall_ms = self._deadline_ms = 0
         self._in_flight_bytes = 0
         self._room: list[asyncio.Future[None]] = []
         self._idle: list[asyncio.Future[None]] = []
         self._first_error: HeadraceError | None = None
-        self.closed = False
 
     async def __aenter__(self) -> "Self":
         return self
@@ -229,7 +218,8 @@ class Publisher:
     ) -> None:
         """As ``post``, telling ``waiter`` (anything with done, set_result and set_exception, called on the loop) what became of it;
         it refuses nothing for lack of room."""
-        if self.closed or self._connection.closed:
+        lanes = self._lanes
+        if lanes.closed or self._connection.closed:
             raise NotConnected(f"the publisher to {self.name!r} is closed", hint="open another with client.publisher()")
         if (
             key is None
@@ -237,13 +227,13 @@ class Publisher:
             and timestamp_ms is None
             and partition is None
             and type(value) is bytes
-            and self.partitions
+            and (partitions := lanes.partitions)
             and not self._headers
         ):
             nbytes = _RECORD_OVERHEAD + len(value)
             envelope = self._envelope(delay, ttl, priority, confirm)
-            user = self._lanes.get((self._sticky % self.partitions, envelope.level != _NONE))
-            if user is not None and user.channel and nbytes <= self._message_bytes_max:
+            user = lanes.users.get((lanes.sticky % partitions, envelope.level != _NONE))
+            if user is not None and user.channel and nbytes <= lanes.message_bytes_max:
                 if not user.marked:  # once per loop iteration: later posts of the same one share the time
                     self._look()
                     user.connection.mark(user)
@@ -252,32 +242,27 @@ class Publisher:
                 self._in_flight_bytes += nbytes
                 return
         self._look()
-        record, nbytes = self._record(value, key, headers, timestamp_ms)
+        record, nbytes = self._record(value, key, headers, timestamp_ms, lanes.message_bytes_max)
         envelope = self._envelope(delay, ttl, priority, confirm)
-        if partition is not None and not 0 <= partition < limits.PARTITIONS_MAX:
+        if partition is None:
+            lanes.put(envelope, record, nbytes, waiter, self._deadline_ms, ANY)
+        elif not 0 <= partition < limits.PARTITIONS_MAX:
             raise Invalid(f"partition {partition} lies outside 0..{limits.PARTITIONS_MAX - 1}")
-        if partition is not None:
-            envelope = self._pinned if envelope is self._plain else msgspec.structs.replace(envelope, pinned=True)
-        if self._moving:
-            self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms, -1 if partition is None else partition))
-        elif partition is not None:
-            self._add(partition, envelope, record, nbytes, waiter, self._deadline_ms)
-        elif self.partitions:
-            self._route(envelope, record, nbytes, waiter, self._deadline_ms)
         else:
-            self._unrouted.append((envelope, record, nbytes, waiter, self._deadline_ms, -1))
-            told = self._lane(0, envelope.level != _NONE).told
-            if told is not None:
-                self._learned(told)
+            envelope = self._pinned if envelope is self._plain else msgspec.structs.replace(envelope, pinned=True)
+            lanes.put(envelope, record, nbytes, waiter, self._deadline_ms, partition)
         self._in_flight += 1
         self._in_flight_bytes += nbytes
 
     def _look(self) -> None:
         """Looks at the clocks."""
-        self._wall_ms = self._connection.ambient.wall_ns() // 1_000_000
-        self._deadline_ms = int(self._connection.loop.time() * 1000) + self._timeout_ms
+        connection = self._connection
+        self._wall_ms = connection.ambient.wall_ns() // 1_000_000
+        self._deadline_ms = int(connection.loop.time() * 1000) + self._timeout_ms
 
-    def _record(self, value: Any, key: str | bytes | None, headers: Mapping[str, str | bytes] | None, timestamp_ms: int | None) -> tuple[Record, int]:
+    def _record(
+        self, value: Any, key: str | bytes | None, headers: Mapping[str, str | bytes] | None, timestamp_ms: int | None, message_bytes_max: int
+    ) -> tuple[Record, int]:
         """The record of a value and about how many bytes it takes."""
         raw, kind = encode_value(value)
         head = kind
@@ -290,9 +275,9 @@ class Publisher:
         nbytes = _RECORD_OVERHEAD + len(raw or b"") + len(raw_key or b"")
         for name, text in head:
             nbytes += len(name) + len(text) + 4
-        if nbytes > self._message_bytes_max:
+        if nbytes > message_bytes_max:
             raise TooLarge(
-                f"a message of {nbytes} bytes; the broker takes at most {self._message_bytes_max}",
+                f"a message of {nbytes} bytes; the broker takes at most {message_bytes_max}",
                 hint="split it, or publish a reference to where it is kept",
             )
         return Record(raw_key, raw, head, self._wall_ms if timestamp_ms is None else timestamp_ms), nbytes
@@ -353,10 +338,21 @@ class Publisher:
         try:
             await self.flush()
         finally:
-            self.closed = True
-            for user in self._lanes.values():
-                self._router.leave(user)
-            self._lanes.clear()
+            self._lanes.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._lanes.closed
+
+    @property
+    def kind(self) -> str:
+        """queue or stream, "" = not known yet."""
+        return self._lanes.kind
+
+    @property
+    def partitions(self) -> int:
+        """0 until the first publish learned it from the broker."""
+        return self._lanes.partitions
 
     @property
     def in_flight(self) -> int:
@@ -367,8 +363,6 @@ class Publisher:
     def full(self) -> bool:
         """Whether ``post`` would refuse now."""
         return self._in_flight >= self._max_in_flight or self._in_flight_bytes >= self._max_in_flight_bytes
-
-    # ------------------------------------------------------------ routing
 
     def _envelope(self, delay: Duration | None, ttl: Duration | None, priority: int | None, confirm: Confirm | None) -> Envelope:
         if delay is None and ttl is None and priority is None and confirm is None:
@@ -383,84 +377,12 @@ class Publisher:
             codec=self._codec,
         )
 
-    def _route(self, envelope: Envelope, record: Record, nbytes: int, waiter: Waiter | None, deadline_ms: int) -> None:
-        """To the key's partition, or to the current sticky one."""
-        key, partitions = record.key, self.partitions
-        if key is not None:
-            partition = partition_for(key, partitions) if partitions > 1 else 0
-            if self.kind == "queue":
-                # the slot is what a repartition holds back; frames are homogeneous in it
-                slot, codec = key_slot(key), envelope.codec
-                envelope = Envelope(envelope.level, envelope.not_before_ms, envelope.expires_at_ms, envelope.priority, slot, codec=codec)
-        else:
-            partition = self._sticky % partitions
-        self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
-
-    def _add(self, partition: int, envelope: Envelope, record: Record, nbytes: int, waiter: Waiter | None, deadline_ms: int) -> None:
-        user = self._lane(partition, envelope.level != _NONE)
-        user.lane.add(envelope, record, nbytes, waiter, deadline_ms)
-        if not user.marked:
-            user.connection.mark(user)
-
-    def _lane(self, partition: int, confirmed: bool) -> LaneUser:
-        user = self._lanes.get((partition, confirmed))
-        if user is None:
-            lane = Lane(partition, self._producer_id if confirmed else NO_PRODUCER, self._done, keeps=confirmed)
-            lane.bytes_max = min(BATCH_BYTES_MAX, self._message_bytes_max)
-            user = self._lanes[(partition, confirmed)] = LaneUser(self, lane)
-        if not user.channel:
-            self._router.place(user)
-        return user
-
-    def _learned(self, reply: control.PublisherOpened) -> None:
-        if reply.message_bytes_max:
-            self._message_bytes_max = reply.message_bytes_max
-        if self.routing_version not in (-1, reply.routing_version):
-            self._outdated()
-        if self._moving:
-            return
-        self.kind, self.partitions, self.routing_version = reply.kind, reply.partitions, reply.routing_version
-        waiting, self._unrouted = self._unrouted, []
-        for envelope, record, nbytes, waiter, deadline_ms, partition in waiting:
-            if partition >= 0:
-                self._add(partition, envelope, record, nbytes, waiter, deadline_ms)
-            else:
-                self._route(envelope, record, nbytes, waiter, deadline_ms)
-
-    # ------------------------------------------------------------ repartitions
-
-    def _outdated(self) -> None:
-        """The queue has another routing version: nothing more is sent before all that was sent is settled, where it was sent to."""
-        if not self._moving:
-            self._moving, self.partitions = True, 0
-            for user in self._lanes.values():
-                user.lane.stopped = True
-        self._look_if_settled()
-
-    def _look_if_settled(self) -> None:
-        """Routes anew what is not stored, once there is an answer to everything that was sent."""
-        if not self._moving or self.closed or any(user.lane.sent for user in self._lanes.values()):
-            return
-        again: list[tuple[Envelope, Record, int, Waiter | None, int, int]] = []
-        for user in self._lanes.values():
-            number = user.lane.partition
-            again += [(*left, number if left[0].pinned else -1) for left in user.lane.leftovers()]
-            user.leave()
-        self._moving, self.routing_version = False, -1
-        self._unrouted = again + self._unrouted
-        self._ask()
-
-    def _ask(self) -> None:
-        """Opens a channel, if none is open, for what waits to learn the partitions."""
-        if self._unrouted and not self._moving:
-            self._lane(0, self._unrouted[0][0].level != _NONE)
-
     # ------------------------------------------------------------ answers
 
     def _done(self, frame: Frame, error: HeadraceError | None) -> None:
         self._in_flight -= len(frame.waiters)
         self._in_flight_bytes -= frame.nbytes
-        self._sticky += 1
+        self._lanes.sticky += 1
         if error is not None and self._first_error is None and None in frame.waiters:
             self._first_error = error
         if self._room and not self.full:
@@ -468,53 +390,9 @@ class Publisher:
         if self._idle and not self._in_flight:
             _wake(self._idle)
 
-    def _refused_whole(self, user: LaneUser, error: HeadraceError) -> None:
-        """The channel could not be opened, or was closed: everything on it fails, and so does what waited to learn the partitions."""
-        self._fail_unrouted(error)
-        user.lane.fail(error)
-        self.partitions = 0
-        if type(error) is NotFound:
-            self._deleted()
-        self._look_if_settled()
-
-    def _deleted(self) -> None:
-        """Something does not exist, perhaps the queue or stream any more: how many partitions another one of that name has is not known."""
-        self.partitions = 0
-        for user in self._lanes.values():
-            if user.channel:
-                user.renew()
-
-    def _fail_unrouted(self, error: HeadraceError, until_ms: int = 1 << 62) -> None:
-        """Fails what waits to be routed, and no longer than ``until_ms``."""
-        waiting = [one for one in self._unrouted if one[4] <= until_ms]
-        self._unrouted = [one for one in self._unrouted if one[4] > until_ms]
-        if waiting:
-            frame = Frame(self._plain, 0)
-            for _, _, nbytes, waiter, _, _ in waiting:
-                frame.waiters.append(waiter)
-                frame.nbytes += nbytes
-                if waiter is not None and not waiter.done():
-                    waiter.set_exception(type(error)(str(error), hint=error.hint))
-            self._done(frame, error)
-
-    def _expire_unrouted(self, now_ms: int) -> None:
-        if any(one[4] <= now_ms for one in self._unrouted):
-            whys = (u.lane.why or self._router.why(u) for u in self._lanes.values())
-            why = next((str(why) for why in whys if why is not None), "the broker did not open the publisher")
-            self._fail_unrouted(
-                ConfirmTimeout(
-                    f"messages to {self.name!r} could not be sent in time: {why}",
-                    hint="they were not stored; publish again when the broker is back, or raise confirm_timeout",
-                ),
-                now_ms,
-            )
-
     def fail(self, error: HeadraceError) -> None:
         """Answers everything that waits with ``error``: the client is closing."""
-        self.closed = True
-        for user in self._lanes.values():
-            self._refused_whole(user, error)
-            self._router.forget(user)
+        self._lanes.fail(error)
 
 
 def _wake(waiting: list["asyncio.Future[None]"]) -> None:
@@ -529,6 +407,3 @@ def _level(confirm: str) -> int:
     if level is None:
         raise Invalid(f"confirm {confirm!r} is unknown; it is one of {', '.join(_LEVELS)}")
     return level
-
-
-assert BATCH_BYTES_MAX < limits.MESSAGE_BYTES_MAX

@@ -1,25 +1,27 @@
-"""One logical connection over as many TCP connections as it takes: session, reconnecting, requests, channels, and one write per loop iteration.
+"""One logical connection over as many TCP connections as it takes: session, reconnecting, channels, and one write per loop iteration.
 
-Owns the supervisor task, the session's token and the table of channels. What travels on a channel belongs to its user (``User``): the connection
-opens it again on every new link and tells it when a link is gone.
+Owns the supervisor task, the session's token and the table of channels. What travels on a channel belongs to its ``User``: the connection opens it
+again on every new link and tells it when a link is gone. Which requests are out is known by ``Answers``.
 
-Invariants: I1 at most one link is live. I2 a user keeps its channel number over links, so frames that are sent again keep their bytes. I3 every
-request is answered once, if need be with ``ConnectionLost``. I4 after ``close`` nothing is sent and nothing reconnects.
+Invariants: I1 at most one link is live. I2 a user keeps its channel number over links, so frames that are sent again keep their bytes. I3 no request
+outlives its link: it is answered, if need be with ``ConnectionLost``. I4 after ``close`` nothing is sent and nothing reconnects.
 """
 
 import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from headrace import __version__
 from headrace.ambient import ambient
+from headrace.client.answers import Answer, Answers, ignore, resolving
 from headrace.client.backoff import Backoff
-from headrace.client.link import Channel, Link
+from headrace.client.link import Link
 from headrace.client.target import Target
+from headrace.client.user import User
 from headrace.model import limits
 from headrace.model.errors import (
     ConnectionLost,
@@ -33,57 +35,15 @@ from headrace.model.errors import (
     from_wire,
 )
 from headrace.wire import control
-from headrace.wire.frames import Op, frame
 
 log = logging.getLogger("headrace.client")
 
 M = TypeVar("M", bound=control.Message)
-Answer = Callable[[Any, HeadraceError | None], None]
-"""Called once with the reply or the error."""
 
 TICK_S: Final = 0.1
 REOPEN_S: Final = 0.2
 CHANNEL_MAX: Final = 65_535
 REQUESTS_MAX: Final = 4096
-
-
-class User(Channel, Protocol):
-    """Who uses a channel."""
-
-    channel: int
-    """0 = none."""
-    marked: bool
-    """Owned by the connection."""
-
-    def opening(self, *, resumed: bool) -> control.Message:
-        """The request that opens the channel on the link that just came up."""
-
-    def opened(self, reply: Any) -> None:
-        """It is open: send what waits."""
-
-    def open_failed(self, error: HeadraceError) -> bool:
-        """It could not be opened; True = try again in a moment."""
-
-    def lost(self) -> None:
-        """The link is gone; ``opening`` will be asked again."""
-
-    def closed_by_broker(self, error: HeadraceError | None) -> None:
-        """The broker ended it; None = by a drain, it will be opened on the next link."""
-
-    def event(self, event: control.Event) -> None:
-        """An event that names this channel."""
-
-    def flush(self, out: list[bytes], writable: bool) -> None:
-        """Appends what is to be sent now."""
-
-    def tick(self, now_ms: int) -> None:
-        """About ten times a second."""
-
-    def idle(self) -> bool:
-        """It may lose its channel to another."""
-
-    def owed(self) -> int | None:
-        """A name of the oldest thing that it sent and that is not answered; None = there is nothing."""
 
 
 class Connection:
@@ -127,8 +87,7 @@ class Connection:
         self._link: Link | None = None
         self._came_up = asyncio.Event()
         self._went_down = asyncio.Event()
-        self._answers: dict[int, Answer] = {}
-        self._correlation = 0
+        self._answers = Answers()
         self._next_channel = 1
         self._marked: list[User] = []
         self._out: list[bytes] = []
@@ -241,7 +200,7 @@ class Connection:
                     push=self._push,
                 )
                 welcomed: asyncio.Future[Any] = self.loop.create_future()
-                self._ask(hello, _resolve(welcomed))
+                self._ask(hello, resolving(welcomed))
                 welcome = await welcomed
         except ConnectionLost as e:
             if link.error is not None and not isinstance(link.error, ConnectionLost):
@@ -286,13 +245,11 @@ class Connection:
         self._last_error = error
         self._came_up.clear()
         self._went_down.set()
-        answers, self._answers = self._answers, {}
         self._out.clear()
         if was_up:
             for user in list(self.channels.values()):
                 user.lost()
-        for answer in answers.values():
-            answer(None, ConnectionLost(str(error), hint="the client reconnects by itself; repeat the request if doing it twice does no harm"))
+        self._answers.lost(error)
         if was_up:
             self._on_state(False)
 
@@ -315,7 +272,7 @@ class Connection:
     @property
     def awaits(self) -> bool:
         """The broker owes an answer to somebody here."""
-        return bool(self._answers) or any(user.owed() is not None for user in self.channels.values())
+        return len(self._answers) > 0 or any(user.owed() is not None for user in self.channels.values())
 
     def overdue_s(self, now: float, *, ask_after_s: float) -> float:
         """For how long a sign of life has been asked for in vain; asks for one after so long a silence. 0 = the broker owes none."""
@@ -372,7 +329,7 @@ class Connection:
         if self.channels.get(user.channel) is user:
             del self.channels[user.channel]
             if self.up:
-                self._ask(goodbye or control.ClosePublisher(channel=user.channel), _ignore)
+                self._ask(goodbye or control.ClosePublisher(channel=user.channel), ignore)
         user.channel = 0
 
     async def part(self, user: User, goodbye: control.Message, timeout_s: float) -> None:
@@ -468,12 +425,12 @@ class Connection:
             if len(self._answers) >= REQUESTS_MAX:
                 raise LimitExceeded(f"{REQUESTS_MAX} requests of this client wait for their answers", hint="await some of them first")
             answered: asyncio.Future[Any] = self.loop.create_future()
-            correlation = self._ask(message, _resolve(answered))
+            correlation = self._ask(message, resolving(answered))
             try:
                 async with asyncio.timeout_at(until):
                     reply = await answered
             except TimeoutError:
-                self._answers.pop(correlation, None)
+                self._answers.forget(correlation)
                 raise UnknownOutcome(f"the broker did not answer {_verb(message)} in time", hint="ask for the state before doing it again") from None
             except ConnectionLost:
                 if again and not self.closed:
@@ -485,17 +442,14 @@ class Connection:
 
     def tell(self, message: control.Message) -> None:
         """Sends a request whose answer nobody needs."""
-        self._ask(message, _ignore)
+        self._ask(message, ignore)
 
     def _ask(self, message: control.Message, answer: Answer) -> int:
         link = self._link
-        self._correlation = self._correlation % 0xFFFF_FFFF + 1
-        correlation = self._correlation
         if link is None or link.lost:
             answer(None, ConnectionLost("there is no connection"))
-            return correlation
-        self._answers[correlation] = answer
-        body = frame(Op.REQUEST, control.encode(message), correlation=correlation)
+            return 0
+        correlation, body = self._answers.asked(message, answer)
         if self._out:
             self._out.append(body)
             link.write(b"".join(self._out))
@@ -505,21 +459,9 @@ class Connection:
         return correlation
 
     def answered(self, correlation: int, body: bytes, is_error: bool) -> None:
-        answer = self._answers.pop(correlation, None)
-        if answer is None:
-            if is_error and self._link is not None:
-                failure = _failure(body)
-                self._link.fail(failure)
-            return
-        if is_error:
-            answer(None, _failure(body))
-            return
-        try:
-            reply = control.decode_reply(body)
-        except msgspec.MsgspecError as e:
-            answer(None, Malformed(f"the broker's answer cannot be read: {e}"))
-            return
-        answer(reply, None)
+        error = self._answers.answered(correlation, body, is_error)
+        if error is not None and self._link is not None:
+            self._link.fail(error)
 
     def event(self, body: bytes) -> None:
         try:
@@ -537,29 +479,6 @@ class Connection:
                 user.event(event)
         else:
             self._on_event(event)
-
-
-def _resolve(future: "asyncio.Future[Any]") -> Answer:
-    def answer(reply: Any, error: HeadraceError | None) -> None:
-        if not future.done():
-            if error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(reply)
-
-    return answer
-
-
-def _ignore(reply: Any, error: HeadraceError | None) -> None:
-    pass
-
-
-def _failure(body: bytes) -> HeadraceError:
-    try:
-        failure = control.decode_failure(body)
-    except msgspec.MsgspecError as e:
-        return Malformed(f"the broker's refusal cannot be read: {e}")
-    return from_wire(failure.code, failure.message, failure.hint, failure.detail)
 
 
 def _verb(message: control.Message) -> str:

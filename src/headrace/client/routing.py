@@ -18,8 +18,9 @@ from typing import Any, Final, Protocol
 import msgspec
 
 from headrace.client.backoff import Backoff
-from headrace.client.connection import TICK_S, Connection, User
+from headrace.client.connection import TICK_S, Connection
 from headrace.client.target import parse_target
+from headrace.client.user import User
 from headrace.model.errors import Elsewhere, HeadraceError, Invalid, NotConnected, NotFound, Unavailable
 from headrace.wire import control
 

@@ -12,7 +12,7 @@ import headrace
 from headrace import testing
 from headrace.client.client import Client
 from headrace.client.message import Message
-from headrace.gateways.native.connection import NativeConnection
+from headrace.gateways.native.consuming import Consuming
 from headrace.model.errors import Conflict, Invalid, LevelUnavailable, NotFound, QueueFull, StaleSettle
 
 pytestmark = pytest.mark.timeout(60)
@@ -406,10 +406,10 @@ async def test_a_consumer_that_stops_reading_harms_nobody(client: Client, broker
 def test_a_pull_that_waits_for_nothing_is_looked_at_before_it_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker held up for longer than the pull waits (other work, a busy machine) answered it empty without a look at the queue; with uvloop, where
     timers come before the tick."""
-    on_fetch = NativeConnection._on_fetch
+    fetch = Consuming.fetch
 
-    def held_up(self: NativeConnection, *frame: Any) -> None:
-        on_fetch(self, *frame)
+    def held_up(self: Consuming, *frame: Any) -> None:
+        fetch(self, *frame)
         time.sleep(0.01)
 
     async def pull() -> None:
@@ -418,7 +418,7 @@ def test_a_pull_that_waits_for_nothing_is_looked_at_before_it_is_answered(monkey
             await client.publish("q", b"here")
             assert [m.value for m in await client.fetch("q", 10, wait=0)] == [b"here"]
 
-    monkeypatch.setattr(NativeConnection, "_on_fetch", held_up)
+    monkeypatch.setattr(Consuming, "fetch", held_up)
     uvloop.run(pull())
 
 

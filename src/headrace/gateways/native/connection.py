@@ -1,26 +1,26 @@
 """One native connection: frames in, verbs out; confirms, deliveries and events back, one write a tick.
 
-Owns its read buffer, channels and outgoing pieces. Publishes, settlements and credit are handled in place as runs; control requests go to a task of
-the connection.
+Owns its read buffer, publish channels and outgoing pieces. Publishes, settlements and credit are handled in place as runs, what consumers say by
+``consuming``; control requests go to a task of the connection.
 Bounds: nothing is buffered beyond one frame of the allowed size; a connection that delivered ``READ_BYTES_PER_TICK`` is not read again before the
-next tick, nor while
-the log is behind or too many of its bytes are in flight.
+next tick, nor while the log is behind or too many of its bytes are in flight.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 from headrace.broker.attach import Attachments
 from headrace.broker.publisher import Publisher, take_publishes
-from headrace.broker.subscription import QueueSubscription, StreamSubscription
+from headrace.gateways.native.consuming import Consuming
+from headrace.gateways.native.pulse import Pulse
 from headrace.gateways.native.requests import Requests
 from headrace.model import limits
 from headrace.model.errors import HeadraceError, LimitExceeded, Malformed, NotFound, Refused, TooLarge, Unavailable, WrongProtocol
 from headrace.wire import control, egress
-from headrace.wire.frames import CONFIRM, DELIVER, FETCH_END, HEADER, PREAMBLE, Op, Settle, SettleFlag, frame
+from headrace.wire.frames import CONFIRM, DELIVER, FETCH_END, HEADER, PREAMBLE, Op, frame
 from headrace.wire.ingress import Run, scan_run
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ LINGER_S = 1.0
 TEXT_MAX = 255
 """Characters kept of what a client says about itself."""
 _PUSHES = frozenset({"catalogue", "topology"})
-FETCH_READ_S = 0.002
+_AFTER_HELLO = frozenset({Op.PUBLISH, Op.SETTLE, Op.CREDIT, Op.EXTEND, Op.FETCH})
 
 
 class NativeConnection(asyncio.Protocol):
@@ -61,7 +61,6 @@ class NativeConnection(asyncio.Protocol):
         self.bytes_in = self.bytes_out = 0
         self.since_ms = self.broker.wall_ms
         self.opened_ms = self.broker.now_ms
-        self.heard_ms = self.broker.now_ms
         self.sent_ms = self.broker.now_ms
         self.attachments: Attachments | None = None
         self.requests = Requests(self)
@@ -80,22 +79,16 @@ class NativeConnection(asyncio.Protocol):
         self._holding = False
         self._closing = False
         self._ended = False
-        self._heard_bytes = 0
-        self._asked_ms = 0
-        self._asked = 0
-        """PINGs since something was heard, and when the last of them was sent."""
+        self._pulse = Pulse(self.broker.now_ms)
         self._room = asyncio.Event()
         self._out: list[bytes | memoryview] = []
         self._out_bytes = 0
         self._ops: dict[int, Callable[[bytes, int, int, int, int, int], None]] = {
-            Op.SETTLE: self._on_settle,
-            Op.CREDIT: self._on_credit,
-            Op.EXTEND: self._on_extend,
-            Op.FETCH: self._on_fetch,
             Op.PING: self._on_ping,
             Op.PONG: self._on_pong,
             Op.REQUEST: self._on_request,
         }
+        """What there is before hello; ``ready`` adds the rest."""
 
     # ------------------------------------------------------------ the loop's side
 
@@ -249,8 +242,8 @@ class NativeConnection(asyncio.Protocol):
             if length < 8 or length > self._frame_bytes_max:
                 raise (TooLarge if length > 8 else Malformed)(f"a frame's length is {length}; it lies in 8..{self._frame_bytes_max}")
             handler = self._ops.get(op)
-            if handler is None or (self.attachments is None and op not in (Op.REQUEST, Op.PING, Op.PONG)):
-                raise Malformed(f"opcode {op:#04x} is not expected {'here' if handler is None and op != 1 else 'before hello is answered'}")
+            if handler is None:
+                raise Malformed(f"opcode {op:#04x} is not expected {'before hello is answered' if op in _AFTER_HELLO else 'here'}")
             handler(data, pos, stop, flags, channel, correlation)
             pos = stop
         self._need = 12
@@ -264,84 +257,6 @@ class NativeConnection(asyncio.Protocol):
 
     # ------------------------------------------------------------ frames from the client
 
-    def _on_settle(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
-        settle = egress.parse_settle(data, pos, stop)
-        action = flags & SettleFlag.ACTION_MASK
-        if action > Settle.REJECT:
-            raise Malformed(f"settle action {action} is none; a settlement acks, retries or rejects")
-        subscription = self._subscription(channel)
-        confirm = bool(flags & SettleFlag.CONFIRM)
-        up_to = bool(flags & SettleFlag.UP_TO)
-        if isinstance(subscription, QueueSubscription):
-            partition = subscription.partitions.get(settle.partition)
-            if partition is not None and (settle.epoch == partition.epoch or not settle.epoch):
-                partition.settle(
-                    subscription,
-                    action,
-                    settle.ranges,
-                    up_to=up_to,
-                    delay_ms=settle.delay_ms if flags & SettleFlag.DELAY else None,
-                    drop=bool(flags & SettleFlag.DROP),
-                    correlation=correlation,
-                    confirm=confirm,
-                )
-                return
-        elif isinstance(subscription, StreamSubscription):
-            reader = subscription.partitions.get(settle.partition)
-            if reader is not None:
-                reader.ack(subscription, settle.ranges, up_to=up_to, epoch=settle.epoch, correlation=correlation, confirm=confirm)
-                return
-        self.settled(channel, correlation, 0, settle.ranges)
-        self.broker.touch(self)
-
-    def _on_credit(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
-        credit = egress.parse_credit(data, pos, stop)
-        subscription = self._subscription(channel)
-        if isinstance(subscription, QueueSubscription):
-            subscription.add_credit(credit.messages, credit.nbytes)
-        elif isinstance(subscription, StreamSubscription):
-            for partition in subscription.partitions.values():
-                partition.credit(subscription, credit.messages, credit.nbytes)
-
-    def _on_extend(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
-        extend = egress.parse_extend(data, pos, stop)
-        subscription = self._subscription(channel)
-        partition = subscription.partitions.get(extend.partition) if isinstance(subscription, QueueSubscription) else None
-        if partition is None or not isinstance(subscription, QueueSubscription) or extend.epoch not in (0, partition.epoch):
-            self.settled(channel, correlation, 0, extend.ranges)
-            self.broker.touch(self)
-            return
-        partition.extend(subscription, extend.ranges, min(max(extend.lease_ms, limits.LEASE_MS_MIN), limits.LEASE_MS_MAX), correlation)
-
-    def _on_fetch(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
-        fetch = egress.parse_fetch(data, pos, stop)
-        subscription = self._subscription(channel)
-        if not isinstance(subscription, QueueSubscription) or not subscription.asked.pull or len(subscription.fetches) >= 64:
-            self.fetch_end(channel, correlation, 0)
-            self.broker.touch(self)
-            return
-        if not fetch.messages:
-            self.fetch_end(channel, correlation, 0)
-            self.broker.touch(self)
-            return
-        wait_ms = min(fetch.wait_ms, limits.FETCH_WAIT_MS_MAX)
-        began = self.broker.counters.ticks
-        entry = subscription.begin_fetch(
-            correlation, min(fetch.messages, limits.PREFETCH_MESSAGES_MAX), min(fetch.nbytes or limits.PREFETCH_BYTES, limits.PREFETCH_BYTES)
-        )
-
-        def expire() -> None:
-            if entry not in subscription.fetches or subscription.sink is not self:
-                return
-            if self.broker.counters.ticks == began or any(p.sending_to(subscription.id) for p in subscription.partitions.values()):
-                # no tick has looked at it yet, or it is granted and on its way from the disk
-                entry.timer = self.broker.loop.call_later(FETCH_READ_S, expire)
-                return
-            subscription.end_fetch(entry)
-            self.broker.touch(self)
-
-        entry.timer = self.broker.loop.call_later(max(wait_ms, 1) / 1000, expire)
-
     def _on_ping(self, data: bytes, pos: int, stop: int, flags: int, channel: int, correlation: int) -> None:
         self._write(frame(Op.PONG, correlation=correlation))
         self.broker.touch(self)
@@ -353,10 +268,6 @@ class NativeConnection(asyncio.Protocol):
         if stop - pos > limits.CONTROL_BYTES_MAX:
             raise TooLarge(f"a control message of {stop - pos} bytes; at most {limits.CONTROL_BYTES_MAX} are allowed")
         self.requests.take(correlation, data[pos + 12 : stop])
-
-    def _subscription(self, channel: int) -> Any:
-        assert self.attachments is not None
-        return self.attachments.session.channels.get(channel)
 
     # ------------------------------------------------------------ the broker's side (Sink)
 
@@ -454,6 +365,8 @@ class NativeConnection(asyncio.Protocol):
     def ready(self, attachments: Attachments, hello: control.Hello, heartbeat_ms: int) -> None:
         """The handshake succeeded."""
         self.attachments = attachments
+        consuming = Consuming(self.broker, attachments.session, self)
+        self._ops |= {Op.SETTLE: consuming.settle, Op.CREDIT: consuming.credit, Op.EXTEND: consuming.extend, Op.FETCH: consuming.fetch}
         self.client, self.name = hello.client[:TEXT_MAX], hello.name[:TEXT_MAX]
         self.pushes = _PUSHES.intersection(hello.push)
         self.heartbeat_ms = heartbeat_ms
@@ -477,31 +390,23 @@ class NativeConnection(asyncio.Protocol):
             self.publishers[publisher.channel] = publisher
 
     def beat(self, now_ms: int) -> None:
-        """Called once a second: pings a silent peer, drops one that leaves two PINGs unanswered or reads nothing of what it was sent.
-
-        The PINGs count, not only the time: while this broker stood still, or was busy answering a peer, nobody was asked for a sign of life.
-        """
+        """Called once a second: pings a silent peer, drops one that gives no sign of life."""
         if self._closing:
             return
-        if self.bytes_in != self._heard_bytes or (self._holding and not self.blocked):
-            self._heard_bytes = self.bytes_in
-            self.heard_ms = now_ms
-            self._asked = 0
-        silent_ms = now_ms - self.heard_ms
+        pulse, interval_ms = self._pulse, self.heartbeat_ms
+        silent_ms = pulse.silent_ms(now_ms, self.bytes_in, excused=self._holding and not self.blocked)
         if self.attachments is None:
             if now_ms - self.opened_ms > self.server.config.connection.preamble_timeout_ms:
                 self.close(Unavailable("no hello came in time"))
                 return
-        elif silent_ms > 3 * self.heartbeat_ms and (self.blocked or self._asked >= 2):
+        elif pulse.lost(silent_ms, interval_ms, unread=self.blocked):
             why = "what it was sent was not read" if self._holding else "nothing was heard"
             self.close(Unavailable(f"{why} for {silent_ms} ms"))
             return
         if self._transport is None or self.blocked:
             return
-        unasked = silent_ms >= self.heartbeat_ms and (not self._asked or now_ms - self._asked_ms >= self.heartbeat_ms)
-        if unasked or now_ms - self.sent_ms >= self.heartbeat_ms:
-            self._asked_ms = now_ms
-            self._asked += 1
+        if pulse.due(now_ms, silent_ms, interval_ms) or now_ms - self.sent_ms >= interval_ms:
+            pulse.asked(now_ms)
             self._write(frame(Op.PING))
             self.flush()
 

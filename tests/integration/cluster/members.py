@@ -107,6 +107,12 @@ class Member:
                 count += mark in path.read_bytes()
         return count
 
+    async def without_etcd(self) -> None:
+        """Returns once none runs: it is ended after what its broker says."""
+        async with asyncio.timeout(WAIT_S):
+            while self.etcds():
+                await asyncio.sleep(0.05)
+
 
 class Three:
     def __init__(self, folder: Path, *flags: str) -> None:

@@ -154,7 +154,7 @@ async def test_the_leader_and_another_leave_at_once_step_by_step(brokers: Broker
     await brokers[other].signalled(signal.SIGTERM)
     brokers.start(other)
     await brokers.until(other, lambda s: s.get("state") == "removed")
-    assert brokers[other].etcds() == 0
+    await brokers[other].without_etcd()
 
 
 async def test_a_reset_gives_all_data_up_once(brokers: Brokers) -> None:

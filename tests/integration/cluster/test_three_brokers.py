@@ -145,7 +145,7 @@ async def test_a_member_that_is_removed_gives_all_it_has_to_the_others_first(thr
         assert len(info.partitions) == 3
         assert {url for urls in info.brokers.values() for url in urls} == {f"headrace://{three[name].native}" for name in "ab"}
         assert await take(client, "orders", len(sent)) == sent
-    assert three["c"].etcds() == 0
+    await three["c"].without_etcd()
     assert not three["c"].ready_file.exists()
     assert await three.stop() == [0, 0, 0]
 

@@ -17,7 +17,7 @@ from headrace.cli.asking import ask
 from headrace.wire import control
 from tests.integration.coordination.etcds import binary
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 WAIT_S = 120.0
 ETCD = "HEADRACE_COORDINATION__ETCD__BINARY"

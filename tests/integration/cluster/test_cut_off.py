@@ -19,7 +19,7 @@ from tests.chaos.machines import WAIT_S, Cluster, Machine, declared, why_no_netw
 from tests.today import TODAY
 
 WHY = why_no_network()
-pytestmark = [pytest.mark.skipif(bool(WHY), reason=WHY), pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.skipif(bool(WHY), reason=WHY), pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "orders"
 LATE = 1_000_000
 """Correlations of what is sent after the cut are above this."""

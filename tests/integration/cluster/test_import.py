@@ -86,7 +86,7 @@ async def left(client: Client, count: int) -> list[bytes]:
     return sorted(got)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_lone_brokers_data_go_on_in_a_cluster(three: Three, tmp_path: Path, sig: signal.Signals) -> None:
     a = three["a"]

@@ -19,7 +19,7 @@ from tests.integration.cluster.members import WAIT_S, Three
 from tests.integration.cluster.test_import import alone, fill, left
 from tests.today import TODAY
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 WIDE = 200
 """Partitions of a queue that comes in by two transactions."""

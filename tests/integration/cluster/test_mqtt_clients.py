@@ -15,7 +15,7 @@ pytest.importorskip("websockets", reason="needs websockets")
 from tests.integration.cluster.test_mqtt_sessions import settled
 from tests.integration.mqtt_clients import trying
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 LISTENERS = {"tcp": "mqtt", "websockets": "mqtt_ws"}
 
 

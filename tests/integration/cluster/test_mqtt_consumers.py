@@ -16,7 +16,7 @@ from headrace.wire.mqtt.publish import Publish
 from tests.integration.cluster.lines import Line, Lines
 from tests.integration.cluster.members import WAIT_S, Member, Three
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 KEPT: dict[str, Any] = {"clean_start": False, "properties": {prop.SESSION_EXPIRY_INTERVAL: 3600}}
 
 

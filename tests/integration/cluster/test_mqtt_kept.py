@@ -20,7 +20,7 @@ from tests.integration.cluster.lines import Line, Lines
 from tests.integration.cluster.members import WAIT_S, Member, Three
 from tests.integration.cluster.test_mqtt_sessions import settled
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 KEPT = {"clean_start": False, "properties": {prop.SESSION_EXPIRY_INTERVAL: 3600}}
 
 

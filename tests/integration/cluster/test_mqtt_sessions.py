@@ -18,7 +18,7 @@ from tests.integration.cluster.lines import Line, Lines
 from tests.integration.cluster.members import WAIT_S, Three
 from tests.plain import PLAIN
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 NAMES = "abc"
 
 

@@ -19,7 +19,7 @@ from headrace.wire.frames import Level
 from tests.integration.cluster.members import WAIT_S, Member, Three
 from tests.today import TODAY
 
-pytestmark = pytest.mark.timeout(240)  # three brokers are started up to three times over
+pytestmark = pytest.mark.timeout(600)  # three brokers are started up to three times over
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ async def take(client: Client, name: str, count: int) -> list[bytes]:
     return sorted(got)
 
 
-@pytest.mark.timeout(1200 if os.environ.get("HEADRACE_FULL_STOPS") else 240)
+@pytest.mark.timeout(1200 if os.environ.get("HEADRACE_FULL_STOPS") else 600)
 async def test_a_killed_owner_loses_nothing_and_all_can_be_started_again(three: Three) -> None:
     three.start("abc")
     await three.ready()

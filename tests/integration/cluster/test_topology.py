@@ -12,7 +12,7 @@ import pytest
 
 from tests.integration.cluster.members import WAIT_S, Member, Three
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(600)
 
 Picture = dict[str, Any]
 WAITING = {"a": "waiting", "b": "unreachable", "c": "unreachable"}

@@ -15,7 +15,7 @@ import pytest
 from tests.integration.formation.nodes import Ended, Nodes
 from tests.today import TODAY
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 FORMING = ("Identity", "Held", "Promise", "Acceptance", "StartConsensus", "Commit", "Applied")
 

@@ -16,7 +16,7 @@ from headrace.storage.files import OsFiles
 from tests.integration.coordination.etcds import Member
 from tests.integration.formation.nodes import Nodes, Status
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture

@@ -116,8 +116,8 @@ def _after(seen: Seen, place: Place, settle: Settle, deliveries: list[Delivery])
     """What may not come once a settlement was confirmed."""
     epoch = next((d.epoch for d in deliveries if d.consumer == settle.consumer and d.attempt == settle.attempt), 0)
     who = seen.attached.get(settle.consumer)
-    # Sent again to a broker that had lost this grant in a crash, it settles the one before, which was durable.
-    certain = who is None or not seen.broken_between(who.client, settle.at, settle.told_at)
+    # Sent, or sent again, to a broker that had lost this grant in a crash, it settles the one before, which was durable.
+    certain = who is None or not (seen.without_link(who.client, settle.at) or seen.broken_between(who.client, settle.at, settle.told_at))
     # Granted before it was settled, these may still be on their way over another connection.
     granted = settle.leased.attempt if settle.leased is not None and settle.leased.epoch == epoch else settle.attempt
     for a in seen.arrivals.get(place, ()):

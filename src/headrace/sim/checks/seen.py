@@ -58,9 +58,12 @@ class Seen:
         self._index()
         self._reach = {name: self._reachable(name) for name in self.specs}
         self._breaks: dict[str, list[float]] = {}
+        self._connects: dict[str, list[float]] = {}
         for link in history.links:
             if not link.up:
                 self._breaks.setdefault(link.client, []).append(link.at)
+            else:
+                self._connects.setdefault(link.client, []).append(link.at)
         self._all_breaks = sorted(at for ats in self._breaks.values() for at in ats)
 
     def _index(self) -> None:
@@ -134,6 +137,12 @@ class Seen:
     def broken_between(self, client: str, start: float, end: float) -> bool:
         """Whether that client lost its connection in that time."""
         return _any_in(self._breaks.get(client, []), start, end)
+
+    def without_link(self, client: str, at: float) -> bool:
+        """Whether that client had lost its connection and had no new one then."""
+        connects = self._connects.get(client, [])
+        last = bisect_left(connects, at)
+        return self.broken_between(client, connects[last - 1] if last else 0.0, at)
 
     def last_break(self, client: str, end: float) -> float:
         """When that client lost its connection last before that time (0 = never)."""

@@ -117,6 +117,8 @@ class Driver:
         self.news: Callable[[], None] = lambda: None
         """Told when ``missed`` may have another answer, and when somebody is connected."""
         self._collecting: dict[int, Replicated] = {}
+        self._awaits = False
+        """Whether what is missed may have changed in this turn."""
         self._marks = marks.Marks()
         self._store: Store
         self._log: Log
@@ -255,7 +257,7 @@ class Driver:
             self._collecting[partition.pid] = partition
         elif self._collecting.pop(partition.pid, None) is None:
             return
-        self.news()
+        self._awaits = True
 
     def missed(self) -> frozenset[BrokerId]:
         """The brokers for whose answers partitions wait that are owned here: those that are proven dead need not be waited for (``dead``)."""
@@ -345,6 +347,9 @@ class Driver:
         for partition in dirty.values():
             if not partition.halted:
                 self._one(partition, now_ms)
+        if self._awaits:  # once for all of them: who is told asks each that waits
+            self._awaits = False
+            self.news()
         for box in self._outboxes.values():
             box.flush(self._peers)
         self._log.flush()

@@ -7,7 +7,10 @@ runs of a seed have the same hash or the simulator (or the broker) depends on so
 from collections import deque
 from collections.abc import Callable
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+GATHER_BYTES: Final = 64 * 1024
+"""So much is hashed at once."""
 
 
 class Row(NamedTuple):
@@ -25,6 +28,7 @@ class Trace:
     def __init__(self, now: Callable[[], float], *, rows_max: int | None = 200) -> None:
         self._now = now
         self._hash = blake2b(digest_size=16)
+        self._gathered = bytearray()
         self._keeps = rows_max != 0
         self.rows: deque[Row] = deque(maxlen=rows_max)
         self.count = 0
@@ -33,9 +37,12 @@ class Trace:
         """``data`` counts in the hash and is not shown."""
         at = self._now()
         self.count += 1
-        self._hash.update(f"{at:.9f}|{machine}|{what}|{text}|{len(data)}|".encode())
-        if data:
-            self._hash.update(data)
+        gathered = self._gathered
+        gathered += f"{at:.9f}|{machine}|{what}|{text}|{len(data)}|".encode()
+        gathered += data
+        if len(gathered) > GATHER_BYTES:
+            self._hash.update(gathered)
+            gathered.clear()
         if self._keeps:
             self.rows.append(Row(at, machine, what, text))
 
@@ -45,4 +52,6 @@ class Trace:
             self.rows.append(Row(self._now(), machine, what, text))
 
     def digest(self) -> str:
+        self._hash.update(self._gathered)
+        self._gathered.clear()
         return self._hash.hexdigest()

@@ -36,6 +36,7 @@ JOIN_BYTES_MAX = 64 * 1024
 LINGER_S = 1.0
 PINGS_MAX = 64
 _HEAD = HEADER.size
+_LZ4 = int(PeerFlag.LZ4)
 
 Ending = Literal["reset", "silent", "refused", "broken", "goodbye", "replaced", "closed"]
 
@@ -241,7 +242,7 @@ class Link(asyncio.Protocol):
         elif op == PeerOp.GOODBYE:
             self._goodbye = wire.parse_failure(body)
         elif op in (PeerOp.BATCH, PeerOp.REQUEST, PeerOp.REPLY, PeerOp.ERROR):
-            if flags & PeerFlag.LZ4:
+            if flags & _LZ4:
                 if op not in COMPRESSIBLE:
                     raise Malformed(f"a frame of opcode {op:#04x} is never compressed")
                 body = wire.expanded(body, self._frame_bytes_max)

@@ -10,9 +10,13 @@ its client comes back. M8 who was taken over is not served any more, and in the 
 
 from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 
-from headrace.core.mqtt.topics import matches
+from headrace.core.mqtt import topics
 from headrace.sim.mqtt.books import NEVER, Books, Kept, Published, Wanted
+
+matches = lru_cache(maxsize=1024)(topics.matches)
+"""A run has few filters and topics, and asks of each pair a thousand times."""
 
 
 def covers(wanted: Wanted, message: Published) -> bool:
@@ -31,6 +35,7 @@ def owed(message: Published) -> bool:
 def missing(books: Books) -> Iterator[str]:
     """M1 and the lower half of M6: what has not come yet and must."""
     taken = {client_id: {got.number for got in kept.got} for client_id, kept in books.sessions.items()}
+    members = {k.client_id for k in books.sessions.values() if any(w.group for w in k.wanted)}
     for message in books.messages.values():
         if not owed(message) or message.clears:
             continue
@@ -47,7 +52,6 @@ def missing(books: Books) -> Iterator[str]:
                     groups[wanted.filter] = groups.get(wanted.filter, False) or here
                 elif not here:
                     yield f"{rule} {_named(message)} has not come to {kept.client_id}, which knew {wanted.filter} from {wanted.known_at:.3f} on"
-        members = {k.client_id for k in books.sessions.values() if any(w.group for w in k.wanted)}
         for name, found in groups.items():
             if not found and not any(message.number in taken[id] for id in members):
                 yield f"{rule} {_named(message)} has come to no member of {name}"

@@ -189,7 +189,7 @@ class Run(clusters_run.Run):
     async def _all_come(self) -> None:
         loop = self.world.loop
         end = loop.time() + LATE_S
-        while loop.time() < end and not self.broken and (any(checks.missing(self.mqtt)) or any(d.sending for d in self.devices)):
+        while loop.time() < end and not self.broken and (any(d.sending for d in self.devices) or any(checks.missing(self.mqtt))):
             self._start_some(1.0)
             await asyncio.sleep(0.2)
 

@@ -47,7 +47,9 @@ from headrace.wire.frames import HEADER, PREAMBLE, RANGE, SETTLE, Op, frame
 from tests.fuzz.native import Watch, publish, request
 from tests.unit.wire.made import frame as made
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = pytest.mark.timeout(180)
+SLOW_S = 30.0
+"""Of one answer, on a busy machine."""
 
 CHANNELS_MAX = 16
 CONNECTIONS_MAX = 40
@@ -73,7 +75,7 @@ async def broker(request: pytest.FixtureRequest) -> AsyncIterator[testing.Blocki
 async def healthy(url: str) -> None:
     """A well-behaved client publishes, consumes and acks."""
     name = f"healthy-{secrets.token_hex(4)}"
-    async with asyncio.timeout(10), headrace.connect(url, wait=8) as client:  # its own hello may come too late on a busy machine
+    async with asyncio.timeout(SLOW_S), headrace.connect(url, wait=20) as client:  # its own hello may come too late on a busy machine
         await client.declare_queue(name)
         for i in range(5):
             await client.publish(name, str(i))
@@ -98,7 +100,7 @@ class Peer:
     def send(self, data: bytes) -> None:
         self.writer.write(data)
 
-    async def frame(self, timeout_s: float = 10) -> tuple[int, bytes]:
+    async def frame(self, timeout_s: float = SLOW_S) -> tuple[int, bytes]:
         """The next frame that is no PING: (opcode, all of it); opcode -1 at the end."""
         while True:
             try:
@@ -111,7 +113,7 @@ class Peer:
             if self.alive:
                 self.send(frame(Op.PONG))
 
-    async def until(self, op: int, timeout_s: float = 10) -> bytes:
+    async def until(self, op: int, timeout_s: float = SLOW_S) -> bytes:
         """The next frame of that opcode."""
         async with asyncio.timeout(timeout_s):
             while True:
@@ -125,7 +127,7 @@ class Peer:
         self.correlation += 1
         self.send(request(self.correlation, message))
         told = ""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SLOW_S):
             while True:
                 op, data = await self.frame()
                 assert op != -1, f"closed instead of an answer: {told}"
@@ -143,7 +145,7 @@ class Peer:
         self.welcome = welcome
         return welcome
 
-    async def ended(self, timeout_s: float = 10) -> HeadraceError | None:
+    async def ended(self, timeout_s: float = SLOW_S) -> HeadraceError | None:
         """Waits until the broker closes; the error it named for the connection."""
         error = None
         async with asyncio.timeout(timeout_s):
@@ -167,9 +169,9 @@ async def peer(broker: testing.BlockingTestBroker, *, hello: bool = True, **fiel
             if hello:
                 await made.hello(**fields)
             break
-        except AssertionError as e:
+        except BaseException as e:
             made.close()
-            if "no hello came in time" not in str(e):  # else the machine was busy between the connection and its hello
+            if not isinstance(e, AssertionError) or "no hello came in time" not in str(e):  # else the machine was busy before its hello
                 raise
     try:
         yield made
@@ -182,7 +184,7 @@ def inner(broker: testing.BlockingTestBroker) -> Broker:
     return broker._inner._running.broker
 
 
-async def eventually(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+async def eventually(condition: Callable[[], bool], timeout_s: float = SLOW_S) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
@@ -853,7 +855,7 @@ async def test_one_who_asks_and_never_reads_the_answers_is_bounded(broker: testi
 
 
 async def test_floods_do_not_starve_a_paced_publisher(broker: testing.BlockingTestBroker) -> None:
-    """Loose on purpose; the measured row is ``headrace perf queue --flood``."""
+    """Loose on purpose, and counted in what the floods had meanwhile; the measured row is ``headrace perf queue --flood``."""
     stop = False
     confirmed = [0]
 
@@ -879,17 +881,18 @@ async def test_floods_do_not_starve_a_paced_publisher(broker: testing.BlockingTe
             reading.cancel()
 
     floods = [asyncio.ensure_future(flood(i)) for i in range(4)]
-    times = []
+    times, meanwhile = [], []
     try:
         async with peer(broker) as p:
             await p.ask(control.DeclareQueue(name="paced"))
             await p.ask(control.OpenPublisher(channel=1, name="paced"))
             await eventually(lambda: confirmed[0] > 1000)
             for i in range(150):
-                began = time.monotonic()
+                began, before = time.monotonic(), confirmed[0]
                 p.send(publish(1, i, b"paced"))
                 await p.until(Op.CONFIRM)
                 times.append(time.monotonic() - began)
+                meanwhile.append(confirmed[0] - before)
                 await asyncio.sleep(0.01)
     finally:
         stop = True
@@ -897,9 +900,10 @@ async def test_floods_do_not_starve_a_paced_publisher(broker: testing.BlockingTe
             with suppress(asyncio.CancelledError):
                 await asyncio.wait_for(task, 10)
     times.sort()
+    meanwhile.sort()
     p50, p99, most = times[75] * 1e3, times[148] * 1e3, times[-1] * 1e3
-    print(f"paced confirms beside 4 floods ({confirmed[0]} confirmed): p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.1f} ms")
-    assert times[148] < 1
+    print(f"paced confirms beside 4 floods ({confirmed[0]}, {meanwhile[148]} between): p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.1f} ms")
+    assert meanwhile[148] < 30_000, "of the floods' were confirmed before one of its: an answer of a turn or two, not all that waits in their buffers"
 
 
 # ---------------------------------------------------------------- very many
@@ -917,7 +921,6 @@ def many() -> Iterator[int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 async def test_ten_thousand_connections(many: int, tmp_path: Path) -> None:
     """Against a broker in a process of its own: opened, greeted, idle, counted, closed."""
     with tempfile.TemporaryFile() as log:

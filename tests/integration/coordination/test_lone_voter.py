@@ -207,7 +207,8 @@ async def test_without_etcd_the_answer_is_definite_and_in_time() -> None:
     await client.close()
 
 
-async def test_a_user_and_a_password_are_asked_for(lone: Member, tmp_path: Path) -> None:
+async def test_a_user_and_a_password_are_asked_for(lone: Member, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("headrace.cluster.etcd.calls.FIRST_TRY_S", 0.001)  # the only endpoint has all the time of a question to look at the password
     admin = EtcdCoordinator([str(lone.client)])
     for method, request in (
         ("auth.UserAdd", rpc.AuthUserAddRequest(name="root", password="secret", options=auth_pb.UserAddOptions())),

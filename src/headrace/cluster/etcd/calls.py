@@ -165,12 +165,15 @@ class Calls:
                     continue
                 sent = False
                 try:
-                    metadata = await self.metadata(seat)
+                    metadata = await self.metadata(seat, timeout_s=try_s)
+                    left_s = deadline - loop.time()
+                    if left_s <= 0:
+                        raise TimeoutError
                     sent = True
                     if writes:
                         answer = await self._change(seat, ask(seat, min(left_s, self._answer_timeout_s), metadata))
                     else:
-                        answer = await ask(seat, try_s, metadata)
+                        answer = await ask(seat, min(left_s, try_s), metadata)
                 except (RpcError, Closed, TimeoutError, asyncio.CancelledError) as e:
                     if isinstance(e, asyncio.CancelledError) and being_cancelled():
                         raise
@@ -226,14 +229,14 @@ class Calls:
         finally:
             task.cancel()
 
-    async def metadata(self, seat: Seat, *, leader: bool = True) -> tuple[tuple[str, str], ...]:
-        """What goes with a question: that a leader is needed, and the token."""
+    async def metadata(self, seat: Seat, *, leader: bool = True, timeout_s: float = FIRST_TRY_S) -> tuple[tuple[str, str], ...]:
+        """What goes with a question: that a leader is needed, and the token, for which etcd works hard (it is to cost who guesses passwords)."""
         head = (_LEADER,) if leader else ()
         if not self._access.user:
             return head
         if not self._token:
             request = pb.AuthenticateRequest(name=self._access.user, password=self._access.password)
-            self._token = (await seat.auth.Authenticate(request, timeout=FIRST_TRY_S)).token
+            self._token = (await seat.auth.Authenticate(request, timeout=timeout_s)).token
         return (*head, ("token", self._token))
 
     def renew_token(self) -> None:

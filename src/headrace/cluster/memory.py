@@ -12,7 +12,7 @@ import asyncio
 import contextvars
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import AsyncGenerator, Callable, Mapping
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -67,7 +67,7 @@ class MemoryStore:
         self._loop = asyncio.get_running_loop()
         self._context = contextvars.copy_context()
         self._unreachable: dict[str, None] = {}
-        self._answers_to_lose: dict[str, int] = {}
+        self._answers_to_lose: dict[str, tuple[int, bool]] = {}
         self._held: dict[str, int] = {}
         """Broker: the last revision its watches show."""
         self._keys: list[str] = []
@@ -90,9 +90,9 @@ class MemoryStore:
     def reached(self, broker: str) -> bool:
         return self.leader != 0 and broker not in self._unreachable
 
-    def lose_answers(self, broker: str, count: int = 1) -> None:
-        """The next transactions of ``broker`` that write are done, and their answers lost."""
-        self._answers_to_lose[broker] = count
+    def lose_answers(self, broker: str, count: int = 1, *, done: bool = True) -> None:
+        """The next transactions of ``broker`` that write are done, or not, and their answers lost."""
+        self._answers_to_lose[broker] = (count, done)
 
     def hold_watches(self, broker: str, hold: bool = True) -> None:
         """The watches of ``broker`` show nothing newer than now until they are let go on."""
@@ -229,11 +229,13 @@ class MemoryStore:
         """Up to which revision watches of ``broker`` show anything."""
         return CUT_OFF if broker in self._unreachable else self._held.get(broker, self.feed.revision)
 
-    def loses_answer(self, broker: str) -> bool:
-        count = self._answers_to_lose.get(broker, 0)
-        if count:
-            self._answers_to_lose[broker] = count - 1
-        return count > 0
+    def loses_answer(self, broker: str) -> Literal["", "answer", "change"]:
+        """Whether a transaction of ``broker`` loses its answer, or is lost itself."""
+        count, done = self._answers_to_lose.get(broker, (0, True))
+        if not count:
+            return ""
+        self._answers_to_lose[broker] = (count - 1, done)
+        return "answer" if done else "change"
 
     def new_member(self, peer_addr: str) -> Member:
         if any(m.peer_addr == peer_addr for m in self.members):
@@ -398,11 +400,13 @@ class MemoryCoordinator:
         if not store.reached(broker):
             await asyncio.sleep(store.timeout_s)
             raise CoordinatorUnavailable(f"{broker} does not reach the coordinator")
-        answer = task()
-        if not (writes and store.loses_answer(broker)):
-            await asyncio.sleep(store.latency_s)
-            if store.reached(broker):
-                return answer
+        lost = store.loses_answer(broker) if writes else ""
+        if lost != "change":
+            answer = task()
+            if not lost:
+                await asyncio.sleep(store.latency_s)
+                if store.reached(broker):
+                    return answer
         await asyncio.sleep(store.timeout_s)
         if not writes:
             raise CoordinatorUnavailable(f"{broker} does not reach the coordinator")

@@ -277,6 +277,8 @@ class Controller:
             done = await self._coordinator.transact(made.expected, made.puts)
         except UnknownOutcome:
             self._record(changes, "unknown", term)
+            if await self._lost(changes[0]):
+                return
             tried.update({partition_key(c.partition): c.stored_version for c in changes})
             raise
         except Invalid as e:  # beyond a bound of the coordinator
@@ -295,6 +297,12 @@ class Controller:
         half = len(changes) // 2
         await self._commit(changes[:half], term, tried)
         await self._commit(changes[half:], term, tried)
+
+    async def _lost(self, change: Change) -> bool:
+        """Whether what was not answered has not been done: its leader died with it. It is planned anew; should it arrive after all, one of both is
+        overtaken. ``CoordinatorUnavailable`` if nobody can be asked."""
+        document = await self._coordinator.get(partition_key(change.partition))
+        return (0 if document is None else document.version) == change.stored_version
 
     def _record(self, changes: Sequence[Change], outcome: Outcome, term: int) -> None:
         for change in changes:

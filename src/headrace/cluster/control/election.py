@@ -95,6 +95,8 @@ class Election:
             taken = await self._coordinator.transact({CONTROLLER_KEY: version}, {CONTROLLER_KEY: encode(holder)})
         except UnknownOutcome:
             taken = False  # if it was done after all, the mirror shows it
+            if await self.version() == version:
+                return False
         await self._mirror.moved({CONTROLLER_KEY: version}, timeout_s=SHOWN_S)
         held = self.look()
         if held:
@@ -116,8 +118,12 @@ class Election:
 
     async def deposed(self) -> bool:
         """Asks whether the key has another version than this broker's term."""
+        return await self.version() != self.term
+
+    async def version(self) -> int:
+        """The key's, as it is recorded now; 0 = absent."""
         document = await self._coordinator.get(CONTROLLER_KEY)
-        return document is None or document.version != self.term
+        return 0 if document is None else document.version
 
     def _name(self) -> str:
         holder = self._picturing.holder

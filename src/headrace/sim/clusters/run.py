@@ -241,7 +241,8 @@ class Run(clustered.Run):
             self.store.drop_lease(broker_key(id))
 
     def _answers(self, host: Host, lasts: float) -> None:
-        self.store.lose_answers(host.name, self.faults.randint(1, 3))
+        count = self.faults.randint(1, 3)
+        self.store.lose_answers(host.name, count, done=count != 2)
 
     def _watch(self, host: Host, lasts: float) -> None:
         self.store.hold_watches(host.name)

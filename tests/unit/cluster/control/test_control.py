@@ -148,6 +148,18 @@ def test_a_dead_controller_is_replaced_by_evidence_long_before_its_registration_
     play(scenario)
 
 
+def test_who_stands_again_after_an_election_that_was_lost_with_the_coordinators_leader_does_not_wait_to_see_it() -> None:
+    async def scenario(cluster: Cluster) -> None:
+        holder = await three(cluster)
+        others = [name for name in "abc" if name != holder]
+        for name in others:
+            cluster.store.lose_answers(f"{name}-1", done=False)
+            cluster.eyes[name].see(f"{holder}-1", replace(NONE, swim="dead", probe_failed=True))
+        await cluster.until(lambda: any(cluster.controls[name].controller.election.look() for name in others), 0.6)
+
+    play(scenario)
+
+
 def test_a_controller_that_was_replaced_writes_nothing() -> None:
     async def scenario(cluster: Cluster) -> None:
         holder = await three(cluster)
@@ -194,6 +206,26 @@ def test_a_dead_owner_is_replaced_with_a_reason_and_everybody_is_told() -> None:
         assert topology.number(PartitionId(99)) is None
         decision = cluster.controls[holder].controller.view().decisions[-1]
         assert (decision.act, decision.outcome, decision.reason) == ("takeover", "applied", now.assignment.reason)
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_a_change_whose_answer_was_lost_is_looked_for_and_made_again_at_once(done: bool) -> None:
+    """It waited a second to see it, which was most of a failover when etcd's leader died with the owner."""
+
+    async def scenario(cluster: Cluster) -> None:
+        holder = await three(cluster)
+        victim = next(name for name in "abc" if name != holder)
+        [lost] = [p for p in (1, 2, 3) if (found := cluster.assignment(p)) is not None and found.owner == victim]
+        cluster.store.lose_answers(f"{holder}-1", done=done)
+        cluster.eyes[holder].see(f"{victim}-1", replace(NONE, swim="dead", probe_failed=True))
+        await cluster.until(lambda: (found := cluster.assignment(lost)) is not None and found.owner != victim, 0.4)
+        await asyncio.sleep(2)
+        found = cluster.assignment(lost)
+        assert found is not None
+        assert found.epoch == 2
+        assert cluster.controls[holder].controller.decisions.counts["takeover/unknown"] == 1
 
     play(scenario)
 

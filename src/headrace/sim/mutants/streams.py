@@ -76,7 +76,7 @@ STREAMS: Final = (
         notices=("cursor", "I13", "I9"),
         wants=("cursors", "acks one by one"),
         edits=(Edit("broker.stream_partition:StreamPartition.ack", "self.when_committed(answer)", "answer()"),),
-        stir=("slow", "power", "power", "power"),
+        stir=("slow", "sync_error", "sync_error", "sync_error"),
     ),
     Mutant(
         name="reader-skips-what-did-not-fit",

@@ -27,7 +27,7 @@ from headrace.core.mqtt.session import Session
 from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.terms import Terms
 from headrace.core.mqtt.topics import filter_fault, matches, split_shared
-from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault, Unavailable
+from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault, UnknownOutcome
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Auth, Connect, Disconnect, Pingreq, Subscribe, Unsubscribe
@@ -64,7 +64,6 @@ class Connection:
         self.sending = Sending(host, terms.write_bytes_high, shell, self.replaced)
         self.answers = Answers(self._answer, self.unsure)
         self._natives: Natives | None = None
-        self._once: Once | None = None
         self.astray: Callable[[], None] | None = None
         """Called when the session is another broker's and the connection goes on there; None: it ends."""
         self.again = False
@@ -259,11 +258,11 @@ class Connection:
         elif topic.startswith("$queue/") and (target := addressed(topic)) is not None and target.settles >= 0:
             self._capture(session, publish, None, target)
             return
-        elif (self._once is not None and self._once.waiting) or (qos == 2 and self.router.intends(session)):
+        elif (session.once is not None and session.once.waiting) or (qos == 2 and self.router.intends(session)):
             message = Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id)
-            if self._once is None:
-                self._once = Once(self)
-            self._once.take(session, message, publish.packet_id)
+            if session.once is None:
+                session.once = Once(session)
+            session.once.take(self, message, publish.packet_id)
             return
         elif not publish.retain and self.router.unheard(topic):
             reason = _NO_MATCHING_SUBSCRIBERS
@@ -317,8 +316,10 @@ class Connection:
                     self.host.committed(lambda: _tell(waiting), self.unsure)
                     return
                 for again in waiting:
-                    again(error or Unavailable("its session has moved"))
+                    again(error or UnknownOutcome("its session has moved"))
             if error is not None and (version == 4 or not error.definite):
+                if session.once is not None:
+                    session.once.give_up(error)
                 self.fail(error.mqtt, str(error))  # 3.1.1 cannot say it otherwise; what nobody knows is not said
                 return
             reason = puback_reason(error)
@@ -340,8 +341,8 @@ class Connection:
         known = self.answers.later()
 
         def resolved(error: HeadraceError | None) -> None:
-            if error is None:
-                known(encoding.ack(encoding.PUBREC, packet_id, 0, self.version))
+            if error is None or (self.version == 5 and error.definite):
+                known(encoding.ack(encoding.PUBREC, packet_id, puback_reason(error), self.version))
             else:
                 self.fail(Reason.SERVER_BUSY, str(error))
 
@@ -546,7 +547,7 @@ class Connection:
         self.lost()
         self.closed = True
         self.shell = nobody
-        self.astray = self._once = None
+        self.astray = None
         self.sending.over(nobody)
         self.answers.over()
 

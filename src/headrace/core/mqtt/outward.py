@@ -5,11 +5,13 @@ whom, ``acked`` and its like say what came back.
 
 Invariants: O1 a partition is sent its messages in the order in which they were given, again from the oldest that is not acknowledged whenever its
 owner changes. O2 what was given with a number is acknowledged, handed back or, unless it lasts, given up after ``WAIT_MS``, once. O3 what has no
-number (QoS 0) is sent at most once, and dropped where nobody serves the partition.
+number (QoS 0) is sent at most once, and dropped where nobody serves the partition. O4 with what is given up goes everything later of the same
+publisher to the same partition: it sends again what it was not told of, and nothing may come before that.
 """
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from typing import Final
 
 from headrace.core.mqtt.message import Message
@@ -26,14 +28,15 @@ Stored = Callable[[HeadraceError | None], None]
 
 
 class Pledge:
-    """A publish that goes to several places: ``stored`` is told once, when all have it or one cannot. ``lasting``: nobody can be told that it failed,
-    so each place has as long as it takes."""
+    """A publish that goes to several places: ``stored`` is told once, when all have it or one cannot, as soon as all are named. ``lasting``: nobody
+    can be told that it failed, so each place has as long as it takes."""
 
-    __slots__ = ("_left", "_stored", "_why", "lasting")
+    __slots__ = ("_left", "_named", "_stored", "_told", "_why", "lasting")
 
     def __init__(self, stored: Stored, *, lasting: bool = False) -> None:
         self.lasting = lasting
         self._left = 1
+        self._named = self._told = False
         self._stored = stored
         self._why: HeadraceError | None = None
 
@@ -43,15 +46,20 @@ class Pledge:
         return self._left > 0
 
     def more(self) -> Stored:
-        """One more place."""
+        """One more place, which says once that it has it, or why not."""
         self._left += 1
-        return self.done
+        return self._one
 
-    def done(self, why: HeadraceError | None = None) -> None:
-        """One has it, or why not; once for each place and once for having named them all."""
+    def done(self) -> None:
+        """All are named, but for those that come in place of one."""
+        self._named = True
+        self._one()
+
+    def _one(self, why: HeadraceError | None = None) -> None:
         self._why = self._why or why
         self._left -= 1
-        if not self._left:
+        if self._named and not self._told and (not self._left or (self._why is not None and not self.lasting)):
+            self._told = True
             self._stored(self._why)
 
 
@@ -214,22 +222,15 @@ class Outward:
             self.refused(owner, number)
 
     def expire(self, now_ms: int) -> None:
-        """Gives up what has waited for too long."""
-        for number, stream in self._streams.items():
-            lasting: list[Part] = []
-            while stream.pending and now_ms - stream.pending[0].since_ms >= WAIT_MS:
-                part = stream.pending.popleft()
-                if part.lasting:
-                    lasting.append(part)
-                    continue
-                self.nbytes -= part.message.nbytes
-                self.late += 1
-                if part in stream.waiting:
-                    stream.waiting.remove(part)
-                if part.stored is not None:
-                    what = f"session partition {number} is not available"
-                    part.stored(UnknownOutcome(what) if part.sent else Unavailable(what))
-            stream.pending.extendleft(reversed(lasting))
+        """Gives up what has waited for too long (O4). What has an origin may be with others, and keeps its number."""
+        found = [part for stream in self._streams.values() for part in _given_up(stream, now_ms)]
+        for part in found:
+            self.nbytes -= part.message.nbytes
+            self.late += 1
+        for part in found:  # who is told may publish a will
+            if part.stored is not None:
+                what = f"session partition {part.number} is not available"
+                part.stored(UnknownOutcome(what) if part.sent or part.message.origin is not None else Unavailable(what))
 
     def check(self) -> None:
         """Asserts the invariants."""
@@ -239,6 +240,20 @@ class Outward:
             numbers = [part.sequence for part in stream.pending]
             assert numbers == sorted(set(numbers)), "O1"
             assert all(part in stream.pending or not part.sequence for part in stream.waiting)
+
+
+def _given_up(stream: _Stream, now_ms: int) -> list[Part]:
+    """Takes out of it what has waited for too long, and what goes with that."""
+    late = {part for part in takewhile(lambda part: now_ms - part.since_ms >= WAIT_MS, stream.pending) if not part.lasting}
+    if not late:
+        return []
+    whose = {part.message.publisher for part in late if part.stored is not None}
+    later = [part for part in stream.pending if part.stored is not None and not part.lasting and part.message.publisher in whose]
+    gone = late.union(later)
+    found = [part for part in stream.pending if part in gone]
+    stream.pending = deque(part for part in stream.pending if part not in gone)
+    stream.waiting = [part for part in stream.waiting if part not in gone]
+    return found
 
 
 def _still() -> None:

@@ -73,6 +73,8 @@ class Session:
         """Packet identifiers of those that are or were about to be given to all who want them, in a cluster, with their numbers (``origins``)."""
         self.receiving: dict[int, list[Callable[[HeadraceError | None], None]]] = {}
         """Packet identifiers of those that other brokers do not have yet, with who else waits for their PUBREC: of this broker's life alone."""
+        self.once: Any = None
+        """Publishes of its connections that wait to be given out (``once.Once``), from the first of QoS 2 on, in a cluster."""
         self.next_sequence = 0
         self.receive_maximum = PACKET_IDS
         self.dropped = 0

@@ -3,13 +3,15 @@ to durable sessions is there once, in the order of its publisher."""
 
 from collections import deque
 from dataclasses import dataclass, field
+from functools import partial
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.core.mqtt.cluster_router import DECLINED, REFUSED, ClusterRouter
 from headrace.core.mqtt.message import Message
-from headrace.core.mqtt.outward import Part
+from headrace.core.mqtt.origins import Origin
+from headrace.core.mqtt.outward import WAIT_MS, Part
 from headrace.core.mqtt.shard import Shard
 from headrace.model.errors import HeadraceError
 from tests.property.effort import effort
@@ -252,3 +254,100 @@ def test_what_is_published_is_there_once_and_in_order(subscribers: list[tuple[in
         assert (topic in kept) is (topic.startswith("kept") and bool(sent))
         if topic in kept:
             assert kept[topic].payload in sent
+
+
+class Sender:
+    """A client of a broker that sends everything again that it was not told of, once something was given up; what has an odd number as QoS 2."""
+
+    def __init__(self, cluster: Cluster, me: int) -> None:
+        self.cluster = cluster
+        self.me = me
+        self.name = f"client of {me}"
+        self.undone: dict[int, str] = {}
+        self._attempt = 0
+        self._failed = False
+
+    def publish(self, number: int, topic: str) -> None:
+        self.undone[number] = topic
+        self._give(number)
+
+    def late(self, now_ms: int) -> None:
+        """What its broker waits for is given up if it is old."""
+        self.cluster.routers[self.me].outward.expire(now_ms)
+        if self._failed:
+            self._failed = False
+            for number in list(self.undone):
+                self._give(number)
+
+    def _give(self, number: int) -> None:
+        message = Message(self.undone[number], b"%d" % number, 1 + number % 2, False, None, 0, self.name)
+        if number % 2:
+            message.origin = Origin(self.name, number, min(n for n in self.undone if n % 2))
+        self.cluster.fresh.add(self.me)
+        self.cluster.routers[self.me].publish(message, WALL_MS, partial(self._told, number, self._attempt))
+
+    def _told(self, number: int, attempt: int, why: HeadraceError | None) -> None:
+        if attempt == self._attempt and why is None:
+            del self.undone[number]
+        elif attempt == self._attempt:
+            self._failed = True
+            self._attempt += 1
+
+
+talk = st.tuples(st.just("publish"), brokers, st.just(0))
+waits = st.tuples(st.just("wait"), st.just(0), st.integers(1, 2))
+
+
+@effort(150)
+@given(
+    st.lists(st.tuples(st.integers(0, 5), st.integers(0, 1)), min_size=1, max_size=6, unique_by=lambda t: t[0]),
+    st.lists(st.one_of(talk, talk, waits, waits, steps), max_size=60),
+)
+@example([(1, 1)], [("publish", 0, 0), ("wait", 0, 1), ("publish", 0, 0), ("wait", 0, 1)])
+def test_what_is_given_up_and_sent_again_is_there_in_order(subscribers: list[tuple[int, int]], script: list[tuple[str, int, int]]) -> None:
+    cluster = Cluster()
+    wanted: dict[str, str] = {}
+    for n, chosen in subscribers:
+        name = f"s{n}"
+        wanted[name] = FILTERS[chosen]
+        router = cluster.routers[cluster.owners[shard_of(name)]]
+        session, _ = router.connect(name, Client(), clean=False, expiry_s=100, will=None, receive_maximum=100, wall_ms=WALL_MS)
+        router.subscribe(session, sub(FILTERS[chosen], 2))
+        router.disconnected(session, with_will=False, wall_ms=WALL_MS)
+    cluster.settle()
+    senders = [Sender(cluster, me) for me in range(BROKERS)]
+    clock = [0]
+    for router in cluster.routers:
+        router.now_ms = lambda: clock[0]
+    by: dict[int, int] = {}
+    for what, a, b in script:
+        if what == "publish":
+            number = len(by) + 1
+            by[number] = a
+            senders[a].publish(number, TOPICS[b % 2])
+        elif what == "wait":
+            clock[0] += b * WAIT_MS // 2
+            for sender in senders:
+                sender.late(clock[0])
+        elif what == "take" and a != b:
+            cluster.take(a, b)
+        elif what == "flush":
+            cluster.flush(a)
+        elif what == "commit":
+            cluster.commit(a)
+        elif what == "move":
+            if cluster.owners[a] in cluster.fresh:
+                cluster.commit(cluster.owners[a])
+            cluster.move(a, b)
+        elif what == "cut":
+            cluster.cut(a, b)
+    cluster.settle()
+    assert not any(sender.undone for sender in senders)
+    for name, filter in wanted.items():
+        got = [int(d.message.payload) for d in cluster.committed(shard_of(name)).sessions[name].inbox]
+        if filter == "#":
+            assert set(got) == set(by), "each"
+        assert len({n for n in got if n % 2}) == sum(n % 2 for n in got), "of QoS 2 once"
+        for me in range(BROKERS):
+            first = list(dict.fromkeys(n for n in got if by[n] == me))
+            assert first == sorted(first), "in order"

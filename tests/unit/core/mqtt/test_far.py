@@ -143,6 +143,61 @@ def test_what_is_sent_again_and_what_is_dropped() -> None:
     outward.check()
 
 
+def test_what_is_given_up_takes_with_it_what_its_publisher_gave_after_it() -> None:
+    """The publisher sends it again, behind what it has given since (O4); others, wills and what nobody is told of are not concerned."""
+    outward, told = Outward(), list[bytes]()
+
+    def give(payload: bytes, publisher: str, now_ms: int, *, number: int = FAR, lasting: bool = False, pledged: bool = True) -> None:
+        def stored(why: HeadraceError | None) -> None:
+            assert isinstance(why, Unavailable)
+            told.append(payload)
+
+        pledge = Pledge(stored, lasting=lasting) if pledged else None
+        outward.give(Message("t", payload, 1, False, None, 0, publisher), [(number, PLAIN, "")], pledge, now_ms)
+        if pledge is not None:
+            pledge.done()
+
+    give(b"will", "p", 0, lasting=True)
+    give(b"p1", "p", 0)
+    give(b"q1", "q", 1)
+    give(b"p2", "p", 1000)
+    give(b"p will", "p", 1000, lasting=True)
+    give(b"p left", "p", 1000, pledged=False)
+    give(b"p elsewhere", "p", 1000, number=FAR + 1)
+    outward.expire(WAIT_MS)
+    assert told == [b"p1", b"p2"]
+    give(b"p1 again", "p", WAIT_MS)
+    outward.check()
+    sent = outward.flush(lambda number: "one")["one"]
+    assert [p.message.payload for p in sent] == [b"will", b"q1", b"p will", b"p left", b"p elsewhere", b"p1 again"]
+
+
+def test_a_publish_has_failed_once_one_partition_is_given_up_whatever_else_it_waits_for() -> None:
+    """Else its connection would go on, and what it publishes meanwhile come before it."""
+    told = list[HeadraceError | None]()
+    pledge = Pledge(told.append)
+    first, second = pledge.more(), pledge.more()
+    first(Unavailable("x"))
+    assert told == [], "not before all are named"
+    pledge.done()
+    assert [type(why) for why in told] == [Unavailable]
+    second(UnknownOutcome("y"))
+    assert len(told) == 1
+
+
+def test_who_is_told_that_its_publish_was_given_up_may_leave_a_will(world: FarWorld) -> None:
+    id = client(0)
+    other = next(number for number in range(SHARDS) if number not in (FAR, Net.shard_of(id)))
+    world.far.drop(other)
+    world.net.shards[other] = world.far.shards[other]
+    world.far.told(other, 1, True, {"will": 2})
+    wire = world.open(id, 4, will=Will("will", b"dead", 1))
+    wire.publish("far", b"1", 1, 1)
+    world.far.outward.expire(WAIT_MS)
+    assert wire.machine.closed
+    assert [payload for payload, _ in world.sent()] == [b"dead"]
+
+
 def test_a_will_waits_for_a_partition_as_long_as_nobody_serves_it_and_holds_up_no_refusal(world: FarWorld) -> None:
     id = client(0)
     world.open(id, will=Will("far", b"dead", 1)).machine.lost()

@@ -6,12 +6,13 @@ from msgspec import structs
 from headrace.core.mqtt.cluster_router import REFUSED, TAKEN, ClusterRouter
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.origins import PUBLISHERS_MAX, WILL, WILLS_MAX, Origin, Origins
-from headrace.core.mqtt.outward import Part
+from headrace.core.mqtt.outward import WAIT_MS, Part
 from headrace.core.mqtt.shard import Shard
+from headrace.model.errors import LimitExceeded
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Disconnect, Will
 from headrace.wire.mqtt.reasons import Reason
-from tests.unit.core.mqtt.movers import Cluster
+from tests.unit.core.mqtt.movers import KEPT, Cluster
 from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Net, sub
 
 FAR = 1
@@ -162,20 +163,83 @@ def test_a_release_is_known_to_the_next_owner(world: Two) -> None:
 
 @pytest.mark.parametrize("version", [4, 5])
 def test_a_publish_that_nobody_takes(world: Two, version: int) -> None:
-    """5.0 is told and the identifier is free again; 3.1.1 sends it again, with the number that it had."""
+    """Others may have it: its connection ends, and it is sent again with the number that it had, though nothing was sent to who lacks it."""
     more = {"properties": {}} if version == 4 else {}
+    reader = world.edge("r")
+    assert world.far.subscribe(reader.machine.session, sub("far/#", 2)) is False  # type: ignore[arg-type]
     wire = world.edge("q", version, **more)
     wire.publish("far/1", b"1", 2, 1)
-    world.far.outward.expire(5_000)
+    world.far.outward.expire(WAIT_MS)
     session = world.far.shards[world.far.number_of("q")].sessions["q"]
-    if version == 5:
-        assert wire.read() == [Ack(5, 1, Reason.QUOTA_EXCEEDED)]
-        assert not session.intents
-    else:
-        assert wire.read() == []
-        assert wire.machine.closed
-        assert list(session.intents) == [1]
+    assert not any(isinstance(packet, Ack) for packet in wire.read())
+    assert wire.machine.closed
+    assert list(session.intents) == [1]
     assert not session.receiving
+    back = world.edge("q", version, **more)
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    assert world.give(world.parts(), "one") == [TAKEN]
+    world.far.outward.acked("other", FAR, 2)
+    assert back.read() == [Ack(5, 1)]
+    assert world.there() == reader.payloads() == [b"1"]
+
+
+def test_a_refusal_that_nobody_was_told_of_leaves_the_number(world: Two) -> None:
+    """Others have it, and its client sends it again."""
+    first = world.edge("q")
+    first.publish("far/1", b"1", 2, 1)
+    world.far.outward.acked("other", FAR, 0)
+    number = world.far.shard("q").sessions["q"].intents[1]
+    first.machine.lost()
+    world.sync()
+    (part,) = world.parts()
+    assert part.stored is not None
+    part.stored(LimitExceeded("a queue that gets it, too, is full"))
+    assert world.far.shard("q").sessions["q"].intents == {1: number}
+
+
+def test_who_waits_for_the_same_publish_on_the_next_connection_is_refused_with_it(world: Two) -> None:
+    world.edge("q").publish("far/1", b"1", 2, 1)
+    back = world.edge("q")
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    (part,) = world.parts()
+    assert part.stored is not None
+    part.stored(LimitExceeded("a queue that gets it, too, is full"))
+    assert back.read() == [Ack(5, 1, Reason.QUOTA_EXCEEDED)]
+    assert not world.far.shard("q").sessions["q"].intents
+
+
+def test_what_comes_after_a_publish_that_waits_waits_on_the_next_connection_too(world: Two) -> None:
+    world.prompt = False
+    first = world.wire()
+    first.connect("q", **KEPT)
+    world.sync()
+    first.publish("far/1", b"1", 2, 1)
+    back = world.wire()
+    back.connect("q", **KEPT)
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    back.publish("far/1", b"2", 1, 2)
+    assert world.parts() == []
+    world.sync()
+    assert [p.message.payload for p in world.parts()] == [b"1", b"2"]
+
+
+@pytest.mark.parametrize("qos", [1, 2])
+def test_nothing_that_waits_is_given_out_before_what_was_given_up_and_comes_again(world: Two, qos: int) -> None:
+    wire = world.edge("q", 4, properties={})
+    wire.publish("far/1", b"1", qos, 1)
+    world.prompt = False
+    wire.publish("far/1", b"2", 2, 2)
+    wire.publish("far/1", b"3", 1, 3)
+    world.far.outward.expire(WAIT_MS)
+    assert wire.machine.closed
+    assert not world.far.shard("q").sessions["q"].receiving
+    world.prompt = True
+    world.sync()
+    assert world.parts() == []
+    back = world.edge("q", 4, properties={})
+    for n in (1, 2, 3):
+        back.publish("far/1", b"%d" % n, qos if n == 1 else 2 if n == 2 else 1, n, dup=True)
+    assert [p.message.payload for p in world.parts()] == [b"1", b"2", b"3"]
 
 
 def test_here_too_it_is_taken_once(world: Two) -> None:

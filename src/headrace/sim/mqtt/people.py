@@ -107,10 +107,12 @@ class Talker(Stays):
     """Publishes, to topics that others publish to and to one that is retained and its own."""
 
     eager = 0.5
+    window = WINDOW
+    """How many it has in flight at most."""
 
     def work(self) -> None:
         device, chance = self.device, self.chance
-        while not self.run.healing and device.line is not None and len(device.sending) < WINDOW and chance.happens(self.eager):
+        while not self.run.healing and device.line is not None and len(device.sending) < self.window and chance.happens(self.eager):
             own = f"r/{device.client_id}"
             if chance.happens(0.25) and not any(sent.message.topic == own for sent in device.sending.values()):
                 device.publish(own, chance.choice([1, 2]), retain=True, clears=chance.happens(0.1))

@@ -25,6 +25,15 @@ from headrace.sim.mqtt.people import TOPICS, Listener, Stays, Talker, mortal, mo
 KINDS: Final = (*clustered.KINDS, "away", "pause", "power-all", "etcd", "lease", "answers", "watch")
 CALM_S: Final = 3.0
 """So long after the last fault a subscription that is acknowledged counts as known, whoever has heard of it."""
+LONG: Final = 0.25
+"""How often two brokers are cut off from each other, or one from the coordinator, for longer than a publish waits for a partition."""
+LONG_S: Final = (6.0, 9.0)
+LONG_AT_S: Final = 4.0
+"""When everybody is there and publishes."""
+LASTS_LONG_S: Final = (12.0, 14.0)
+STEADY: Final = 0.15
+"""How eager talkers are to go on in such a run, so that not all has been given up when the partition is back; ``MANY``: what they have in flight."""
+MANY: Final = 25
 LATE_S: Final = 40.0
 """What was promised has come so long after all is healed."""
 OWNED_S: Final = 15.0
@@ -63,6 +72,13 @@ class Run(clusters_run.Run):
         self.faulty_at = -NEVER
         """When something was wrong last."""
         self.devices: list[Device] = []
+        self._long = self.people.fork("long")
+        self._cut = self._long.happens(LONG)
+        """A long cut is still to come."""
+        if self._cut:
+            self.lasts_s = LASTS_LONG_S
+        self._cut_until = 0.0
+        """Nothing else goes wrong before: a broker that dies takes what waits with it."""
 
     def host(self, name: str) -> Host:
         host = super().host(name)
@@ -110,7 +126,10 @@ class Run(clusters_run.Run):
         for i in range(2):
             self._settle(Listener(self, chance.fork(f"c{i}"), self._device(f"clean-{i}", 2, durable=False), ["t/#", "r/#"]))
         for i in range(3):
-            self._settle(Talker(self, chance.fork(f"t{i}"), self._device(f"talker-{i}", 1, durable=i != 2)))
+            talker = Talker(self, chance.fork(f"t{i}"), self._device(f"talker-{i}", 1, durable=i != 2))
+            if self._cut:
+                talker.eager, talker.window = STEADY, MANY
+            self._settle(talker)
         for i in range(2):
             self._spawn(f"mortals-{i}", mortals(self, chance.fork(f"mortals-{i}"), f"mortal-{i}", 4 + i % 2))
 
@@ -129,8 +148,27 @@ class Run(clusters_run.Run):
     # ------------------------------------------------------------ what is known
 
     def fault(self) -> None:
-        super().fault()
+        if self._cut and self.world.loop.time() >= LONG_AT_S:
+            self._cut = False
+            self._cut_off()
+        elif self.world.loop.time() >= self._cut_until:
+            super().fault()
         self.faulty_at = self.world.loop.time()
+
+    def _cut_off(self) -> None:
+        """What waits for a partition is given up, and the partition is there again."""
+        chance, world = self._long, self.world
+        name, lasts = chance.choice(self.names), chance.between(*LONG_S)
+        self._cut_until = world.loop.time() + lasts + CALM_S
+        if chance.happens(0.2):
+            self.store.unreachable(name)
+            world.loop.post(None, lasts, self.store.unreachable, name, False)
+            return
+        other = chance.choice([n for n in self.names if n != name])
+        self.totals.cuts += 1
+        for one, another in ((name, other), (other, name)):
+            world.network.cut(one, another)
+            world.loop.post(None, lasts, world.network.heal, one, another)
 
     def _start_some(self, often: float) -> None:
         super()._start_some(often)

@@ -83,6 +83,13 @@ MQTT: Final = (
         net="mqtt",
     ),
     Mutant(
+        name="later-ones-kept",
+        wrong="what is given up for a session partition leaves later messages of its publisher there, which come before it when it is sent again",
+        notices=("M4", "M5"),
+        edits=(Edit("core.mqtt.outward:_given_up", "part.message.publisher in whose", "False"),),
+        net="mqtt",
+    ),
+    Mutant(
         name="sent-again-by-the-next-owner",
         wrong="a connection that goes on at another owner is sent again what it was sent",
         notices=("M3",),

@@ -39,6 +39,8 @@ ANSWER_TIMEOUT_S: Final = 2.0
 """A change that was sent and not answered for so long has an unknown outcome."""
 LOOK_S: Final = 0.05
 """A change that waits so long makes us look, again and again, whether the leader is another: the one who had it may have died with it."""
+SILENT: Final = 0.3
+"""Of that time an endpoint may be silent. Telling its status costs it nothing: if it does not do so, an answer is not to be expected either."""
 TERM_FRESH_S: Final = 1.0
 PAUSE_MIN_S, PAUSE_MAX_S = 0.02, 0.5
 ANSWER_BYTES_MAX: Final = 32 * 1024 * 1024
@@ -111,7 +113,7 @@ class Calls:
         if not addresses:
             raise Invalid("no endpoint of etcd is named", hint="set coordination.etcd.endpoints, or let this broker host a voter")
         self._access = access
-        self._timeout_s, self._answer_timeout_s = timeout_s, answer_timeout_s
+        self._timeout_s, self._answer_timeout_s, self._silent_s = timeout_s, answer_timeout_s, SILENT * answer_timeout_s
         self._seats = [Seat(a, access) for a in dict.fromkeys(addresses)]
         self._first = 0
         self._token = ""
@@ -204,9 +206,10 @@ class Calls:
         raise CoordinatorUnavailable(f"etcd did not answer {what}: " + ("; ".join(f"{a}: {m}" for a, m in faults.items()) or "the client is closed"))
 
     async def _change(self, seat: Seat, asking: Awaitable[Any]) -> Any:
-        """The answer to a change, or ``UnknownOutcome`` as soon as the leader that it went to is one no more: a follower does not notice that what it
-        passed on was lost, and would let us wait for the whole timeout."""
+        """The answer to a change, or ``UnknownOutcome`` as soon as the leader that it went to is one no more (a follower does not notice that what it
+        passed on was lost) or the endpoint is silent: both would let us wait for the whole timeout."""
         loop = asyncio.get_running_loop()
+        heard_at = loop.time()
         task = asyncio.ensure_future(asking)
         term = self.term if loop.time() - self._noticed_at < TERM_FRESH_S else 0
         elected = False
@@ -218,7 +221,12 @@ class Calls:
                 try:
                     status = await seat.maintenance.Status(pb.StatusRequest(), timeout=LOOK_S, metadata=await self.metadata(seat, leader=False))
                 except RpcError:
-                    continue
+                    if loop.time() - heard_at < self._silent_s:
+                        continue
+                    self.leave(seat)
+                    why = f"etcd at {seat.address} is silent since it was asked for a change, which may be lost, or done"
+                    raise UnknownOutcome(why, hint="read the documents again before deciding") from None
+                heard_at = loop.time()
                 if not status.leader:
                     term = -1  # whoever it will be is another
                 elif not term:

@@ -12,10 +12,11 @@ SOURCE = Path(__file__).parents[2] / "src"
 SEEDS = (3, 17, 40, 101, 150)
 SCRIPT = f"from headrace.sim.run import run_seed\nprint(*(run_seed(seed)[0].digest for seed in {SEEDS}))"
 CLUSTERS = (3, 25)
+WITH_MQTT = (2,)
 CLUSTERED = f"""
-from headrace.sim.clusters.run import Run
-for seed in {CLUSTERS}:
-    run = Run(seed)
+from headrace.sim.clusters.run import Run as Cluster
+from headrace.sim.mqtt.run import Run as Mqtt
+for run in (*map(Cluster, {CLUSTERS}), *map(Mqtt, {WITH_MQTT})):
     run.go()
     print(run.world.trace.digest())
 """
@@ -42,7 +43,7 @@ def test_a_run_does_not_depend_on_what_strings_hash_to() -> None:
 
 def test_nor_does_one_of_a_cluster() -> None:
     first = digests(sys.executable, "0", CLUSTERED)
-    assert len(set(first.split())) == len(CLUSTERS)
+    assert len(set(first.split())) == len(CLUSTERS) + len(WITH_MQTT)
     assert digests(sys.executable, "1", CLUSTERED) == first
 
 

@@ -211,7 +211,7 @@ def play(seed: int) -> str:
         assert all(isinstance(e, UnknownOutcome) or e.definite for e in run.refused)
         failed = [(task, task.exception()) for _, task in run.loop.unseen()]
         assert not failed, failed
-        return run.loop.trace._hash.hexdigest()
+        return run.loop.trace.digest()
     finally:
         run.loop.close()
 

@@ -80,7 +80,7 @@ def simulated(scenario: Callable[[World], Awaitable[None]], seed: int = 1, names
     try:
         world.loop.run_until_complete(run())
         assert not world.loop.errors
-        return world.loop.trace._hash.hexdigest()
+        return world.loop.trace.digest()
     finally:
         world.loop.close()
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from headrace.core.mqtt.message import Message
-from headrace.core.mqtt.origins import Kept, Origin
+from headrace.core.mqtt.origins import Origin
 from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import Malformed
 
@@ -176,7 +176,7 @@ class Image(msgspec.Struct, frozen=True, array_like=True):
     retained: list[Stored]
     taken: list[tuple[str, int]] = []
     """Of each broker's life the last message that was taken from it."""
-    publishers: list[tuple[str, Kept]] = []
+    publishers: list[tuple[str, tuple[int, list[tuple[int, str]]]]] = []
     wills: list[tuple[str, int, str]] = []
     """As ``origins`` has them."""
 

@@ -6,6 +6,7 @@ Owns this memory; it follows from the journal (``Queued.origin``, ``Retained.ori
 Invariant: T1 bounded: of a publisher what is not done there, of all the newest ``PUBLISHERS_MAX`` publishers and ``WILLS_MAX`` wills.
 """
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -27,7 +28,7 @@ class Origin(msgspec.Struct, frozen=True, array_like=True):
     floor: int
 
 
-class Kept(msgspec.Struct, array_like=True):
+class Kept(msgspec.Struct):
     """Of one publisher: what was taken at or above its floor."""
 
     floor: int = 0
@@ -65,3 +66,12 @@ class Origins:
             kept.floor = origin.floor
             kept.taken = {(number, tag) for number, tag in kept.taken if number >= origin.floor}
         kept.taken.add((origin.number, tag))
+
+    def image(self) -> list[tuple[str, tuple[int, list[tuple[int, str]]]]]:
+        """The publishers, in an order that depends on nothing else: of each its floor and what was taken."""
+        return [(client_id, (kept.floor, sorted(kept.taken))) for client_id, kept in self.publishers.items()]
+
+    def restore(self, publishers: Iterable[tuple[str, tuple[int, list[tuple[int, str]]]]], wills: Iterable[tuple[str, int, str]]) -> None:
+        """What ``image`` and ``wills`` said."""
+        self.publishers = {client_id: Kept(floor, set(taken)) for client_id, (floor, taken) in publishers}
+        self.wills = dict.fromkeys(wills)

@@ -338,7 +338,7 @@ class Shard:
             sessions.append(self._image(session, deliveries))
         origins = self.origins
         retained = [ops.stored(m) for m in self.retained.values()]
-        return ops.pack_image(Image(messages, sessions, retained, list(self.taken.items()), list(origins.publishers.items()), list(origins.wills)))
+        return ops.pack_image(Image(messages, sessions, retained, list(self.taken.items()), origins.image(), list(origins.wills)))
 
     def _image(self, session: Session, deliveries: list[tuple[int, To, bool, bool]]) -> SessionImage:
         client_id = session.client_id
@@ -383,7 +383,7 @@ class Shard:
             if kept.connected:
                 self.unclosed[kept.client_id] = None
         self.taken = dict(image.taken)
-        self.origins.publishers, self.origins.wills = dict(image.publishers), dict.fromkeys(image.wills)
+        self.origins.restore(image.publishers, image.wills)
         for message in image.retained:
             self.retained[message.topic] = ops.message_of(message)
 

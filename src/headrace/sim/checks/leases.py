@@ -193,6 +193,8 @@ def _overtaken(seen: Seen, key: str, low: Place, high: Place) -> Iterator[Violat
         limit = max((spec.max_deliveries for spec in seen.queue_specs(low[0])), default=0)
         # what its consumer settled before it arrived there, of an earlier attempt, may have ended this one
         through = any(s.consumer == a.consumer and s.action in TERMINAL and s.at <= a.at for s in seen.settles.get(low, ()))
+        # its lease ran out while it was on its way, and it was too old by then to be given again
+        through = through or later.at - _posted(seen, low) >= _lifetime_s(seen, low) - EPSILON_S
         if a.attempt > before and a.attempt != limit and not through:
             yield Violation(
                 "key order",
@@ -200,6 +202,13 @@ def _overtaken(seen: Seen, key: str, low: Place, high: Place) -> Iterator[Violat
                 f"came (attempt {a.attempt}) {a.at:.4f} s: {_story(seen, low)} | {_story(seen, high)}",
             )
             return
+
+
+def _lifetime_s(seen: Seen, place: Place) -> float:
+    """How long a message may be there at least, before it expires."""
+    limits = [ms for spec in seen.queue_specs(place[0]) for ms in (spec.ttl_ms, spec.max_age_ms)]
+    limits += [seen.publishes[d.id].ttl_ms for d in seen.deliveries.get(place, ())[:1] if d.id in seen.publishes]
+    return min((ms for ms in limits if ms), default=float("inf")) / 1000
 
 
 def dead_letters(seen: Seen) -> Iterator[Violation]:

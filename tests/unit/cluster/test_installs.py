@@ -96,7 +96,7 @@ class Box:
 
 
 class Side:
-    """What is both driver and partition to one end."""
+    """What is driver, its turns and tasks, and partition to one end."""
 
     pid, halted, part_bytes = PID, "", 100
 
@@ -107,7 +107,8 @@ class Side:
         self.links = {other: Incarnation("1")}
         self.coming_in: dict[int, bool] = {}
         self.throttle = Throttle(0, self.now_s)
-        self.tasks: list[asyncio.Task[None]] = []
+        self.works: list[asyncio.Task[None]] = []
+        self.turns = self.tasks = self
         self.installs = Installs(self, self, self.log)  # type: ignore[arg-type]
 
     def now_s(self) -> float:
@@ -117,7 +118,7 @@ class Side:
         return 1000
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        self.tasks.append(asyncio.ensure_future(work))
+        self.works.append(asyncio.ensure_future(work))
 
     def stir(self, partition: object) -> None: ...
 
@@ -298,7 +299,7 @@ def test_whatever_is_said_is_malformed_or_ignored(said: list[tuple[bool, AnyInst
                 (owner if to_owner else follower).installs.received(F if to_owner else A, message, blob)
             await settled()
         for side in (owner, follower):
-            for task in side.tasks:
+            for task in side.works:
                 assert not task.done() or task.exception() is None
                 task.cancel()
 

@@ -42,7 +42,6 @@ class Collecting:
 
 
 
-
 def test_who_is_waited_for_is_looked_at_once_for_all_partitions() -> None:
     async def turns() -> None:
         driver = Driver(BrokerId("a"), Incarnation(1), cast(Any, Peers()), cast(Any, None))
@@ -50,7 +49,7 @@ def test_who_is_waited_for_is_looked_at_once_for_all_partitions() -> None:
         told: list[int] = []
         driver.news = lambda: told.append(len(driver._collecting))
         for pid in range(100):
-            driver.stir(cast(Replicated, Collecting(driver, pid)))
+            driver.turns.stir(cast(Replicated, Collecting(driver, pid)))
         await asyncio.sleep(0)
         assert told == [100]
         await asyncio.sleep(0)

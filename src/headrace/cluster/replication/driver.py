@@ -1,7 +1,7 @@
-"""All replicas of a broker: their turns, their timer, frames in and out, what flushes have made durable, who is connected.
+"""All replicas of a broker: frames in and out, what flushes have made durable, who is connected, which copies are in doubt.
 
-Owns when a machine is asked. Each turn it asks those for which something came in or whose time has come, sends one frame a peer, then starts one
-flush for all. Does not know what is appended, nor who shall own what.
+Owns what a turn ends with: once all machines were asked (``turns``), one frame a peer, then one flush for all. Does not know what is appended, nor
+who shall own what.
 
 D1 A machine is asked once a turn, after everything that came in. D2 Completions are told in the order of the log. D3 Nothing is answered in a life
 before the small state says that it is not cleanly stopped. D4 A machine that raises stops alone. D5 A copy that has lost what it acknowledged is
@@ -9,15 +9,15 @@ known as such in the small state before it begins anew.
 """
 
 import asyncio
-import heapq
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 
 from msgspec.structs import replace
 
 from headrace.ambient import ambient
 from headrace.cluster.replication import marks
-from headrace.cluster.replication.heads import pack, unpack
+from headrace.cluster.replication.heads import filled, pack, unpack
+from headrace.cluster.replication.heard import Heard
 from headrace.cluster.replication.interface import FlushRow, Log, Peers, Store, Swaps, Told
 from headrace.cluster.replication.knocking import Knocking, owner_to_wake
 from headrace.cluster.replication.messages import Offer, Want
@@ -25,12 +25,13 @@ from headrace.cluster.replication.messages import Part as CopyPart
 from headrace.cluster.replication.outbox import Outbox
 from headrace.cluster.replication.partition import Replicated
 from headrace.cluster.replication.recent import Memory
+from headrace.cluster.replication.tasks import Tasks
 from headrace.cluster.replication.throttle import Throttle
+from headrace.cluster.replication.turns import Turns
 from headrace.cluster.transport.link import Lost
 from headrace.core.replica import effects, term
 from headrace.core.replica.configuration import recorded
 from headrace.core.replica.effects import Outcome
-from headrace.core.replica.epochs import EpochHistory
 from headrace.core.replica.follower import Phase
 from headrace.core.replica.journal import Recovered
 from headrace.core.replica.messages import Ack, AnyMessage, Append, Fetched, Install, Quarantined
@@ -46,32 +47,11 @@ from headrace.wire.journal import Kind
 from headrace.wire.peer import Introduction
 
 _log = get_logger("replicas")
-_NEVER: Final = 0
 CATCH_UP_BYTES_PER_SECOND: Final = Config().peers.catch_up_bytes_per_second
 OWN_PID: Final = 0
 """The partition of the store's own journal, which has one copy."""
 _TRUNCATE: Final = int(Kind.TRUNCATE)
 _PROMISE: Final = int(Kind.PROMISE)
-
-
-class Heard(Mapping[BrokerId, int]):
-    """When the last frame of each broker came, of whatever partition, or when it surely ran last, as ``when`` says."""
-
-    def __init__(self, when: Callable[[BrokerId], int], links: Mapping[BrokerId, str]) -> None:
-        self._when = when
-        self._links = links
-
-    def __getitem__(self, broker: BrokerId) -> int:
-        at_ms = self._when(broker)
-        if at_ms == _NEVER:
-            raise KeyError(broker)
-        return at_ms
-
-    def __iter__(self) -> Iterator[BrokerId]:
-        return iter(self._links)
-
-    def __len__(self) -> int:
-        return len(self._links)
 
 
 class Driver:
@@ -88,7 +68,7 @@ class Driver:
         self._take_up = take_up
         self.partitions: dict[int, Replicated] = {}
         self.links: dict[BrokerId, Incarnation] = {}
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
         self._ambient = ambient()
         self._peers = peers
         self._swaps = swaps
@@ -99,14 +79,10 @@ class Driver:
         self._draining: dict[BrokerId, bool] = {}
         self._outboxes: dict[BrokerId, Outbox] = {}
         self._crowded: dict[BrokerId, dict[int, Replicated]] = {}
-        self._knocking = Knocking(self._loop, self._knock)
-        self._dirty: dict[int, Replicated] = {}
-        self._scheduled = self.ended = False
-        self._due: list[tuple[int, int]] = []
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_ms = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._settling: set[asyncio.Task[None]] = set()
+        self._knocking = Knocking(loop, self._knock)
+        self.ended = False
+        self.turns = Turns(loop, self.partitions, self.now_ms, self._turned)
+        self.tasks = Tasks(loop)
         self.throttle = Throttle(catch_up_bytes_per_second, self.now_s)
         self.part_bytes = part_bytes
         """Of a copy that is given as a whole, in one message."""
@@ -150,7 +126,7 @@ class Driver:
         damage = self._log.damage(pid)
         if damage:
             replica.follower.quarantine(damage)
-        self.stir(partition)
+        self.turns.stir(partition)
         return partition
 
     def _replica(self, pid: int) -> Replica:
@@ -204,7 +180,7 @@ class Driver:
         if partition.replica.owner is None and follower.owner:
             said = Quarantined(epoch=follower.epoch, session=follower.session, reason=why)
             self.outbox(follower.owner).add(pid, pack(said))
-            self.stir(partition)
+            self.turns.stir(partition)
         partition.halt(f"it is quarantined: {why}")
 
     def holds(self, pid: int) -> bool:
@@ -223,7 +199,7 @@ class Driver:
         lost something if it is a member in an older document that comes back. ``StorageError``: not all of that was done; ask again."""
         self._end(pid, "it was moved to other brokers")
         trouble: list[StorageError] = []
-        await asyncio.shield(self.settle(self._give_up(pid, trouble)))
+        await asyncio.shield(self.tasks.settle(self._give_up(pid, trouble)))
         if trouble:
             raise trouble[0]
 
@@ -246,7 +222,7 @@ class Driver:
         partition = self.partitions.pop(pid, None)
         if partition is not None:
             partition.halt(why)
-            self._dirty.pop(pid, None)
+            self.turns.forget(pid)
             self._collecting.pop(pid, None)
             for crowd in self._crowded.values():
                 crowd.pop(pid, None)
@@ -278,7 +254,7 @@ class Driver:
             raise Refused(f"it is not known yet who has copies of partition {pid}", hint="try again once this broker hears from the coordinator")
         if not [broker for broker in recorded(document) if broker != self.me]:
             raise Refused(f"partition {pid} has no copy elsewhere that counts", hint="repair it: what is sound of it here is kept")
-        await asyncio.shield(self.settle(self._renew(partition, reason)))
+        await asyncio.shield(self.tasks.settle(self._renew(partition, reason)))
 
     async def _renew(self, partition: Replicated, reason: str) -> None:
         pid = partition.pid
@@ -299,8 +275,7 @@ class Driver:
         """Cleanly: everything appended is durable, nothing is answered any more, and the next life is told so. Before the store is closed. What an
         earlier life has left in doubt of copies that were not opened stays so."""
         self.abandon()
-        while self._settling:
-            await asyncio.wait(self._settling)
+        await self.tasks.settled()
         for partition in self.partitions.values():
             await self._log.durable(partition.pid)
         last = self._marks
@@ -316,37 +291,15 @@ class Driver:
         if self.ended:
             return
         self.ended = True
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
+        self.turns.stop()
+        self.tasks.stop()
         for partition in self.partitions.values():
             partition.halt(reason)
 
     # ------------------------------------------------------------ turns
 
-    def stir(self, partition: Replicated) -> None:
-        """Something came in for it: its machine is asked at the end of this turn."""
-        self._dirty[partition.pid] = partition
-        if not self._scheduled and not self.ended:
-            self._scheduled = True
-            self._loop.call_soon(self._turn)
-
-    def again(self, partition: Replicated, seconds: float) -> None:
-        if seconds:
-            self._loop.call_later(seconds, self.stir, partition)
-        else:
-            self._loop.call_soon(self.stir, partition)
-
-    def _turn(self) -> None:
-        self._scheduled = False
-        if self.ended:
-            return
-        dirty, self._dirty = self._dirty, {}
-        now_ms = self.now_ms()
-        for partition in dirty.values():
-            if not partition.halted:
-                self._one(partition, now_ms)
+    def _turned(self) -> None:
+        """Every partition that something came in for was asked."""
         if self._awaits:  # once for all of them: who is told asks each that waits
             self._awaits = False
             self.news()
@@ -354,59 +307,6 @@ class Driver:
             box.flush(self._peers)
         self._log.flush()
         self._crowd()
-        self._arm(now_ms)
-
-    def _one(self, partition: Replicated, now_ms: int) -> None:
-        try:
-            partition.turn(now_ms)
-        except Exception as e:
-            _log.exception("partition %d is halted: its replica has failed", partition.pid)
-            partition.halt(f"its replica has failed: {e}")
-            return
-        due = partition.replica.next_deadline_ms(now_ms)
-        if due is not None and (partition.wake_ms <= now_ms or due < partition.wake_ms):
-            partition.wake_ms = max(due, now_ms + 1)
-            heapq.heappush(self._due, (partition.wake_ms, partition.pid))
-
-    def _arm(self, now_ms: int) -> None:
-        if not self._due:
-            return
-        due = self._due[0][0]
-        if self._timer is None or due < self._timer_ms:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer_ms = due
-            self._timer = self._loop.call_later(max(0, due - now_ms) / 1000, self._wake)
-
-    def _wake(self) -> None:
-        self._timer = None
-        now_ms = self.now_ms()
-        while self._due and self._due[0][0] <= now_ms:
-            _, pid = heapq.heappop(self._due)
-            partition = self.partitions.get(pid)
-            if partition is not None:
-                self.stir(partition)
-        self._arm(now_ms)
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Something for another broker, which may end at any time."""
-        self._begin(work, self._tasks)
-
-    def settle(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Something that goes on to its end although this broker stops."""
-        return self._begin(work, self._settling)
-
-    def _begin(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
-        task = self._loop.create_task(work)
-        tasks.add(task)
-
-        def done(task: asyncio.Task[None]) -> None:
-            tasks.discard(task)
-            if not task.cancelled() and (error := task.exception()) is not None:
-                _log.warning("what goes on between replicas has failed: %s", error, exc_info=error)
-
-        task.add_done_callback(done)
-        return task
 
     def introduction(self, epoch: int) -> dict[str, Any]:
         """What the first entry of an epoch says."""
@@ -420,7 +320,7 @@ class Driver:
         partition = self.partitions.get(document.partition)
         if partition is not None:
             partition.replica.assigned(document, self.now_ms())
-            self.stir(partition)
+            self.turns.stir(partition)
             self._knocking.knock(partition)
 
     def swap(self, partition: Replicated, effect: effects.Swap) -> None:
@@ -429,7 +329,7 @@ class Driver:
         def answered(outcome: Outcome, document: Assignment | None) -> None:
             if not self.ended and not partition.halted and partition.replica is replica:
                 partition.replica.swapped(effect.number, outcome, document, self.now_ms())
-                self.stir(partition)
+                self.turns.stir(partition)
 
         self._swaps.swap(effect.document, expected=effect.expected, answered=answered)
 
@@ -448,14 +348,14 @@ class Driver:
     def _crowd(self) -> None:
         for peer in [peer for peer in self._crowded if self.outbox(peer).room]:
             for partition in self._crowded.pop(peer).values():
-                self.again(partition, 0.0)
+                self.turns.again(partition, 0.0)
 
     def connected(self, peer: BrokerId, who: Introduction) -> None:
         self._broken(peer)
         self.links[peer] = Incarnation(who.incarnation)
         for partition in self.partitions.values():
             partition.replica.connected(peer, self.links[peer], self.now_ms())
-            self.stir(partition)
+            self.turns.stir(partition)
             self._knocking.knock(partition)
         self.news()
 
@@ -464,14 +364,14 @@ class Driver:
         if self.ended or owner not in self.links or self.partitions.get(partition.pid) is not partition:
             return False
         self.outbox(owner).acknowledge(partition.pid, 0, 0, 0)
-        self.stir(partition)
+        self.turns.stir(partition)
         return True
 
     def lost(self, peer: BrokerId, why: Lost) -> None:
         self._broken(peer)
         for partition in self.partitions.values():
             partition.replica.disconnected(peer, self.now_ms())
-            self.stir(partition)
+            self.turns.stir(partition)
 
     def _broken(self, peer: BrokerId) -> None:
         self.links.pop(peer, None)
@@ -490,7 +390,7 @@ class Driver:
         """That broker is proven dead."""
         for partition in self.partitions.values():
             partition.replica.dead(peer)
-            self.stir(partition)
+            self.turns.stir(partition)
 
     def draining(self, peer: BrokerId, draining: bool) -> None:
         """That broker is about to go, or is not any more."""
@@ -500,7 +400,7 @@ class Driver:
             self._draining.pop(peer, None)
         for partition in self.partitions.values():
             partition.replica.draining(peer, draining)
-            self.stir(partition)
+            self.turns.stir(partition)
 
     def take(self, peer: BrokerId, body: bytes) -> None:
         """A frame of another broker; ``Malformed`` ends its connection."""
@@ -520,7 +420,7 @@ class Driver:
             if isinstance(message, Install):
                 raise Malformed("a checkpoint comes in parts, not as one message")
             if isinstance(message, (Append, Fetched)):
-                message = _filled(message, wire.entries(b"".join(item.entries), item.pid))
+                message = filled(message, wire.entries(b"".join(item.entries), item.pid))
             elif item.entries:
                 raise Malformed(f"a message without entries comes with {len(item.entries[0])} bytes of them")
             self._received(peer, item.pid, message, now_ms)
@@ -529,7 +429,7 @@ class Driver:
         partition = self._spoken_of(pid)
         if partition is not None and not partition.halted:
             partition.replica.received(peer, message, now_ms)
-            self.stir(partition)
+            self.turns.stir(partition)
 
     def _spoken_of(self, pid: int) -> Replicated | None:
         if pid not in self.partitions:
@@ -554,7 +454,7 @@ class Driver:
                     replica.cut(first, now_ms)
                 elif marker == _PROMISE:
                     replica.promised(first, now_ms)
-                self.stir(self.partitions[pid])
+                self.turns.stir(self.partitions[pid])
             else:
                 ends[pid] = last + 1
         for pid, end in ends.items():
@@ -567,7 +467,7 @@ class Driver:
         if end and not partition.halted:
             partition.replica.durable(end, now_ms)
             partition.recent.durable_end = partition.replica.journal.durable_end
-            self.stir(partition)
+            self.turns.stir(partition)
 
     def failed(self, error: BaseException) -> None:
         """The log has failed: what waits is unknown, and nothing is promised any more in this life."""
@@ -594,16 +494,4 @@ class Driver:
         partition = self.partitions.get(pid)
         if partition is not None and not partition.halted:
             partition.replica.trimmed(moved_to + 1)
-            self.stir(partition)
-
-
-def _filled(message: Append | Fetched, entries: Sequence[wire.Entry]) -> AnyMessage:
-    """The message with its entries, which are those that it names."""
-    if len(entries) != message.count:
-        raise Malformed(f"a message of {message.count} entries comes with {len(entries)}")
-    history = EpochHistory(max(1, message.first), 0)
-    history.runs = list(message.runs)
-    for number, entry in enumerate(entries):
-        if entry.index != message.first + number or entry.epoch != history.epoch_at(entry.index):
-            raise Malformed(f"an entry at index {entry.index} of epoch {entry.epoch} is not what its message names")
-    return replace(message, entries=tuple(entries))
+            self.turns.stir(partition)

@@ -126,7 +126,7 @@ class Installs:
         out.seen_s = self._driver.now_s()
         if not out.offering:
             out.offering = True
-            self._driver.spawn(self._offer(effect.to, out))
+            self._driver.tasks.spawn(self._offer(effect.to, out))
 
     def _fits(self, snapshot: Snapshot, above: int) -> bool:
         """Whether whoever has it can go on from this broker's log."""
@@ -173,7 +173,7 @@ class Installs:
         out.seen_s = self._driver.now_s()
         if not out.serving:
             out.serving = True
-            self._driver.spawn(self._serve(peer, out))
+            self._driver.tasks.spawn(self._serve(peer, out))
 
     async def _serve(self, peer: BrokerId, out: _Outgoing) -> None:
         try:
@@ -212,7 +212,7 @@ class Installs:
 
     def _send(self, to: BrokerId, message: AnyInstall, pieces: Sequence[bytes] = ()) -> None:
         self._driver.outbox(to).add(self._partition.pid, pack(message), pieces)
-        self._driver.stir(self._partition)
+        self._driver.turns.stir(self._partition)
 
     # ------------------------------------------------------------ taking
 
@@ -272,7 +272,7 @@ class Installs:
             if not part.offset < part.next_offset <= offer.end_offset:
                 raise Malformed(f"records of partition {pid} from offset {part.offset} are to go on at {part.next_offset}")
             incoming.busy = True
-            self._driver.spawn(self._keep(incoming, wire.pieces(blob, pid), part.next_offset))
+            self._driver.tasks.spawn(self._keep(incoming, wire.pieces(blob, pid), part.next_offset))
             return
         incoming.checkpoint += blob
         if not blob or len(incoming.checkpoint) > offer.checkpoint_bytes:
@@ -283,7 +283,7 @@ class Installs:
         if crc32c(bytes(incoming.checkpoint)) != offer.checkpoint_crc:
             raise Malformed(f"the checkpoint sent of partition {pid} does not match its checksum")
         incoming.busy = True
-        self._driver.spawn(self._finish(incoming, offer))
+        self._driver.tasks.spawn(self._finish(incoming, offer))
 
     async def _keep(self, incoming: _Incoming, pieces: Sequence[wire.Piece], next_offset: int) -> None:
         try:
@@ -324,7 +324,7 @@ class Installs:
             data=incoming.staged,
         )  # fmt: skip
         partition.replica.received(incoming.sender, install, self._driver.now_ms())
-        self._driver.stir(partition)
+        self._driver.turns.stir(partition)
 
     def handed(self) -> None:
         """The machine has taken it: from now on its files are the log's."""
@@ -345,7 +345,7 @@ class Installs:
         """Looks now and then, as long as there is something, whether somebody has gone."""
         if not self._looking:
             self._looking = True
-            self._driver.spawn(self._forget())
+            self._driver.tasks.spawn(self._forget())
 
     async def _forget(self) -> None:
         try:

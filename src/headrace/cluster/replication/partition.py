@@ -56,7 +56,7 @@ class Replicated:
         self._log = log
         self.installs = Installs(driver, self, log)
         self._catchup = CatchUp(
-            lambda first, end: log.read(pid, first, end), driver.throttle.spend, driver.spawn, lambda seconds: driver.again(self, seconds)
+            lambda first, end: log.read(pid, first, end), driver.throttle.spend, driver.tasks.spawn, lambda seconds: driver.turns.again(self, seconds)
         )
         self._short: dict[BrokerId, bool] = {}
         self._lead: tuple[int, int] | None = None
@@ -83,7 +83,7 @@ class Replicated:
             return Refusal.NOT_OWNER
         why = self.replica.delivers(self._driver.now_ms())
         if why is Refusal.ISOLATED:
-            self._driver.stir(self)
+            self._driver.turns.stir(self)
         return why
 
     def append(self, kind: int, payload: bytes, base_offset: int = -1, record_count: int = 0) -> int:
@@ -96,32 +96,32 @@ class Replicated:
         index = journal.end
         self.recent.add(self._log.append(self.pid, owner.epoch, index, kind, payload, base_offset, record_count), payload)
         owner.appended(1, self._driver.now_ms())
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
         return index
 
     def wait(self, level: int, index: int, token: int) -> None:
         """``token`` is told once the entry at ``index`` has reached ``level``; to be called in the turn in which it was appended."""
         assert self.replica.owner is not None
         self.replica.owner.wait(level, index + 1, token)
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
 
     def activate(self) -> None:
         """It is wanted here: if this broker owns it, a new epoch is taken for this life."""
         self._wanted = True
         self.replica.activate(self._driver.now_ms())
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
 
     def wish(self, wish: Wish) -> None:
         """What the settings of its queue or stream ask for."""
         self._wish = wish
         self.replica.wish(wish, self._driver.now_ms())
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
 
     def hand_over(self, target: BrokerId) -> bool:
         """Begins to give it to ``target``; whether that is possible."""
         owner = self.replica.owner
         begun = owner is not None and owner.hand_over(target, self._driver.now_ms())
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
         return begun
 
     async def read(self, first: int, end: int) -> list[wire.Entry]:
@@ -183,7 +183,7 @@ class Replicated:
     def _stream(self, effect: effects.Stream) -> None:
         to, message = effect.to, effect.message
         if isinstance(message, Fetched):
-            self._driver.spawn(self._give(to, message))
+            self._driver.tasks.spawn(self._give(to, message))
             return
         if to in self._short:
             return
@@ -203,7 +203,7 @@ class Replicated:
             self._sent_less(to, message, stop)
             if stop == first:
                 return
-            self._driver.again(self, 0.0)
+            self._driver.turns.again(self, 0.0)
             message = replace(message, count=stop - first, runs=[run for run in message.runs if run[1] < stop])
         box.add(self.pid, pack(message), pieces)
 
@@ -222,7 +222,7 @@ class Replicated:
         if stop > first:
             runs = [run for run in message.runs if run[1] < stop]
             self._driver.outbox(to).add(self.pid, pack(replace(message, count=stop - first, runs=runs)), pieces)
-            self._driver.stir(self)
+            self._driver.turns.stir(self)
 
     def _transfer(self, effect: effects.Transfer) -> None:
         self.installs.transfer(effect)
@@ -245,7 +245,7 @@ class Replicated:
     def _cut(self, effect: effects.Cut) -> None:
         self._catchup.clear()
         if effect.set_aside:
-            self._driver.settle(self._set_aside(effect))
+            self._driver.tasks.settle(self._set_aside(effect))
             return
         self.recent.cut(effect.at)
         self._log.truncate(self.pid, effect.at, effect.epoch)
@@ -262,10 +262,10 @@ class Replicated:
         self.recent.cut(effect.at)
         self._log.truncate(self.pid, effect.at, effect.epoch)
         self._told.replaced(effect.at)
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
 
     def _begin_anew(self, effect: effects.Renew) -> None:
-        self._driver.settle(self._give_up(effect.reason))
+        self._driver.tasks.settle(self._give_up(effect.reason))
 
     async def _give_up(self, reason: str) -> None:
         """An operator has given up everything that is here."""
@@ -294,7 +294,7 @@ class Replicated:
 
     def _stage(self, effect: effects.Stage) -> None:
         self.installs.handed()
-        self._driver.settle(self._put_in_place(effect))
+        self._driver.tasks.settle(self._put_in_place(effect))
 
     async def _put_in_place(self, effect: effects.Stage) -> None:
         replica = self.replica
@@ -318,7 +318,7 @@ class Replicated:
         replica.installed(effect.end, self._driver.now_ms())
         if not self.halted:
             self._told.replaced(effect.end)
-            self._driver.stir(self)
+            self._driver.turns.stir(self)
 
     def renewed(self, replica: Replica) -> None:
         """What is here begins anew: ``replica`` is its machine from now on."""
@@ -333,7 +333,7 @@ class Replicated:
             self.wish(self._wish)
         if self._wanted:
             self.activate()
-        self._driver.stir(self)
+        self._driver.turns.stir(self)
 
     # ------------------------------------------------------------ the coordinator, the partition
 

@@ -18,6 +18,9 @@ from headrace.model.errors import DataDirLocked
 Handle = NewType("Handle", int)
 Buffer = bytes | bytearray | memoryview
 
+DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of an ``OSError`` that says that there is no room."""
+
 PIECES_MAX: Final = 1024
 """Pieces of one ``pwritev`` (IOV_MAX)."""
 

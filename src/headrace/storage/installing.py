@@ -9,7 +9,6 @@ marks that stand behind the commit and before anything new; before the commit, i
 the log had is set aside before the commit.
 """
 
-import errno
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from headrace.model.errors import Damaged, DiskFull, Invalid, StorageError, SyncFailed
 from headrace.storage import aside, keys, segments
+from headrace.storage.files import DISK_FULL
 from headrace.storage.ground import Ground
 from headrace.storage.index import Part
 from headrace.storage.keys import FileMeta, Moved, SegmentRef, number_key
@@ -26,7 +26,6 @@ from headrace.wire.journal import RECORDS_HEAD, Kind
 from headrace.wire.replication import Piece
 
 _RECORDS: Final = int(Kind.RECORDS)
-_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _T = TypeVar("_T")
 
 
@@ -93,7 +92,7 @@ class Staging:
         try:
             return await self._ground.on(self._ground.io, work)
         except OSError as e:
-            kind = DiskFull if e.errno in _DISK_FULL else StorageError
+            kind = DiskFull if e.errno in DISK_FULL else StorageError
             raise kind(f"what comes in for partition {self.pid} cannot be stored: {e}") from e
 
     def _open(self, first_index: int) -> SegmentWriter:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Final
 
-from headrace.storage.files import Files
+from headrace.storage.files import DISK_FULL, Files
 from headrace.storage.index import Columns
 from headrace.storage.keys import FileMeta, SegmentRef
 from headrace.storage.reads import bytes_of, raw_entries, rows_of
 from headrace.storage.segments import Section, SegmentWriter
+from headrace.storage.system import SYSTEM_PID
 from headrace.storage.wal import Wal
 
 _ROWS: Final = 4096
@@ -89,11 +90,13 @@ class Writing:
                 else:
                     self._copy_checkpoint(job)
             self.finish()
-        except OSError:
+        except OSError as e:
             self.abandon()
-            if entries:
+            if entries or e.errno not in DISK_FULL or any(job.pid == SYSTEM_PID for job in jobs):
                 raise
-            self.moves = Moves()  # only copies of checkpoints were to be written, which the small state has too
+            # The log makes room although the disk has none: only copies of checkpoints are missing, which the small state has too, but for the
+            # system journal's own, which is all that is left of the catalogue if that state is lost.
+            self.moves = Moves()
         except BaseException:
             self.abandon()
             raise

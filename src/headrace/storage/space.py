@@ -6,14 +6,10 @@ I1 Nearly full is told once, from ``disk_free_bytes_min`` down or when a write f
 when no write waits for room. I2 The ballast is made only when there is room for it three times over."""
 
 import contextlib
-import errno
-from typing import Final
 
 from headrace.storage.api import Owner
-from headrace.storage.files import zero_fill
+from headrace.storage.files import DISK_FULL, zero_fill
 from headrace.storage.ground import Ground, log
-
-_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Space:
@@ -44,7 +40,7 @@ class Space:
 
     def note_error(self, error: OSError) -> None:
         """A write failed."""
-        if error.errno in _FULL:
+        if error.errno in DISK_FULL:
             self.note_full()
 
     def note_full(self) -> None:

@@ -10,7 +10,6 @@ appended. I5 Once idle for 20 ms a closing flush repeats the last directory, so 
 """
 
 import asyncio
-import errno
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -19,7 +18,7 @@ from typing import Final, NamedTuple
 from headrace.model import limits
 from headrace.model.errors import Damaged, Invalid, SyncFailed
 from headrace.storage.entry import Appended
-from headrace.storage.files import Buffer, Files
+from headrace.storage.files import DISK_FULL, Buffer, Files
 from headrace.storage.flusher import Lane
 from headrace.storage.gathering import Gathering, row_of
 from headrace.storage.walfiles import Continuation, Later, OpenFile, WalFile, WalFiles
@@ -508,7 +507,7 @@ class Wal:
     def _trouble(self, error: OSError) -> None:
         if self.error is not None or self._stopped:
             return
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in DISK_FULL:
             self._set.release(self._told_oldest_id)  # a file may have been read when its turn came
             if self._starved and not self._full:
                 self._full = True

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Final, NamedTuple, Protocol
 
 from headrace.model.errors import Invariant, NotFound
-from headrace.storage.files import Files, Handle, zero_fill
+from headrace.storage.files import DISK_FULL, Files, Handle, zero_fill
 from headrace.storage.flusher import Lane
 from headrace.storage.walformat import DATA_START, NO_PREVIOUS, FileHeader, Previous
 
@@ -282,7 +282,7 @@ class WalFiles:
         if not isinstance(error, OSError):
             error = OSError(errno.EIO, f"preparing a log file failed: {error!r}")
         self._on_trouble(error)
-        if not self._closed and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if not self._closed and error.errno in DISK_FULL:
             self._retrying = True
             self._later(RETRY_S, self._retry)
 

@@ -1,5 +1,8 @@
 """The journal of the small state: whatever a start has shown of the state, a loss of the state does not take back."""
 
+import errno
+from collections.abc import Callable
+
 import pytest
 
 from headrace.model.errors import DiskFull
@@ -95,6 +98,17 @@ async def declare_many(rig: Rig) -> dict[bytes, bytes]:
     return made
 
 
+def _without_segments(number: int) -> Callable[[str, str, int], int | None]:
+    """A disk that takes no segments."""
+
+    def broken(done: str, path: str, _nbytes: int) -> int | None:
+        if done == "pwrite" and "segments" in path:
+            raise OSError(number, "the write failed", path)
+        return None
+
+    return broken
+
+
 async def quiet(rig: Rig) -> None:
     """Some rounds in which nobody declares anything."""
     for _ in range(4):
@@ -120,6 +134,45 @@ async def test_what_many_queues_were_declared_with_is_given_up_once_it_is_in_the
     assert {key: rig.state.get(key) for key in made} == made
     await lose_state(rig)
     assert {key: rig.state.get(key) for key in made} == made
+    await rig.store.close()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+async def test_the_log_keeps_the_catalogue_until_its_copy_is_written(number: int) -> None:
+    rig = await Rig().start()
+    made = await declare_many(rig)
+    await rig.crash()  # the log goes on in another file
+    await rig.store.commit_state({b"names/last": b"1"})
+
+    rig.files.fault = _without_segments(number)
+    with pytest.raises(OSError, match="the write failed"):
+        await rig.store._mover.pass_once(everything=True)
+    rig.files.fault = rig._fault
+    await lose_state(rig)
+    assert {key: rig.state.get(key) for key in made} == made
+    await rig.store._mover.pass_once(everything=True)
+    await lose_state(rig)
+    assert {key: rig.state.get(key) for key in made} == made
+    await rig.store.close()
+
+
+@pytest.mark.parametrize("full", [True, False])
+async def test_a_full_disk_does_not_keep_log_files_of_which_all_is_settled(full: bool) -> None:
+    rig = await Rig().start()
+    rig.put(1, count=30)
+    rig.settle(1, rig.logs[1].next_offset)
+    await rig.flush()
+    await rig.crash()  # the log goes on in another file
+    rig.load(1)
+    rig.files.fault = _without_segments(errno.ENOSPC if full else errno.EIO)
+    if full:
+        assert await rig.store._mover.pass_once(everything=True) > 0
+    else:
+        with pytest.raises(OSError, match="the write failed"):
+            await rig.store._mover.pass_once(everything=True)
+    rig.files.fault = rig._fault
+    await rig.crash()
+    await rig.check(1)
     await rig.store.close()
 
 

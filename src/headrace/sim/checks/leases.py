@@ -120,7 +120,9 @@ def _after(seen: Seen, place: Place, settle: Settle, deliveries: list[Delivery])
     certain = who is None or not (seen.without_link(who.client, settle.at) or seen.broken_between(who.client, settle.at, settle.told_at))
     # Granted before it was settled, these may still be on their way over another connection.
     granted = settle.leased.attempt if settle.leased is not None and settle.leased.epoch == epoch else settle.attempt
-    for a in seen.arrivals.get(place, ()):
+    arrivals = seen.arrivals.get(place, ())
+    granted = max([granted, *(a.attempt for a in arrivals if a.epoch == epoch and a.at <= settle.told_at)])
+    for a in arrivals:
         if a.at <= settle.told_at:
             continue
         if settle.action in TERMINAL and (a.attempt > max(settle.attempt, granted) or a.epoch > epoch):

@@ -53,7 +53,7 @@ class Story(Run):
                         assert host.running is not None
                         item = host.running.broker.catalogue.find(name)
                         if item is not None:
-                            await host.running.broker.awake(item)  # as if it were used
+                            await host.running.broker.loading.awake(item)  # as if it were used
                         try:
                             if self.copy(host, name).serving:
                                 return host

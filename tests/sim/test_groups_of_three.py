@@ -35,7 +35,7 @@ async def ready(run: Story, name: str = "orders") -> list[Host]:
             for host in run.hosts.values():
                 item = host.running.broker.catalogue.find(name) if host.serving and host.running is not None else None
                 if item is not None and host.running is not None:
-                    await host.running.broker.awake(item)  # as if it were used
+                    await host.running.broker.loading.awake(item)  # as if it were used
             owners = [_owner(run, name, number) for number in range(3)]
             found = [owner for owner in owners if owner is not None]
             if len(found) == 3 and all(len(_copy(run, host, name, n).document.isr) == 3 for n, host in enumerate(found)):

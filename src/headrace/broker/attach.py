@@ -50,8 +50,8 @@ class Attachments:
             raise StaleRouting(f"partition {asked.partition} of {item.name!r} was given up with routing version {item.routing_version}")
         if not late and not 0 <= asked.partition < item.routes:
             raise NotFound(f"{item.name!r} has partitions 0..{item.routes - 1}, not {asked.partition}")
-        await broker.awake(item, (asked.partition,))
-        partition = broker.partition(item, asked.partition)
+        await broker.loading.awake(item, (asked.partition,))
+        partition = broker.loading.partition(item, asked.partition)
         if partition.quarantined:
             raise Quarantined(f"partition {asked.partition} of {item.name!r} is quarantined: {partition.quarantined}")
         last = partition.producers.last_sequence(asked.producer_id) if asked.producer_id >= 0 else -1
@@ -81,11 +81,11 @@ class Attachments:
             raise Invalid("a cohort's members are pushed to; leave pull out")
         holding.check(broker, asked, asked.cohort)
         item = await broker.catalogue.use(asked.name, "queue")
-        await broker.awake(item, asked.partitions or None)
+        await broker.loading.awake(item, asked.partitions or None)
         self._check_current()
         assert item.queue is not None
         compiled = filters.compile(asked.filter) if asked.filter is not None else None
-        served = [broker.partition(item, n) for n in self._named(item, asked.partitions)] if asked.partitions else broker.served(item)
+        served = [broker.loading.partition(item, n) for n in self._named(item, asked.partitions)] if asked.partitions else broker.loading.served(item)
         partitions = [p for p in served if isinstance(p, QueuePartition)]
         broker.groups.check_alone(item.id, asked.cohort)
         owner_token = self.session.owner_token(asked.token) if asked.token else self.broker.ambient.bits(64)
@@ -153,11 +153,11 @@ class Attachments:
         if asked.group and not asked.cursor:
             raise Invalid("a group's members share a durable position: name a cursor (often the group's own name)")
         item = await broker.catalogue.use(asked.name, "stream")
-        await broker.awake(item, asked.partitions or None)
+        await broker.loading.awake(item, asked.partitions or None)
         self._check_current()
         assert item.stream is not None
         self._named(item, asked.partitions)
-        for partition in [broker.partition(item, n) for n in asked.partitions] if asked.seat else ():
+        for partition in [broker.loading.partition(item, n) for n in asked.partitions] if asked.seat else ():
             assert isinstance(partition, StreamPartition)
             holding.take(broker, partition, self.session, asked, asked.group, 0)
         if len(asked.starts) > len(item.partitions):
@@ -214,9 +214,9 @@ class Attachments:
             raise Invalid("a member names its group, and a token that is not 0")
         item = await broker.catalogue.use(asked.name, "")
         number = item.home(asked.group)
-        await broker.awake(item, (number,))
+        await broker.loading.awake(item, (number,))
         self._check_current()
-        at = broker.partition(item, number)
+        at = broker.loading.partition(item, number)
         if at.quarantined:
             raise Quarantined(f"partition {at.number} of {item.name!r}, the home of {asked.group!r}, is quarantined: {at.quarantined}")
         self._take_channel(asked.channel)
@@ -320,7 +320,7 @@ class Attachments:
 def readable(broker: Broker, subscription: StreamSubscription) -> tuple[int, ...]:
     """The stream's partitions but for those that are quarantined, of which it is told; all of them if none is left, so that opening says why."""
     numbers = range(len(subscription.item.partitions))
-    isolated = [partition for number in numbers if (partition := broker.partition(subscription.item, number)).quarantined]
+    isolated = [partition for number in numbers if (partition := broker.loading.partition(subscription.item, number)).quarantined]
     if len(isolated) == len(numbers):
         return tuple(numbers)
     for partition in isolated:
@@ -330,7 +330,7 @@ def readable(broker: Broker, subscription: StreamSubscription) -> tuple[int, ...
 
 def start_reading(broker: Broker, subscription: StreamSubscription, number: int) -> int:
     """Opens the reader of one partition and says at which offset it starts; a position that was taken back is reported as ``Retracted``."""
-    partition = broker.partition(subscription.item, number)
+    partition = broker.loading.partition(subscription.item, number)
     assert isinstance(partition, StreamPartition)
     if partition.quarantined:
         raise Quarantined(f"partition {number} of {subscription.item.name!r} is quarantined: {partition.quarantined}")

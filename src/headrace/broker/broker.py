@@ -2,14 +2,14 @@
 
 A tick appends what every partition gathered, grants, journals, starts a flush and writes to each connection once. It runs when something was marked,
 never by a timer of its own.
-Invariants: work per tick, not per message; a partition is loaded at first use and only here; after a failed sync nothing is confirmed any more.
+Invariants: work per tick, not per message; after a failed sync nothing is confirmed any more.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Coroutine, Iterable
+from collections.abc import Callable, Collection, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from headrace.broker.deletions import Deletions
 from headrace.broker.groups import Groups
 from headrace.broker.housekeeping import housekeep
 from headrace.broker.lane import Confirms, Lane, Turn, all_flushed
+from headrace.broker.loading import Loading
 from headrace.broker.measuring import measured
 from headrace.broker.metrics import Counters, Figures, Snapshot
 from headrace.broker.outbox import Outbox
@@ -36,13 +37,10 @@ from headrace.log import get_logger
 from headrace.model import limits
 from headrace.model.config import Config
 from headrace.model.errors import (
-    Damaged,
-    Elsewhere,
     Fenced,
     HeadraceError,
     StorageError,
     SyncFailed,
-    Unavailable,
 )  # fmt: skip
 from headrace.model.specs import QueueSpec, S, Spec, replicated
 from headrace.storage.api import Checkpoint, Flushed, Store
@@ -51,7 +49,6 @@ from headrace.wire import control
 
 if TYPE_CHECKING:
     from headrace.broker.cluster import Cluster, Means
-    from headrace.broker.copies import Copy
     from headrace.cluster.mirrored import Documents
 
 AT_ONCE_BYTES_MAX = 4096
@@ -130,6 +127,7 @@ class Broker:
         """What gateways add to the metrics."""
         self.makers: dict[str, Callable[[Item, int], Any]] = {}
         """What makes the partitions of items that are the brokers' own, by the item's name; kept by the gateways."""
+        self.loading = Loading(self)
         self.outbox = Outbox(self)
         self.groups = Groups(self)
         self.parts = Parts(self)
@@ -184,7 +182,7 @@ class Broker:
             self.catalogue = self.make_catalogue(LocalCoordinator(self.store.state, self.store.commit_state))
             await self.catalogue.open()
             await self.deletions.finish()
-            await self._wake_partitions()
+            await self.loading.wake()
 
     def make_catalogue(self, documents: Documents, known: Callable[[], bool] | None = None) -> Catalogue:
         return Catalogue(
@@ -425,119 +423,6 @@ class Broker:
     def _update_refusing(self) -> None:
         self.turn.refusing = self.draining or self.disk_nearly_full or self.store_error is not None
 
-    # ------------------------------------------------------------ partitions
-
-    def partition(self, item: Item, number: int) -> Partition:
-        """The runtime of one partition, loaded at first use. In a cluster: if it is served here; else raises what says who does."""
-        pid = item.partitions[number]
-        partition = self.partitions.get(pid)
-        if self.cluster is not None:
-            if partition is None:
-                if self.cluster.dormant.owned(pid):
-                    self.cluster.take_up(pid)
-                    raise Unavailable(f"partition {number} of {item.name!r} is used for the first time and begins to serve", hint="try again")
-                raise Elsewhere(f"partition {number} of {item.name!r} is not served here", hint=self.where(pid), detail=self.detail(pid))
-            if partition.barred is not None:
-                raise partition.barred
-            return partition
-        if partition is None:
-            partition = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, number, pid)
-            damage = self.store.damaged().get(pid)
-            if damage is not None:
-                partition.quarantined = damage.why
-            else:
-                try:
-                    stored = self.store.replay(pid)
-                except Damaged as e:  # found just now
-                    partition.quarantined = str(e)
-                else:
-                    partition.recover(stored, self.now_ms, self.wall_ms)
-            partition.used_ms = self.now_ms
-            self.partitions[pid] = partition
-            self.groups.found(partition)
-            if isinstance(partition, QueuePartition):
-                partition.cut_over()
-        return partition
-
-    def all_partitions(self, item: Item) -> list[Partition]:
-        return [self.partition(item, n) for n in range(len(item.partitions))]
-
-    def served(self, item: Item) -> list[Partition]:
-        """Those that this broker serves: all, or in a cluster at least one; else raises what says who does."""
-        if self.cluster is None:
-            return self.all_partitions(item)
-        found = [p for p in self.loaded(item) if p.barred is None]
-        return found or [self.partition(item, 0)]
-
-    async def awake(self, item: Item, numbers: Iterable[int] | None = None) -> None:
-        """Before partitions (None: all) are used; in a cluster those that are this broker's and were not used yet begin to serve."""
-        if self.cluster is not None:
-            await self.cluster.awake(item, numbers)
-
-    def is_idle(self, pid: int) -> bool:
-        """Whether it is this broker's to serve, and not in memory since nobody uses it."""
-        return pid not in self.partitions and (self.cluster is None or self.cluster.dormant.owned(pid))
-
-    def copy_of(self, pid: int) -> Copy | None:
-        """What says which entries of a partition are committed; None: this broker is alone."""
-        return None if self.cluster is None else self.cluster.copies[pid]
-
-    def make_partition(self, pid: int, name: str, *, keep: bool = True) -> QueuePartition | StreamPartition | None:
-        """The runtime of a copied partition, without any state; None: there is no such queue or stream (any more, or yet). ``keep``: it is found by
-        its id from now on."""
-        item = self.catalogue.find(name)
-        if item is None or pid not in item.partitions:
-            return None
-        number = item.partitions.index(pid)
-        made: Any
-        if name.startswith(OWN):
-            maker = self.makers.get(name)
-            made = None if maker is None else maker(item, number)
-        else:
-            made = (QueuePartition if item.kind == "queue" else StreamPartition)(self, item, number, pid)
-        if made is not None and keep:
-            self.partitions[pid] = made
-        found: QueuePartition | StreamPartition | None = made
-        return found
-
-    def where(self, pid: int) -> str:
-        """What to do to reach who serves a partition."""
-        assert self.cluster is not None
-        return self.cluster.where(pid)
-
-    def detail(self, pid: int) -> dict[str, Any]:
-        """Who serves a partition, for programs; see ``Cluster.detail``."""
-        assert self.cluster is not None
-        return self.cluster.detail(pid)
-
-    def loaded(self, item: Item) -> list[Partition]:
-        """Those of its partitions that are in memory."""
-        return [p for pid in item.partitions if (p := self.partitions.get(pid)) is not None]
-
-    def forget(self, partition: Partition) -> None:
-        """Takes a partition out of memory (deleted, or to be loaded again)."""
-        self.partitions.pop(partition.pid, None)
-        partition.deadline_ms = None
-        self.groups.lost(partition)
-        self.outbox.lost(partition)
-
-    async def _wake_partitions(self) -> None:
-        """Loads what has timers or unfinished transfers; everything else waits for its first use."""
-        wanted = set(self.store.partitions())
-        if not wanted:
-            return
-        after = ""
-        while True:
-            items, more = await self.catalogue.page(after=after)
-            for item in items:
-                for number, pid in enumerate(item.partitions):
-                    if pid in wanted:
-                        self.mark(self.partition(item, number))
-            if not more:
-                return
-            after = items[-1].name
-            await asyncio.sleep(0)
-
     # ------------------------------------------------------------ the catalogue
 
     def _undeclared(self, name: str, kind: str) -> Spec | None:
@@ -563,7 +448,7 @@ class Broker:
         if item.name.startswith(OWN):
             return
         if change == "altered":
-            for partition in self.loaded(item):
+            for partition in self.loading.of(item):
                 partition.configure(item)
             self.repartitions.changed(item)
         for watcher in self.catalogue_watchers:

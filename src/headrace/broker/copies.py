@@ -145,8 +145,9 @@ class Copy:
             return self._ended
         what = f"partition {self.pid} of {self.document.item!r}"
         if self.document.owner != self.broker.id:
-            where, detail = self.broker.where(self.pid), self.broker.detail(self.pid)
-            return Elsewhere(f"{what} is served by broker {self.document.owner}", hint=where, detail=detail)
+            cluster = self.broker.cluster
+            assert cluster is not None
+            return Elsewhere(f"{what} is served by broker {self.document.owner}", hint=cluster.where(self.pid), detail=cluster.detail(self.pid))
         return self._later(Refusal.STARTING)
 
     def _later(self, why: Refusal) -> Unavailable:
@@ -198,7 +199,7 @@ class Copy:
         self.replicated.halt(str(why))
         if self.partition is not None:
             self.partition.barred = why
-            self.broker.forget(self.partition)
+            self.broker.loading.forget(self.partition)
             self.partition = None
 
     def leads(self, epoch: int, at: int) -> None:
@@ -256,7 +257,7 @@ class Copy:
         if old is not None:
             old.barred = old.barred or self.elsewhere()
             old.quarantined = why
-            self.broker.forget(old)
+            self.broker.loading.forget(old)
 
     def satisfied(self, tokens: Sequence[int]) -> None:
         broker = self.broker
@@ -282,7 +283,7 @@ class Copy:
     def _load(self) -> None:
         """Makes the partition anew, with what the store has of it as far as that is committed."""
         self.applied = self._floor = 0
-        partition = self.broker.make_partition(self.pid, self.document.item)
+        partition = self.broker.loading.make(self.pid, self.document.item)
         if partition is None:
             return
         self.partition = partition
@@ -388,7 +389,7 @@ class Copy:
         """Nothing more is committed: perhaps it waits for a broker that waits for a checkpoint to begin with. So it is made of a second object, which
         has what is committed and not what was appended since."""
         if self._stuck is None:
-            made = self.broker.make_partition(self.pid, self.document.item, keep=False)
+            made = self.broker.loading.make(self.pid, self.document.item, keep=False)
             if made is None:
                 return None
             made.barred = self._later(Refusal.BELOW_FLOOR)

@@ -184,14 +184,14 @@ def _item(broker: Broker, question: Given | Chunk) -> Item:
 
 async def _move(broker: Broker, chunk: Chunk) -> Moved:
     item = broker.catalogue.get(chunk.name, "queue")
-    await broker.awake(item, (chunk.partition,))
-    partition = broker.partition(item, chunk.partition)
+    await broker.loading.awake(item, (chunk.partition,))
+    partition = broker.loading.partition(item, chunk.partition)
     assert isinstance(partition, QueuePartition)
     return await broker.outbox.chunk(partition, chunk)
 
 
 async def _append(broker: Broker, item: Item, given: Given) -> int:
-    await broker.awake(item, (given.partition,))
+    await broker.loading.awake(item, (given.partition,))
     done: asyncio.Future[int] = broker.loop.create_future()
 
     def answer(base: int, error: HeadraceError | None) -> None:
@@ -210,5 +210,5 @@ async def _append(broker: Broker, item: Item, given: Given) -> int:
         raise run.error
     if run.next_pos != len(frames) or run.producer_id < 0:
         raise Malformed("what is given to another partition is one run of frames with a producer")
-    broker.partition(item, given.partition).append_own(run, frames, answer)
+    broker.loading.partition(item, given.partition).append_own(run, frames, answer)
     return await done

@@ -143,7 +143,7 @@ class Groups:
     def _generation(self, at: Partition) -> int:
         """The highest one that a cursor here was taken in: of all partitions if that is all there is to go by."""
         blind = self.broker.cluster is None and at.quarantined
-        partitions = self.broker.all_partitions(at.item) if blind else self.broker.loaded(at.item)
+        partitions = self.broker.loading.served(at.item) if blind else self.broker.loading.of(at.item)
         return max((p.machine.generation for p in partitions if isinstance(p, StreamPartition)), default=0)
 
     def _silent(self, hosted: Hosted) -> bool:
@@ -172,19 +172,19 @@ class Groups:
         if (item.id, subscription.group) not in self._groups:
             others = [
                 s
-                for p in self.broker.loaded(item)
+                for p in self.broker.loading.of(item)
                 if isinstance(p, QueuePartition)
                 for s in p.subscriptions.values()
                 if s.group != subscription.group
             ]
             if others:
                 raise Conflict("this queue has consumers that are in no cohort", hint="let all consumers of a queue join the cohort")
-        at = self.broker.partition(item, item.home(subscription.group))
+        at = self.broker.loading.partition(item, item.home(subscription.group))
         self._join(self._open(at, subscription.group), subscription, subscription.asked.member, now_ms)
 
     def join_readers(self, subscription: StreamSubscription, now_ms: int) -> None:
         """Makes a reader of a lone broker a member; the partitions it is given are opened."""
-        at = self.broker.partition(subscription.item, subscription.item.home(subscription.group))
+        at = self.broker.loading.partition(subscription.item, subscription.item.home(subscription.group))
         hosted = self._open(at, subscription.group, self._strategy(subscription.asked.strategy))
         self._same_strategy(hosted, subscription.asked.strategy)
         self._join(hosted, subscription, subscription.asked.member, now_ms)
@@ -291,7 +291,7 @@ class Groups:
                 continue
             number = item.home(hosted.name)
             if number != hosted.home.number:
-                old, hosted.home = hosted.home, self.broker.partition(item, number)
+                old, hosted.home = hosted.home, self.broker.loading.partition(item, number)
                 hosted.home.groups.put(hosted.name, hosted.group.snapshot())
                 self.broker.mark(hosted.home)
                 old.groups.drop(hosted.name, hosted.group.generation)
@@ -332,7 +332,7 @@ class Groups:
                     self._close(subscription, number)
             for number in assignment.partitions:
                 if number not in subscription.partitions and subscription.sink is not None:
-                    isolated = self.broker.partition(subscription.item, number).quarantined
+                    isolated = self.broker.loading.partition(subscription.item, number).quarantined
                     if isolated:
                         subscription.isolated(number, isolated)
                     else:

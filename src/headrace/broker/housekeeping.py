@@ -48,4 +48,4 @@ async def _unload(broker: Broker, partition: Partition) -> None:
     except DiskFull:
         return  # it stays in memory; the store tells when the disk is full
     if partition.idle() and partition.last_index == checkpoint.index:
-        broker.forget(partition)
+        broker.loading.forget(partition)

@@ -187,7 +187,7 @@ class Outbox:
     async def _append(self, item: Item, number: int, producer_id: int, records: list[Record]) -> None:
         """Publishes ``records`` to one partition, in frames of bounded size, and waits until all are committed."""
         loop = self.broker.loop
-        target = self.broker.partition(item, number) if self.broker.cluster is None else None
+        target = self.broker.loading.partition(item, number) if self.broker.cluster is None else None
         waits = []
         at = 0
         while at < len(records):

@@ -63,7 +63,7 @@ class Partition(Lane, ABC):
         self.item = item
         self.number = number
         self.routing = item.routing_version
-        self.copy: Copy | None = broker.copy_of(pid)
+        self.copy: Copy | None = broker.cluster.copies[pid] if broker.cluster is not None else None
         """What says which entries are committed; None: this broker is alone, and its flushes do."""
         if self.copy is not None:
             self.append_entry, self.intake = self.copy.append, None

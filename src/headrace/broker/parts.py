@@ -56,7 +56,7 @@ class Parts:
             raise Refused(f"{type(request).__name__} is not about partitions")
         item = self.broker.catalogue.find(getattr(request, "name", ""))
         if item is not None:
-            await self.broker.awake(item, numbers)
+            await self.broker.loading.awake(item, numbers)
         return await handler(request, numbers)
 
     async def _force_election(self, r: control.ForceElection, numbers: Sequence[int]) -> control.Reply:
@@ -78,8 +78,9 @@ class Parts:
         broker = self.broker
         if broker.cluster is None:
             return
-        idle = {item.name: [n for n, pid in enumerate(item.partitions) if broker.is_idle(pid) and broker.store.log_bytes(pid)] for item in items}
-        wanted = [asyncio.ensure_future(broker.awake(item, idle[item.name])) for item in items if idle[item.name]]
+        is_idle, log_bytes = broker.loading.is_idle, broker.store.log_bytes
+        idle = {item.name: [n for n, pid in enumerate(item.partitions) if is_idle(pid) and log_bytes(pid)] for item in items}
+        wanted = [asyncio.ensure_future(broker.loading.awake(item, idle[item.name])) for item in items if idle[item.name]]
         if wanted:
             _, late = await asyncio.wait(wanted, timeout=FIGURES_S)
             for each in late:
@@ -101,13 +102,13 @@ class Parts:
             pid = item.partitions[number]
             loaded = broker.partitions.get(pid)
             if loaded is None and broker.cluster is None and pid not in damaged and (numbers is not None or broker.store.log_bytes(pid)):
-                loaded = broker.partition(item, number)
+                loaded = broker.loading.partition(item, number)
             if pid in damaged or (loaded is not None and loaded.quarantined):
                 why = damaged[pid].why if pid in damaged else loaded.quarantined if loaded is not None else ""
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="quarantined", why=why))
                 continue
             if loaded is None:
-                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.is_idle(pid) else "unavailable"))
+                rows.append(control.PartitionInfo(partition=number, id=pid, epoch=0, state="idle" if broker.loading.is_idle(pid) else "unavailable"))
                 continue
             if loaded.barred is not None:
                 rows.append(control.PartitionInfo(partition=number, id=pid, epoch=loaded.epoch, state="unavailable", why=str(loaded.barred)))
@@ -157,7 +158,7 @@ class Parts:
                 totals["bytes"] += row.bytes
             rows.append(row)
         totals["consumers"] = len(consumers)
-        rates = [sum(p.rates[i] for p in broker.loaded(item)) for i in range(3)]
+        rates = [sum(p.rates[i] for p in broker.loading.of(item)) for i in range(3)]
         return control.Info(
             name=item.name,
             kind=item.kind,
@@ -177,7 +178,7 @@ class Parts:
 
     async def _resolve(self, r: control.Resolve, numbers: Sequence[int]) -> control.Reply:
         item = self.broker.catalogue.get(r.name)
-        verdict = self.broker.partition(item, numbers[0]).producers.resolve(r.producer_id, r.producer_epoch, r.sequence)
+        verdict = self.broker.loading.partition(item, numbers[0]).producers.resolve(r.producer_id, r.producer_epoch, r.sequence)
         if isinstance(verdict, Duplicate):
             return control.Resolved(outcome="stored", offset=verdict.base_offset)
         return control.Resolved(outcome="unknown" if isinstance(verdict, HeadraceError) else "never")
@@ -186,7 +187,7 @@ class Parts:
 
     def _queue_partitions(self, name: str, numbers: Sequence[int]) -> list[QueuePartition]:
         item = self.broker.catalogue.get(name, "queue")
-        return [p for n in numbers if isinstance(p := self.broker.partition(item, n), QueuePartition)]
+        return [p for n in numbers if isinstance(p := self.broker.loading.partition(item, n), QueuePartition)]
 
     async def _inspect(self, r: control.Inspect, numbers: Sequence[int]) -> control.Reply:
         return await peek.inspect(self._queue_partitions(r.name, numbers), r)
@@ -209,7 +210,7 @@ class Parts:
 
     def _stream_partitions(self, name: str, numbers: Sequence[int]) -> list[StreamPartition]:
         item = self.broker.catalogue.get(name, "stream")
-        return [p for n in numbers if isinstance(p := self.broker.partition(item, n), StreamPartition)]
+        return [p for n in numbers if isinstance(p := self.broker.loading.partition(item, n), StreamPartition)]
 
     async def _offset_for_time(self, r: control.OffsetForTime, numbers: Sequence[int]) -> control.Reply:
         partitions = self._stream_partitions(r.name, numbers)

@@ -71,7 +71,7 @@ class Repartitions:
             return
         if item.change is not None:
             for number in range(len(item.partitions)):
-                partition = self.broker.partition(item, number)
+                partition = self.broker.loading.partition(item, number)
                 if isinstance(partition, QueuePartition):
                     partition.cut_over()
             self._note_arriving(item, item.change)
@@ -86,7 +86,7 @@ class Repartitions:
 
     def _strangers(self, item: Item) -> list[QueueSubscription]:
         """Subscriptions that do not know the partitions of today."""
-        queues = [p for p in self.broker.loaded(item) if isinstance(p, QueuePartition)]
+        queues = [p for p in self.broker.loading.of(item) if isinstance(p, QueuePartition)]
         found = dict.fromkeys(subscription for partition in queues for subscription in partition.subscriptions.values())
         return [subscription for subscription in found if subscription.item.partitions != item.partitions]
 
@@ -97,7 +97,7 @@ class Repartitions:
         before = next(iter(subscription.consumers.values()), None)
         token = before.owner_token if before is not None else self.broker.ambient.bits(64)
         for number in range(len(item.partitions)):
-            partition = self.broker.partition(item, number)
+            partition = self.broker.loading.partition(item, number)
             if number in subscription.partitions or not isinstance(partition, QueuePartition):
                 continue
             partition.attach(
@@ -164,7 +164,7 @@ class Repartitions:
         return True
 
     def _partitions(self, item: Item) -> list[QueuePartition]:
-        return [p for n in range(len(item.partitions)) if isinstance(p := self.broker.partition(item, n), QueuePartition)]
+        return [p for n in range(len(item.partitions)) if isinstance(p := self.broker.loading.partition(item, n), QueuePartition)]
 
     def stands(self, item: Item, change: Change) -> Stands:
         """How a change stands, as far as this broker's partitions go."""
@@ -249,7 +249,7 @@ class Repartitions:
             lane_append(partition, broker.wall_ms)
         partition.barred = error
         partition.append_journal()
-        broker.forget(partition)
+        broker.loading.forget(partition)
         confirms = Confirms(broker.counters, broker.turn, broker.precise_ms)
         all_flushed({partition.pid: partition}, [(partition.pid, partition.last_index)], broker.now_ms, confirms)
 

@@ -114,12 +114,12 @@ class Verbs:
         if broker.cluster is not None:
             return control.Done(count=1)  # every broker hears of it and erases what it has
         gone = broker.sessions.end_all(item)
-        for partition in broker.loaded(item):
+        for partition in broker.loading.of(item):
             if partition.gathered:
                 lane_append(partition, broker.wall_ms)
             partition.barred = gone
             partition.append_journal()
-            broker.forget(partition)
+            broker.loading.forget(partition)
             # nobody is told of its flushes any more: who waits for one need not, as all of it is gone by now
             confirms = Confirms(broker.counters, broker.turn, broker.precise_ms)
             all_flushed({partition.pid: partition}, [(partition.pid, partition.last_index)], broker.now_ms, confirms)
@@ -328,9 +328,9 @@ class Verbs:
                 if isinstance(old, QueuePartition | StreamPartition):
                     again = "subscribe again; the Python client does so by itself"
                     broker.sessions.end_readers(old, Unavailable(f"partition {old.number} of {old.item.name!r} was repaired", hint=again))
-                    broker.forget(old)
+                    broker.loading.forget(old)
                 with contextlib.suppress(Damaged):
-                    repaired = broker.partition(item, item.partitions.index(pid))
+                    repaired = broker.loading.partition(item, item.partitions.index(pid))
                     broker.mark(repaired)
                     broker.groups.repaired(repaired)
         return control.Done(count=len(pids), detail=detail)

@@ -92,7 +92,7 @@ class Appends:
 
     def partition(self, item: Item, number: int) -> Target:
         """What takes what is for that partition; raises ``HeadraceError``."""
-        return self.broker.partition(item, number)
+        return self.broker.loading.partition(item, number)
 
     def keep(self, message: Message, captures: Sequence[Capture], stored: Stored | None) -> None:
         """Takes a publish into all of them."""

@@ -94,7 +94,7 @@ class ClusterAppends(Appends):
         far = self._far.get(pid)
         if (far is None or not far.busy) and not forwarding.elsewhere(self.broker, item, number):
             try:
-                return self.broker.partition(item, number)
+                return self.broker.loading.partition(item, number)
             except (Elsewhere, Unavailable):
                 pass  # it is about to be served, here or elsewhere
         if far is None or far.sequence > SEQUENCE_MAX:

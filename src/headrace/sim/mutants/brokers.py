@@ -216,7 +216,7 @@ BROKERS: Final = (
         notices=("I1", "I14", "damage", "error"),
         stir=FLIPS,
         edits=(
-            Edit("broker.broker:Broker.partition", "if damage is not None:", "if damage is not None and not damage.why:"),
+            Edit("broker.loading:Loading.partition", "if damage is not None:", "if damage is not None and not damage.why:"),
             Edit("storage.store:DiskStore.replay", "if pid in ground.damaged:", "if False:"),
         ),
     ),

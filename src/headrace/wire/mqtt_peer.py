@@ -168,10 +168,13 @@ class Message(_Note, frozen=True, tag="message", array_like=True):
     targets: list[tuple[_Partition, int, int, str]]
     origin: tuple[str, int, int] | None = None
     """As ``core.mqtt.origins``."""
+    epoch: int = 0
+    """As ``core.mqtt.message``."""
 
 
 class Took(_Note, frozen=True, tag="took", array_like=True):
-    """What became of messages: durable up to that number (by partition), nobody of that group there, not served here."""
+    """What became of messages: durable up to that number (by partition); not taken, as nobody of that group is there or they come too late to be
+    retained; not served here."""
 
     durable: list[tuple[int, int]]
     declined: list[tuple[int, int]]

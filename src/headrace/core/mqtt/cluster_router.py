@@ -4,9 +4,9 @@ Owns which shards are served here, what the others want, and what goes to them. 
 
 Invariants: L1 nothing is changed of a shard that is not served here: its place is held by an empty one. L2 a message of a shared subscription is with
 one partition at a time, if need be once it is known who has members. L3 a retained message is kept by the owner of its topic's partition, which
-orders them. L4 a will is not done before all other brokers that want it have it. L5 who is told that it is connected is served by the owner of its
-session: something was journalled for it, also where there is nothing to keep. L6 a message with an origin is taken once by each partition,
-for each of its shared subscriptions and as a retained one, whoever gives it.
+orders them, but for what an earlier owner of its publisher's session still gives. L4 a will is not done before all other brokers that want it have
+it. L5 who is told that it is connected is served by the owner of its session: something was journalled for it, also where there is nothing to keep.
+L6 a message with an origin is taken once by each partition, for each of its shared subscriptions and as a retained one, whoever gives it.
 """
 
 from collections import deque
@@ -30,6 +30,7 @@ from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
 from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.topics import split_shared
+from headrace.model.errors import UnknownOutcome
 
 SYS: Final = "$SYS/"
 BACK_MS: Final = 10_000
@@ -378,6 +379,17 @@ class ClusterRouter(Router):
         if stored is not None:
             self.durable(lambda: stored(None))
 
+    def declined(self, owner: str, number: int, sequence: int) -> None:
+        """Another broker has not taken a message: there is no member any more, or the session of who published it to be retained is served by a
+        later owner than this one."""
+        part = self.outward.declined(owner, number, sequence)
+        if part is None:
+            return
+        if part.group:
+            self.again(part.group, part.message, part.stored)
+        elif part.stored is not None:
+            part.stored(UnknownOutcome("the session of its publisher has moved"))
+
     def arrived(self, incarnation: str, message: Message, targets: Sequence[Target]) -> list[int]:
         """Takes a message that another broker has sent; what became of it for each target. Shards that must be durable before that is acknowledged
         are in ``changed``."""
@@ -393,6 +405,9 @@ class ClusterRouter(Router):
             if group and not self._has(group, number):
                 found.append(DECLINED)
                 continue
+            if kind == RETAIN and self._outdated(number, message):
+                found.append(DECLINED)
+                continue
             found.append(TAKEN)
             if sequence and not shard.take(incarnation, sequence):
                 self.changed[number] = None  # what it caused the first time must be durable, too
@@ -401,7 +416,7 @@ class ClusterRouter(Router):
                 continue
             shard.source = (incarnation, sequence) if sequence else None
             if kind == RETAIN:
-                self.retain(message)
+                self._retain(number, message)
                 shard.source = None
             elif group:
                 self._to_member(group, number, message)
@@ -501,10 +516,24 @@ class ClusterRouter(Router):
     # ------------------------------------------------------------ retained messages
 
     def retain(self, message: Message) -> bool:
+        """As ``Router.retain``; False also where a later owner of its publisher's session was heard of."""
         number = self._shard_of(message.topic)
+        if message.publisher:
+            message.epoch = self.shard(message.publisher).epoch
         if number in self.led:
-            return (message.origin is not None and self._repeated(number, message.origin, RETAINED)) or super().retain(message)
+            return not self._outdated(number, message) and self._retain(number, message)
         return True  # ``publish`` has its owner do it
+
+    def _outdated(self, number: int, message: Message) -> bool:
+        """Whether a later owner of its publisher's session has given something to be retained: what waited at an earlier one, or at one that does not
+        know yet that it has lost the session, would replace what the client has published since."""
+        shard = self.shards[number]
+        outdated = shard.outdated(self._shard_of(message.publisher), message.epoch)
+        self._touched(shard)
+        return outdated
+
+    def _retain(self, number: int, message: Message) -> bool:
+        return (message.origin is not None and self._repeated(number, message.origin, RETAINED)) or super().retain(message)
 
     def send_retained(self, session: Session, subscription: Subscription, wall_ms: int) -> None:
         super().send_retained(session, subscription, wall_ms)

@@ -13,8 +13,8 @@ class Message:
     """Not changed after it was made."""
 
     __slots__ = (
-        "_as_it_came", "_frames", "_parts", "_version", "expires_ms", "origin", "payload", "properties", "publisher", "qos", "retain",
-        "topic",
+        "_as_it_came", "_frames", "_parts", "_version", "epoch", "expires_ms", "origin", "payload", "properties", "publisher", "qos",
+        "retain", "topic",
     )  # fmt: skip
 
     def __init__(
@@ -30,6 +30,8 @@ class Message:
         self.publisher = publisher
         self.origin: Origin | None = None
         """Of one that nobody takes twice, whoever gives it."""
+        self.epoch = 0
+        """Of one that is to be retained in a cluster: in which the session partition of its publisher was served; 0 = it is not known."""
         self._as_it_came = b""
         """The packet of QoS 0 for ``_version`` without RETAIN: as it came, or as it was made first."""
         self._version = 0

@@ -147,7 +147,17 @@ class Retained(Op, frozen=True, tag="t", array_like=True):
     origin: Origin | None = None
 
 
-AnyOp = Opened | Closed | Ended | WillDone | Subscribed | Unsubscribed | Queued | Done | Released | Receiving | Received | Completed | Retained
+class Epoch(Op, frozen=True, tag="f", array_like=True):
+    """A client of that session partition has published in that epoch what is to be retained; what one published in an earlier one is not any more."""
+
+    partition: int
+    epoch: int
+
+
+AnyOp = (
+    Opened | Closed | Ended | WillDone | Subscribed | Unsubscribed
+    | Queued | Done | Released | Receiving | Received | Completed | Retained | Epoch
+)  # fmt: skip
 
 
 class SessionImage(msgspec.Struct, frozen=True, array_like=True):
@@ -179,6 +189,8 @@ class Image(msgspec.Struct, frozen=True, array_like=True):
     publishers: list[tuple[str, tuple[int, list[tuple[int, str]]]]] = []
     wills: list[tuple[str, int, str]] = []
     """As ``origins`` has them."""
+    epochs: list[tuple[int, int]] = []
+    """Of ``Epoch``."""
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -5,7 +5,8 @@ Owns every change of a session, so that what a replay makes is what was there; `
 Invariants: P1 snapshot and replay of the rest is what replay of everything makes. P2 a change of a durable session is in the journal before anybody
 is told of it (the caller waits for the journal). P3 a session without expiry leaves nothing in the journal but its will.
 P4 a message that another broker sends again, to whoever serves the partition then, is taken once: its number stands in the entry that it causes.
-P5 so is one that has an origin, whichever broker gives it.
+P5 so is one that has an origin, whichever broker gives it. P6 what an earlier owner of its publisher's session gives to be retained is not, once
+something of a later owner was.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from headrace.core.mqtt.ops import (
     Completed,
     Done,
     Ended,
+    Epoch,
     Image,
     Opened,
     Queued,
@@ -66,6 +68,8 @@ class Shard:
         self.source: tuple[str, int] | None = None
         """Where the message comes from that is being taken."""
         self.origins = Origins()
+        self.epochs: dict[int, int] = {}
+        """Of session partitions: the latest in which a client published what is to be retained here."""
         self.epoch = 0
         """In which it is served here, in a cluster."""
         self._last_number = 0
@@ -166,6 +170,14 @@ class Shard:
         if session.durable:
             self._note(Completed(session.client_id, packet_id))
         return True
+
+    def outdated(self, partition: int, epoch: int) -> bool:
+        """Whether what a client of that session partition published in ``epoch`` comes too late to be retained (P6). 0: it is not known when."""
+        latest = self.epochs.get(partition, 0)
+        if epoch > latest:
+            self.epochs[partition] = epoch
+            self._note(Epoch(partition, epoch))
+        return 0 < epoch < latest
 
     def retain(self, topic: str, message: Message | None) -> None:
         origin = message.origin if message is not None else None
@@ -310,6 +322,9 @@ class Shard:
         else:
             self.retained[op.topic] = ops.message_of(op.message)
 
+    def _epoch(self, op: Epoch) -> None:
+        self.epochs[op.partition] = op.epoch
+
     def _session(self, client_id: str) -> Session:
         session = self.sessions.get(client_id)
         if session is None:
@@ -338,7 +353,8 @@ class Shard:
             sessions.append(self._image(session, deliveries))
         origins = self.origins
         retained = [ops.stored(m) for m in self.retained.values()]
-        return ops.pack_image(Image(messages, sessions, retained, list(self.taken.items()), origins.image(), list(origins.wills)))
+        taken, epochs = list(self.taken.items()), list(self.epochs.items())
+        return ops.pack_image(Image(messages, sessions, retained, taken, origins.image(), list(origins.wills), epochs))
 
     def _image(self, session: Session, deliveries: list[tuple[int, To, bool, bool]]) -> SessionImage:
         client_id = session.client_id
@@ -384,6 +400,7 @@ class Shard:
                 self.unclosed[kept.client_id] = None
         self.taken = dict(image.taken)
         self.origins.restore(image.publishers, image.wills)
+        self.epochs = dict(image.epochs)
         for message in image.retained:
             self.retained[message.topic] = ops.message_of(message)
 
@@ -410,4 +427,5 @@ _APPLY: Final[dict[type[Any], Callable[[Shard, Any], None]]] = {
     Received: Shard._received,
     Completed: Shard._completed,
     Retained: Shard._retained,
+    Epoch: Shard._epoch,
 }

@@ -249,6 +249,7 @@ class Spreading:
             arrived = self._arrived[peer] = _Arrived()
         message = ops.message_of(stored)
         message.origin = Origin(*note.origin) if note.origin is not None else None
+        message.epoch = note.epoch
         self._take(arrived, self.peers.incarnation(peer), message, note.targets)
 
     def _take(self, arrived: _Arrived, incarnation: str, message: Message, targets: list[tuple[int, int, int, str]]) -> None:
@@ -286,9 +287,7 @@ class Spreading:
     def _came_back(self, owner: str, note: notes.Took) -> None:
         router = self.hub.router
         for number, sequence in note.declined:
-            part = router.outward.declined(owner, number, sequence)
-            if part is not None:
-                router.again(part.group, part.message, part.stored)
+            router.declined(owner, number, sequence)
         for number in note.refused:
             router.outward.refused(owner, number)
         for number, sequence in note.durable:
@@ -394,7 +393,7 @@ def _pieces(filters: dict[str, int]) -> Iterator[dict[str, int]]:
 def _note(message: Message, targets: list[tuple[int, int, int, str]]) -> notes.Message:
     m = message
     origin = (m.origin.client_id, m.origin.number, m.origin.floor) if m.origin is not None else None
-    return notes.Message(m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_ms, m.publisher, targets, origin)
+    return notes.Message(m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_ms, m.publisher, targets, origin, m.epoch)
 
 
 def _nothing() -> None:

@@ -58,7 +58,14 @@ MQTT: Final = (
         name="retained-where-it-was-written",
         wrong="the owner of a topic does not keep what is retained at another broker",
         notices=("M5",),
-        edits=(Edit("core.mqtt.cluster_router:ClusterRouter.arrived", "self.retain(message)", "pass"),),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter.arrived", "self._retain(number, message)", "pass"),),
+        net="mqtt",
+    ),
+    Mutant(
+        name="retained-of-an-earlier-owner",
+        wrong="what waited at an earlier owner of its publisher's session is retained after what the client has published since",
+        notices=("M5",),
+        edits=(Edit("core.mqtt.shard:Shard.outdated", "return 0 < epoch < latest", "return False"),),
         net="mqtt",
     ),
     Mutant(

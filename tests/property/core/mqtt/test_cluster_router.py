@@ -99,9 +99,7 @@ class Cluster:
     def back(self, me: int, owner: int, came: Came) -> None:
         router = self.routers[me]
         for number, sequence in came.declined:
-            part = router.outward.declined(str(owner), number, sequence)
-            if part is not None:
-                router.again(part.group, part.message, part.stored)
+            router.declined(str(owner), number, sequence)
         for number in came.refused:
             router.outward.refused(str(owner), number)
         for number, sequence in came.durable:
@@ -144,7 +142,7 @@ class Cluster:
         for payload in self.journals[number]:
             shard.replay(payload)
         shard.check()
-        self.routers[to].lead(shard, WALL_MS)
+        self.routers[to].lead(shard, WALL_MS, self.epochs[number])
         self.tell(to, ("wants", number, self.epochs[number], True, dict(self.routers[to].own.wants[number])))
         self.flush(to)
 
@@ -351,3 +349,71 @@ def test_what_is_given_up_and_sent_again_is_there_in_order(subscribers: list[tup
         for me in range(BROKERS):
             first = list(dict.fromkeys(n for n in got if by[n] == me))
             assert first == sorted(first), "in order"
+
+
+class Mover:
+    """A client at the owner of its session, which sends everything again to the next one that it was not told of."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.count = 0
+        self.undone: dict[int, None] = {}
+        self._attempt = 0
+
+    def publish(self) -> None:
+        self.count += 1
+        self.undone[self.count] = None
+        self._give(self.count)
+
+    def moved(self) -> None:
+        """What its last owner still says does not reach it."""
+        self._attempt += 1
+        for number in list(self.undone):
+            self._give(number)
+
+    def _give(self, number: int) -> None:
+        message = Message("kept/a", b"%d" % number, 1, True, None, 0, "c")
+        owner = self.cluster.owners[shard_of("c")]
+        router = self.cluster.routers[owner]
+        self.cluster.fresh.add(owner)
+        assert router.retain(message)
+        router.publish(message, WALL_MS, partial(self._told, number, self._attempt))
+
+    def _told(self, number: int, attempt: int, why: HeadraceError | None) -> None:
+        if attempt == self._attempt:
+            assert why is None
+            del self.undone[number]
+
+
+assert shard_of("c") == 0 != shard_of("kept/a") == 1
+OLD_LAST = [("publish", 0, 0), ("move", 0, 1), ("publish", 0, 0), ("flush", 1, 0), ("commit", 1, 0), ("flush", 0, 0), ("take", 0, 1)]
+"""A publish waits at its first owner; the next one is given it again, and another one."""
+
+
+@effort(150)
+@given(st.lists(st.one_of(talk, talk, steps), max_size=60))
+@example(OLD_LAST)
+def test_what_is_retained_in_the_end_is_the_last_of_a_client_whose_session_moves(script: list[tuple[str, int, int]]) -> None:
+    cluster = Cluster()
+    mover = Mover(cluster)
+    for what, a, b in script:
+        if what == "publish":
+            mover.publish()
+        elif what == "take" and a != b:
+            cluster.take(a, b)
+        elif what == "flush":
+            cluster.flush(a)
+        elif what == "commit":
+            cluster.commit(a)
+        elif what == "move":
+            if cluster.owners[a] in cluster.fresh:
+                cluster.commit(cluster.owners[a])
+            cluster.move(a, b)
+            if a == shard_of("c"):
+                mover.moved()
+        elif what == "cut":
+            cluster.cut(a, b)
+    cluster.settle()
+    assert not mover.undone
+    kept = cluster.committed(shard_of("kept/a")).retained
+    assert [message.payload for message in kept.values()] == [b"%d" % mover.count] * (mover.count > 0)

@@ -3,10 +3,10 @@
 import pytest
 from msgspec import structs
 
-from headrace.core.mqtt.cluster_router import REFUSED, TAKEN, ClusterRouter
+from headrace.core.mqtt.cluster_router import DECLINED, REFUSED, TAKEN, ClusterRouter
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.origins import PUBLISHERS_MAX, WILL, WILLS_MAX, Origin, Origins
-from headrace.core.mqtt.outward import WAIT_MS, Part
+from headrace.core.mqtt.outward import RETAIN, WAIT_MS, Part
 from headrace.core.mqtt.shard import Shard
 from headrace.model.errors import LimitExceeded
 from headrace.wire.mqtt import properties as prop
@@ -317,3 +317,43 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(origins.publishers["c9"].taken) == 1
     assert not origins.known(Origin("w", 0, WILL), "")
     assert origins.known(Origin("w", 5, WILL), "")
+
+
+@pytest.mark.parametrize("payload", [b"new", b""])
+def test_what_waited_at_an_earlier_owner_does_not_replace_what_was_retained_since(world: Two, payload: bytes) -> None:
+    topic = "far/4"
+    assert Net.shard_of(topic) == FAR
+    wire = world.edge("f", properties={}, clean_start=True)
+    wire.publish(topic, b"old", 1, 1, retain=True)
+    earlier = world.far
+    late = [p for p in world.parts() if p.kind == RETAIN]
+    world.die()
+    world.edge("f", properties={}, clean_start=True).publish(topic, payload, 1, 1, retain=True)
+    assert set(world.give(world.parts(), "two")) == {TAKEN}
+    assert world.give(late, "one") == [DECLINED]
+    shard = world.other.shards[FAR]
+    assert [m.payload for m in shard.retained.values()] == [payload] * bool(payload)
+    replayed, restored = Shard(FAR), Shard(FAR)
+    for entry in shard.take_journal():
+        replayed.replay(entry)
+    restored.restore(replayed.snapshot())
+    for made in (replayed, restored):
+        again = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+        again.lead(made, world.wall_ms, 2)
+        assert again.arrived("one", late[0].message, [(FAR, late[0].sequence, RETAIN, "")]) == [DECLINED], "whoever serves the topic"
+    wire.read()
+    earlier.declined("other", FAR, late[0].sequence)
+    (found,) = wire.read()
+    assert isinstance(found, Disconnect), "it was not acknowledged"
+
+
+def test_who_does_not_know_of_the_next_owner_retains_nothing_either(world: Two) -> None:
+    topic = "here/c"
+    assert Net.shard_of(topic) != FAR
+    wire = world.edge("f")
+    later = Message(topic, b"new", 1, True, None, 0, "f")
+    later.epoch = world.epoch + 1
+    assert world.far.arrived("another", later, [(Net.shard_of(topic), 1, RETAIN, "")]) == [TAKEN]
+    wire.publish(topic, b"old", 1, 1, retain=True)
+    assert wire.read() == [Ack(4, 1, Reason.QUOTA_EXCEEDED)]
+    assert [m.payload for m in world.far.shard(topic).retained.values()] == [b"new"]

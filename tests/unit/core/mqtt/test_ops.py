@@ -25,6 +25,7 @@ GOLDEN: list[tuple[ops.AnyOp, str]] = [
     (ops.Received("me", 8), "9193a169a26d6508"),
     (ops.Completed("me", 8), "9193a170a26d6508"),
     (ops.Retained("t", None, ("b", 13)), "9195a174a174c092a1620dc0"),
+    (ops.Epoch(5, 7), "9193a1660507"),
 ]
 
 

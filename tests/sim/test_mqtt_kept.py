@@ -17,8 +17,8 @@ WAIT_S = Mqtt().owner_wait_ms / 1000
 class Story(Run):
     """Nothing happens but what it tells."""
 
-    def __init__(self, tell: Callable[["Story"], Awaitable[None]]) -> None:
-        super().__init__(3)
+    def __init__(self, tell: Callable[["Story"], Awaitable[None]], seed: int = 3) -> None:
+        super().__init__(seed)
         self.tell = tell
 
     async def _go(self) -> None:

@@ -170,11 +170,13 @@ class Message(_Note, frozen=True, tag="message", array_like=True):
     """As ``core.mqtt.origins``."""
     epoch: int = 0
     """As ``core.mqtt.message``."""
+    after: list[int] = []
+    """For each target the number that its own comes after; empty, as of brokers of an earlier release: nobody says."""
 
 
 class Took(_Note, frozen=True, tag="took", array_like=True):
     """What became of messages: durable up to that number (by partition); not taken, as nobody of that group is there or they come too late to be
-    retained; not served here."""
+    retained; not served here, or not next."""
 
     durable: list[tuple[int, int]]
     declined: list[tuple[int, int]]

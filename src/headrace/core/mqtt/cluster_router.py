@@ -40,8 +40,8 @@ WILL_AGAIN_MS: Final = 1_000
 TAKEN: Final = 0
 DECLINED: Final = 1
 REFUSED: Final = 2
-Target = tuple[int, int, int, str]
-"""A partition, the message's number there (0 = none), its kind (``outward``) and its group."""
+Target = tuple[int, int, int, str, int]
+"""A partition, the message's number there (0 = none), its kind (``outward``), its group, and the number that it comes after."""
 
 
 class ClusterGroup(Group):
@@ -397,7 +397,7 @@ class ClusterRouter(Router):
         plain: dict[int, None] = {}
         for seen in self.retained_now if message.retain else ():
             seen.add(message.topic)
-        for number, sequence, kind, group in targets:
+        for number, sequence, kind, group, after in targets:
             shard = self.shards[number]
             if number not in self.led:
                 found.append(REFUSED)
@@ -407,6 +407,9 @@ class ClusterRouter(Router):
                 continue
             if kind == RETAIN and self._outdated(number, message):
                 found.append(DECLINED)
+                continue
+            if sequence and not shard.has(incarnation, after):
+                found.append(REFUSED)  # the one before was refused or declined, and would count as taken after this one
                 continue
             found.append(TAKEN)
             if sequence and not shard.take(incarnation, sequence):

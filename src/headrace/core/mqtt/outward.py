@@ -4,9 +4,10 @@ Owns numbers, what is sent again to whom, and when a publish counts as taken els
 whom, ``acked`` and its like say what came back.
 
 Invariants: O1 a partition is sent its messages in the order in which they were given, again from the oldest that is not acknowledged whenever its
-owner changes. O2 what was given with a number is acknowledged, handed back or, unless it lasts, given up after ``WAIT_MS``, once. O3 what has no
-number (QoS 0) is sent at most once, and dropped where nobody serves the partition. O4 with what is given up goes everything later of the same
-publisher to the same partition: it sends again what it was not told of, and nothing may come before that.
+owner changes or refuses one; with each goes the number of the one before it that is not acknowledged either, and who does not have that refuses it.
+O2 what was given with a number is acknowledged, handed back or, unless it lasts, given up after ``WAIT_MS``, once. O3 what has no number (QoS 0) is
+sent at most once, and dropped where nobody serves the partition. O4 with what is given up goes everything later of the same publisher to the same
+partition: it sends again what it was not told of, and nothing may come before that.
 """
 
 from collections import deque
@@ -66,12 +67,14 @@ class Pledge:
 class Part:
     """A message for one partition. ``sequence`` 0 = QoS 0; ``group``: for a member of that shared subscription; ``lasting`` as of its pledge."""
 
-    __slots__ = ("group", "kind", "lasting", "message", "number", "order", "sent", "sequence", "since_ms", "stored")
+    __slots__ = ("after", "group", "kind", "lasting", "message", "number", "order", "sent", "sequence", "since_ms", "stored")
 
     def __init__(self, message: Message, number: int, sequence: int, kind: int, group: str, stored: Stored | None, order: int, now_ms: int) -> None:
         self.message = message
         self.number = number
         self.sequence = sequence
+        self.after = 0
+        """Sequence of the one before it that was not acknowledged when it was sent; 0 = it was the oldest."""
         self.kind = kind
         self.group = group
         self.stored = stored
@@ -164,8 +167,12 @@ class Outward:
                 parts = sorted([*stream.pending, *newest], key=lambda part: part.order) if newest else list(stream.pending)
                 stream.owner = owner
             stream.waiting = []
+            kept = sum(1 for part in parts if part.sequence)
+            after = stream.pending[-kept - 1].sequence if len(stream.pending) > kept else 0
             for part in parts:
                 part.sent = True
+                if part.sequence:
+                    part.after, after = after, part.sequence
             if parts:
                 found.setdefault(owner, []).extend(parts)
         for some in found.values():
@@ -196,7 +203,7 @@ class Outward:
         return None
 
     def refused(self, owner: str, number: int) -> None:
-        """It does not serve the partition: all is sent again, to whoever does."""
+        """It does not serve the partition, or lacks what came before: all is sent again, to whoever serves it."""
         stream = self._streams.get(number)
         if stream is not None and stream.owner == owner:
             stream.owner, stream.held = "", True

@@ -5,6 +5,7 @@ Owns every change of a session, so that what a replay makes is what was there; `
 Invariants: P1 snapshot and replay of the rest is what replay of everything makes. P2 a change of a durable session is in the journal before anybody
 is told of it (the caller waits for the journal). P3 a session without expiry leaves nothing in the journal but its will.
 P4 a message that another broker sends again, to whoever serves the partition then, is taken once: its number stands in the entry that it causes.
+None is taken before what was sent before it.
 P5 so is one that has an origin, whichever broker gives it. P6 what an earlier owner of its publisher's session gives to be retained is not, once
 something of a later owner was.
 """
@@ -189,6 +190,10 @@ class Shard:
         else:
             self.retained.pop(topic, None)
         self._note(op)
+
+    def has(self, incarnation: str, sequence: int) -> bool:
+        """Whether all messages of another broker up to that one were taken here, as far as they are not acknowledged."""
+        return self.taken.get(incarnation, 0) >= sequence
 
     def take(self, incarnation: str, sequence: int) -> bool:
         """Whether a message of another broker is new here; it is not from now on (P4)."""

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 from headrace.core.mqtt import ops
-from headrace.core.mqtt.cluster_router import DECLINED, REFUSED
+from headrace.core.mqtt.cluster_router import DECLINED, REFUSED, Target
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.origins import Origin
 from headrace.core.mqtt.outward import Part
@@ -80,7 +81,7 @@ class Spreading:
         self._waiting: list[tuple[int, int, Callable[[], None]]] = []
         """(version, until when, who)."""
         self.holders: dict[int, tuple[int, str]] = {}
-        """Epoch of each partition of which another broker has said that it serves it, and which one."""
+        """Epoch of each partition of which a broker has said that it serves it, and which one; "" = this one did."""
         self._partial: dict[tuple[str, int], dict[str, int]] = {}
         """Filters of which the rest has not come yet, by peer and partition."""
         self._arrived: dict[str, _Arrived] = {}
@@ -125,6 +126,7 @@ class Spreading:
 
     def served(self, number: int) -> None:
         """A partition is served here from now on."""
+        self.holders[number] = self.hub.partitions[number].epoch, ""  # who had it before, and gets it back, has to say so again
         self._version += 1
         self._tell_whole(number, self._known)
         self.flush()
@@ -230,8 +232,7 @@ class Spreading:
             message, end = parts[at].message, at
             while end < len(parts) and parts[end].message is message:
                 end += 1
-            targets = [(part.number, part.sequence, part.kind, part.group) for part in parts[at:end]]
-            self.peers.put(owner, _note(message, targets), len(message.payload) + len(message.topic))
+            self.peers.put(owner, _note(message, parts[at:end]), len(message.payload) + len(message.topic))
             at = end
 
     def _take_own(self, parts: list[Part]) -> None:
@@ -239,7 +240,7 @@ class Spreading:
         broker = self.hub.broker
         arrived = _Arrived()
         for part in parts:
-            self._take(arrived, broker.incarnation, part.message, [(part.number, part.sequence, part.kind, part.group)])
+            self._take(arrived, broker.incarnation, part.message, [(part.number, part.sequence, part.kind, part.group, part.after)])
         self._when_durable(arrived, partial(self._came_back, broker.id))
 
     def _message(self, peer: str, note: notes.Message) -> None:
@@ -250,10 +251,11 @@ class Spreading:
         message = ops.message_of(stored)
         message.origin = Origin(*note.origin) if note.origin is not None else None
         message.epoch = note.epoch
-        self._take(arrived, self.peers.incarnation(peer), message, note.targets)
+        targets = [(*target, after) for target, after in zip(note.targets, note.after or repeat(0), strict=False)]
+        self._take(arrived, self.peers.incarnation(peer), message, targets)
 
-    def _take(self, arrived: _Arrived, incarnation: str, message: Message, targets: list[tuple[int, int, int, str]]) -> None:
-        for (number, sequence, _, _), became in zip(targets, self.hub.router.arrived(incarnation, message, targets), strict=True):
+    def _take(self, arrived: _Arrived, incarnation: str, message: Message, targets: list[Target]) -> None:
+        for (number, sequence, *_), became in zip(targets, self.hub.router.arrived(incarnation, message, targets), strict=True):
             if not sequence:
                 continue
             if became == REFUSED:
@@ -390,10 +392,12 @@ def _pieces(filters: dict[str, int]) -> Iterator[dict[str, int]]:
     yield piece
 
 
-def _note(message: Message, targets: list[tuple[int, int, int, str]]) -> notes.Message:
+def _note(message: Message, parts: list[Part]) -> notes.Message:
     m = message
+    targets = [(part.number, part.sequence, part.kind, part.group) for part in parts]
     origin = (m.origin.client_id, m.origin.number, m.origin.floor) if m.origin is not None else None
-    return notes.Message(m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_ms, m.publisher, targets, origin, m.epoch)
+    after = [part.after for part in parts]
+    return notes.Message(m.topic, m.payload, m.qos, m.retain, m.properties, m.expires_ms, m.publisher, targets, origin, m.epoch, after)
 
 
 def _nothing() -> None:

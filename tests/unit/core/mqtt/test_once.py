@@ -45,7 +45,7 @@ class Two(Cluster):
 
     def give(self, parts: list[Part], life: str) -> list[int]:
         """The other broker takes them."""
-        return [self.other.arrived(life, p.message, [(p.number, p.sequence, p.kind, p.group)])[0] for p in parts]
+        return [self.other.arrived(life, p.message, [(p.number, p.sequence, p.kind, p.group, p.after)])[0] for p in parts]
 
     def there(self) -> list[bytes]:
         return [d.message.payload for d in self.session.inbox]
@@ -142,9 +142,9 @@ def test_who_takes_it_knows_so_after_a_restart_and_a_late_copy_of_the_last_owner
         again = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
         again.lead(made, world.wall_ms, 2)
         (part,) = late
-        assert again.arrived("one", part.message, [(FAR, 1, part.kind, "")]) == [TAKEN]
+        assert again.arrived("one", part.message, [(FAR, 1, part.kind, "", 0)]) == [TAKEN]
         assert [d.message.payload for d in made.sessions["s"].inbox] == [b"1"]
-        assert again.arrived("one", part.message, [(2, 2, part.kind, "")]) == [REFUSED]
+        assert again.arrived("one", part.message, [(2, 2, part.kind, "", 0)]) == [REFUSED]
 
 
 def test_a_release_is_known_to_the_next_owner(world: Two) -> None:
@@ -340,7 +340,7 @@ def test_what_waited_at_an_earlier_owner_does_not_replace_what_was_retained_sinc
     for made in (replayed, restored):
         again = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
         again.lead(made, world.wall_ms, 2)
-        assert again.arrived("one", late[0].message, [(FAR, late[0].sequence, RETAIN, "")]) == [DECLINED], "whoever serves the topic"
+        assert again.arrived("one", late[0].message, [(FAR, late[0].sequence, RETAIN, "", 0)]) == [DECLINED], "whoever serves the topic"
     wire.read()
     earlier.declined("other", FAR, late[0].sequence)
     (found,) = wire.read()
@@ -353,7 +353,7 @@ def test_who_does_not_know_of_the_next_owner_retains_nothing_either(world: Two) 
     wire = world.edge("f")
     later = Message(topic, b"new", 1, True, None, 0, "f")
     later.epoch = world.epoch + 1
-    assert world.far.arrived("another", later, [(Net.shard_of(topic), 1, RETAIN, "")]) == [TAKEN]
+    assert world.far.arrived("another", later, [(Net.shard_of(topic), 1, RETAIN, "", 0)]) == [TAKEN]
     wire.publish(topic, b"old", 1, 1, retain=True)
     assert wire.read() == [Ack(4, 1, Reason.QUOTA_EXCEEDED)]
     assert [m.payload for m in world.far.shard(topic).retained.values()] == [b"new"]

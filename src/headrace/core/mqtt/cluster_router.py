@@ -110,8 +110,8 @@ class ClusterRouter(Router):
         self._targets: list[tuple[int, int, str]] | None = None
         self._lasting = False
         """What is being published is a will: nobody can be told that it failed."""
-        self.durable: Callable[[Callable[[], None]], None] = _at_once
-        """Calls back once all that has changed here is durable, or is somebody else's; its owner's."""
+        self.durable: Callable[[Callable[[], None], Callable[[], None]], None] = _at_once
+        """Calls the first once all that has changed here is durable, the second if that will not be known of some of it; its owner's."""
         self._wills: dict[str, StoredWill] = {}
         """By client id: wills that are published and not done, as not everybody has them yet."""
         self._untold = set(range(count))
@@ -160,7 +160,7 @@ class ClusterRouter(Router):
             before = self.retained.remove(topic)
             assert before is not None
             self.retained_bytes -= before.nbytes
-        self._heard(number, self.others.told(number, 0, True, wanted))
+        self._heard(number, self.others.told(number, shard.epoch, True, wanted))
         for session in list(shard.sessions.values()):
             outlet, session.outlet = session.outlet, None
             if outlet is not None:
@@ -377,7 +377,7 @@ class ClusterRouter(Router):
                 return
             super()._to_group(group, message)
         if stored is not None:
-            self.durable(lambda: stored(None))
+            self.durable(lambda: stored(None), lambda: stored(UnknownOutcome("the session partition of a member has just moved")))
 
     def declined(self, owner: str, number: int, sequence: int) -> None:
         """Another broker has not taken a message: there is no member any more, or the session of who published it to be retained is served by a
@@ -431,9 +431,8 @@ class ClusterRouter(Router):
         return found
 
     def _arrived_before(self, number: int, kind: int, group: str, origin: Origin) -> bool:
-        if group:
-            return self._repeated_here(origin, group)
-        return kind != RETAIN and self._repeated(number, origin, "")
+        """Another partition here may have given it to a member: it has not told its sender so, and may be somebody else's before that is durable."""
+        return kind != RETAIN and self._repeated(number, origin, group)
 
     def _to_sessions(self, message: Message, numbers: dict[int, None]) -> None:
         for route in self._routes_of(message.topic).routes:
@@ -473,7 +472,8 @@ class ClusterRouter(Router):
     # ------------------------------------------------------------ wills
 
     def _publish_will(self, shard: Shard, client_id: str, wall_ms: int) -> None:
-        """It is done once everybody has it, or nobody will know who has: if this broker dies before, the next owner publishes it again."""
+        """It is done once everybody has it: if this broker dies before, the next owner publishes it again; if a partition that has it here moves
+        before that is durable, this one does."""
         will = shard.wills[client_id]
         if self._wills.get(client_id) is will:
             return
@@ -498,10 +498,15 @@ class ClusterRouter(Router):
             if not left:
                 everywhere()
 
+        def again() -> None:
+            if self._wills.get(client_id) is will:
+                del self._wills[client_id]
+                self._wake_at(shard.wills_due.get(client_id, 0), client_id)  # long since
+
         self._lasting = True
-        self._give_will(will, wall_ms, lambda _: self.durable(one))
+        self._give_will(will, wall_ms, lambda _: self.durable(one, again))
         self._lasting = False
-        self.durable(one)  # what is queued here
+        self.durable(one, again)  # what is queued here
 
     def _end(self, shard: Shard, session: Session, wall_ms: int) -> None:
         super()._end(shard, session, wall_ms)
@@ -550,7 +555,7 @@ class ClusterRouter(Router):
             assert number in self.led or not shard.sessions, "L1"
 
 
-def _at_once(then: Callable[[], None]) -> None:
+def _at_once(then: Callable[[], None], unsure: Callable[[], None]) -> None:
     then()
 
 

@@ -54,27 +54,26 @@ Answer = Callable[[], None]
 class _Round:
     """Answers that wait for the same entries: all that the shards of one turn journal."""
 
-    __slots__ = ("answers", "lacking", "landed_count", "shards")
+    __slots__ = ("answers", "landed_count", "shards")
 
     def __init__(self) -> None:
         self.answers: list[tuple[Answer, Answer | None]] = []
         self.shards: dict[int, None] = {}
         self.landed_count = 0
-        self.lacking = False
 
     def landed(self) -> None:
         """One of its entries is durable."""
         self.landed_count += 1
         if self.landed_count == len(self.shards):
-            for answer, unsure in self.answers:
-                if unsure is not None and self.lacking:
-                    unsure()
-                else:
-                    answer()
+            for answer, _ in self.answers:
+                answer()
 
     def lost(self, why: HeadraceError) -> None:
-        """Whether one of them is nobody will know."""
-        self.lacking = True
+        """Whether one of them is nobody will know. Who has to hear of that does at once: what he does next would come before what he does again."""
+        doubted = [unsure for _, unsure in self.answers if unsure is not None]
+        self.answers = [(answer, None) for answer, unsure in self.answers if unsure is None]
+        for unsure in doubted:
+            unsure()
         self.landed()
 
 

@@ -174,14 +174,14 @@ class Spreading:
         for request, fetching in list(self._fetching.items()):
             self._ask(request, fetching)
 
-    def _durable(self, then: Callable[[], None]) -> None:
-        """Calls ``then``, and has what it changes journalled."""
+    def _durable(self, then: Callable[[], None], unsure: Callable[[], None]) -> None:
+        """Calls one of them, and has what it changes journalled."""
 
-        def durable() -> None:
-            then()
+        def known(what: Callable[[], None]) -> None:
+            what()
             self.hub.committed(_nothing)
 
-        self.hub.committed(durable)
+        self.hub.committed(partial(known, then), partial(known, unsure))
 
     # ------------------------------------------------------------ what is wanted
 

@@ -1,15 +1,18 @@
 """Publishes to session partitions that another broker serves: what is acknowledged when, and what becomes of it where nobody serves them."""
 
+from collections.abc import Callable
+
 import pytest
 
-from headrace.core.mqtt.cluster_router import ClusterRouter
+from headrace.core.mqtt.cluster_router import TAKEN, ClusterRouter
 from headrace.core.mqtt.message import Message
+from headrace.core.mqtt.origins import Origin
 from headrace.core.mqtt.outward import PLAIN, WAIT_MS, Outward, Pledge
 from headrace.core.mqtt.shard import Shard
 from headrace.model.errors import HeadraceError, Unavailable, UnknownOutcome
 from headrace.wire.mqtt.packets import Ack, Disconnect, Will
 from headrace.wire.mqtt.reasons import Reason
-from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Net
+from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Client, Net, sub
 from tests.unit.core.mqtt.wires import World
 
 FAR = 0
@@ -211,6 +214,95 @@ def test_a_will_waits_for_a_partition_as_long_as_nobody_serves_it_and_holds_up_n
     world.far.outward.acked("other", FAR, 1)
     world.sync()
     assert not world.far.shard(id).wills
+
+
+class Later:
+    """Says when all that has changed is durable, or that nobody will know."""
+
+    def __init__(self, world: FarWorld) -> None:
+        self.waiting: list[tuple[Callable[[], None], Callable[[], None]]] = []
+        world.far.durable = lambda then, unsure: self.waiting.append((then, unsure))
+
+    def say(self, *, known: bool) -> None:
+        waiting, self.waiting = self.waiting, []
+        for then, unsure in waiting:
+            (then if known else unsure)()
+
+
+def test_a_will_is_published_again_if_a_partition_here_that_was_given_it_has_moved(world: FarWorld) -> None:
+    later = Later(world)
+    id = client(0)
+    shard = world.far.shard(id)
+    number = next(number for number in range(SHARDS) if number not in (FAR, shard.number))
+    name = next(id for id in (f"l{k}" for k in range(100)) if Net.shard_of(id) == number)
+    listener = world.open(name, clean_start=False, properties={0x11: 100})
+    assert listener.machine.session is not None
+    world.far.subscribe(listener.machine.session, sub("here"))
+    wire = world.open(id, will=Will("here", b"dead", 1))
+    world.prompt = False
+    wire.machine.lost()
+    world.far.tick(world.wall_ms)
+    assert [d.message.payload for d in listener.machine.session.inbox] == [b"dead"]
+    world.far.drop(number)
+    later.say(known=False)
+    assert id in shard.wills
+    world.far.tick(world.wall_ms)
+    assert [part.number for part in world.far.outward.flush(lambda number: "other")["other"]] == [number], "its next owner gets it"
+    world.far.outward.acked("other", number, 1)
+    later.say(known=True)
+    assert id not in shard.wills
+
+
+def test_a_message_that_another_member_gets_is_acknowledged_once_that_is_durable(world: FarWorld) -> None:
+    later, told = Later(world), list[HeadraceError | None]()
+    world.far.told(FAR, 1, True, {"$share/g/t": 2})
+    member = world.open(client(0), clean_start=False, properties={0x11: 100})
+    assert member.machine.session is not None
+    world.far.subscribe(member.machine.session, sub("$share/g/t"))
+    member.machine.lost()
+    for known in (True, False):
+        world.far.publish(Message("t", b"1", 1, False), world.wall_ms, told.append)
+        (part,) = world.far.outward.flush(lambda number: "other")["other"]
+        declined = world.far.outward.declined("other", FAR, part.sequence)
+        assert declined is part
+        world.far.told(FAR, 1, True, {"$share/g/t": 0})
+        world.far.again(part.group, part.message, part.stored)
+        world.far.told(FAR, 1, True, {"$share/g/t": 2})
+        assert len(told) == (not known)
+        later.say(known=known)
+    assert [type(why) for why in told] == [type(None), UnknownOutcome], "its client sends it again"
+
+
+def test_what_another_partition_here_has_given_to_a_member_counts_for_that_one_alone(world: FarWorld) -> None:
+    """It may be somebody else's before that is durable, and with it the message gone."""
+    others = [number for number in range(SHARDS) if number != FAR]
+    names = [next(id for id in (f"m{k}" for k in range(100)) if Net.shard_of(id) == number) for number in others]
+    for name in names:
+        member = world.open(name, clean_start=False, properties={0x11: 100})
+        assert member.machine.session is not None
+        world.far.subscribe(member.machine.session, sub("$share/g/t", 2))
+    message = Message("t", b"1", 2, False)
+    message.origin = Origin("p", 1, 1)
+    for sequence, number in enumerate(others, 1):
+        assert world.far.arrived("life", message, [(number, sequence, PLAIN, "$share/g/t", 0)]) == [TAKEN]
+        assert world.far.arrived("another life", message, [(number, sequence, PLAIN, "$share/g/t", 0)]) == [TAKEN]
+    got = {name: len(world.far.shard(name).sessions[name].inbox) + len(world.far.shard(name).sessions[name].in_flight) for name in names}
+    assert got == dict.fromkeys(names, 1)
+
+
+def test_what_an_older_owner_has_said_of_a_partition_is_not_taken_for_what_the_last_one_knew(world: FarWorld) -> None:
+    shard = Shard(FAR)
+    world.far.lead(shard, world.wall_ms, 5)
+    session, _ = world.far.connect(
+        next(id for id in (f"m{k}" for k in range(100)) if Net.shard_of(id) == FAR), Client(), clean=False, expiry_s=100, will=None,
+        receive_maximum=10, wall_ms=world.wall_ms,
+    )  # fmt: skip
+    world.far.subscribe(session, sub("new"))
+    world.far.drop(FAR)
+    world.far.told(FAR, 4, True, {})
+    assert not world.far.unheard("new")
+    world.far.told(FAR, 6, True, {})
+    assert world.far.unheard("new")
 
 
 def test_a_will_is_done_once_the_other_broker_has_it(world: FarWorld) -> None:

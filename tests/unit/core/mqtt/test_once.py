@@ -32,9 +32,10 @@ class Two(Cluster):
         self.drop_far()
 
     def drop_far(self) -> None:
+        epoch = self.far.shards[FAR].epoch + 1
         self.far.drop(FAR)
         self.net.shards[FAR] = self.far.shards[FAR]
-        self.far.told(FAR, 1, True, {"far/#": 2})
+        self.far.told(FAR, epoch, True, {"far/#": 2})
 
     def die(self, *, journalled: bool = True) -> None:
         super().die(journalled=journalled)

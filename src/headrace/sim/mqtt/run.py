@@ -34,6 +34,10 @@ LASTS_LONG_S: Final = (12.0, 14.0)
 STEADY: Final = 0.15
 """How eager talkers are to go on in such a run, so that not all has been given up when the partition is back; ``MANY``: what they have in flight."""
 MANY: Final = 25
+GIVING: Final = 0.25
+"""How often, of runs without a long cut, session partitions are handed over all the time, between machines that are ``FAR_S`` apart."""
+FAR_S: Final = 0.015
+GIVE_S: Final = (0.05, 0.5)
 LATE_S: Final = 40.0
 """What was promised has come so long after all is healed."""
 OWNED_S: Final = 15.0
@@ -79,6 +83,10 @@ class Run(clusters_run.Run):
             self.lasts_s = LASTS_LONG_S
         self._cut_until = 0.0
         """Nothing else goes wrong before: a broker that dies takes what waits with it."""
+        self._giving = self.people.fork("giving")
+        self._gives = not self._cut and self._giving.happens(GIVING)
+        if self._gives:
+            self.world.network.shape(FAR_S, FAR_S, 0.0)
 
     def host(self, name: str) -> Host:
         host = super().host(name)
@@ -129,9 +137,25 @@ class Run(clusters_run.Run):
             talker = Talker(self, chance.fork(f"t{i}"), self._device(f"talker-{i}", 1, durable=i != 2))
             if self._cut:
                 talker.eager, talker.window = STEADY, MANY
+            elif self._gives:
+                talker.window = MANY
             self._settle(talker)
         for i in range(2):
             self._spawn(f"mortals-{i}", mortals(self, chance.fork(f"mortals-{i}"), f"mortal-{i}", 4 + i % 2))
+        if self._gives:
+            self._spawn("giving", self._give())
+
+    async def _give(self) -> None:
+        """Has the session partitions of clients handed over, as owners do when they go away or another is preferred."""
+        chance = self._giving
+        while not self.healing:
+            self.faulty_at = self.world.loop.time()  # a goodbye may be lost
+            client_id = chance.choice(self.devices).client_id
+            for hub in self.hubs().values():
+                partition = hub.partitions.get(hub.router.number_of(client_id))
+                if partition is not None:
+                    partition.copy.hand_over()
+            await asyncio.sleep(chance.between(*GIVE_S))
 
     def _device(self, client_id: str, qos: int, *, durable: bool = True) -> Device:
         device = self.device(client_id, self.people.choice([4, 5]), qos, durable=durable)

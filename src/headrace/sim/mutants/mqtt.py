@@ -97,6 +97,13 @@ MQTT: Final = (
         net="mqtt",
     ),
     Mutant(
+        name="newer-ones-first",
+        wrong="a session partition takes a message though it has refused the one before, which counts as taken then",
+        notices=("M1", "M5", "M6"),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter.arrived", "if sequence and not shard.has(incarnation, after):", "if False:"),),
+        net="mqtt",
+    ),
+    Mutant(
         name="sent-again-by-the-next-owner",
         wrong="a connection that goes on at another owner is sent again what it was sent",
         notices=("M3",),

@@ -3,7 +3,8 @@
 Owns this memory; it follows from the journal (``Queued.origin``, ``Retained.origin``). An origin is durable before its message leaves its broker
 (``Receiving``, ``StoredWill.number``), and its number is never given to another one: it has the epoch of the publisher's partition in it.
 
-Invariant: T1 bounded: of a publisher what is not done there, of all the newest ``PUBLISHERS_MAX`` publishers and ``WILLS_MAX`` wills.
+Invariant: T1 bounded: of a publisher what is not done there, at most the newest ``TAKEN_MAX``, of all the newest ``PUBLISHERS_MAX`` publishers and
+``WILLS_MAX`` wills. What is forgotten, and given again, is taken again.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ import msgspec
 
 PUBLISHERS_MAX: Final = 1024
 WILLS_MAX: Final = 1024
+TAKEN_MAX: Final = 8192
+UNFINISHED_MAX: Final = 1024
+"""So many others of QoS 2 a client may publish while it does not go on with one that an earlier connection of it has left; then that is forgotten."""
 WILL: Final = -1
 """``Origin.floor`` of a will."""
 EPOCH_BITS: Final = 32
@@ -66,6 +70,8 @@ class Origins:
             kept.floor = origin.floor
             kept.taken = {(number, tag) for number, tag in kept.taken if number >= origin.floor}
         kept.taken.add((origin.number, tag))
+        if len(kept.taken) > TAKEN_MAX:
+            kept.taken = set(sorted(kept.taken)[-TAKEN_MAX // 2 :])
 
     def image(self) -> list[tuple[str, tuple[int, list[tuple[int, str]]]]]:
         """The publishers, in an order that depends on nothing else: of each its floor and what was taken."""

@@ -19,7 +19,7 @@ from headrace.core.mqtt.captured import Capture, Kind
 from headrace.core.mqtt.held import Moved
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.ops import StoredWill, message_of
-from headrace.core.mqtt.origins import WILL, Origin
+from headrace.core.mqtt.origins import UNFINISHED_MAX, WILL, Origin
 from headrace.core.mqtt.routes import Outlet, Remote, Route, Routes
 from headrace.core.mqtt.session import NEVER, Delivery, Session
 from headrace.core.mqtt.shard import Shard
@@ -407,8 +407,14 @@ class Router:
         return False
 
     def intend(self, session: Session, packet_id: int) -> Origin:
-        """That number of a QoS 2 publish; to be durable before it is used."""
+        """That number of a QoS 2 publish; to be durable before it is used. A client sends what it has not finished again when it connects
+        [MQTT-4.4.0-1]: what it never does is forgotten, as all who had it would have to remember everything since."""
         shard = self.shard(session.client_id)
+        if packet_id not in session.intents:
+            left = [id for id in session.intents if id not in session.receiving]
+            session.passed_over = session.passed_over + 1 if left else 0
+            for id in left if session.passed_over > UNFINISHED_MAX else ():
+                shard.complete(session, id)
         shard.intend(session, packet_id)
         self._touched(shard)
         return Origin(session.client_id, session.intents[packet_id], min(session.intents.values()))

@@ -71,6 +71,8 @@ class Session:
         """Packet identifiers of QoS 2 publishes of the client that wait for its PUBREL."""
         self.intents: dict[int, int] = {}
         """Packet identifiers of those that are or were about to be given to all who want them, in a cluster, with their numbers (``origins``)."""
+        self.passed_over = 0
+        """Publishes of QoS 2 since one of ``intents`` was left by an earlier connection and not gone on with, as this broker has counted them."""
         self.receiving: dict[int, list[Callable[[HeadraceError | None], None]]] = {}
         """Packet identifiers of those that other brokers do not have yet, with who else waits for their PUBREC: of this broker's life alone."""
         self.once: Any = None

@@ -1,11 +1,13 @@
 """QoS 2 and wills in a cluster are taken once by everybody, whichever owner gives them out."""
 
+from typing import Any
+
 import pytest
 from msgspec import structs
 
 from headrace.core.mqtt.cluster_router import DECLINED, REFUSED, TAKEN, ClusterRouter
 from headrace.core.mqtt.message import Message
-from headrace.core.mqtt.origins import PUBLISHERS_MAX, WILL, WILLS_MAX, Origin, Origins
+from headrace.core.mqtt.origins import PUBLISHERS_MAX, TAKEN_MAX, UNFINISHED_MAX, WILL, WILLS_MAX, Origin, Origins
 from headrace.core.mqtt.outward import RETAIN, WAIT_MS, Part
 from headrace.core.mqtt.shard import Shard
 from headrace.model.errors import LimitExceeded
@@ -301,6 +303,69 @@ def test_a_connection_whose_publish_may_not_be_durable_goes_on_or_ends(world: Tw
     kept.publish("far/1", b"1", 1, 1)
     assert kept.go_on()
     assert [p.message.payload for p in world.parts()] == [b"1"]
+
+
+def flow(world: Two, wire: Any, count: int, first: int) -> None:
+    """So many publishes of QoS 2, each taken by the other broker and finished."""
+    for id in range(first, first + count):
+        wire.publish("far/1", b"%d" % id, 2, id)
+        (part,) = world.parts()
+        assert world.give([part], "one") == [TAKEN]
+        world.far.outward.acked("other", FAR, part.sequence)
+        wire.send(Ack(6, id))
+        assert wire.read() == [Ack(5, id), Ack(7, id)]
+
+
+def left(world: Two) -> Any:
+    """A client that has come back, and has not finished its first publish; the other broker has that."""
+    wire = world.edge("q")
+    wire.publish("far/1", b"1", 2, 1)
+    assert world.give(parts := world.parts(), "one") == [TAKEN]
+    wire.machine.lost()
+    world.far.outward.expire(WAIT_MS)
+    assert parts
+    return world.edge("q")
+
+
+def test_what_a_client_never_finishes_is_forgotten_and_with_it_what_it_published_since(world: Two) -> None:
+    back = left(world)
+    taken = world.other.shards[FAR].origins.publishers
+    flow(world, back, UNFINISHED_MAX, 2)
+    assert len(taken["q"].taken) == UNFINISHED_MAX + 1
+    flow(world, back, 2, UNFINISHED_MAX + 2)
+    assert len(taken["q"].taken) == 1
+    assert list(world.net.replayed()[Net.shard_of("q")].sessions["q"].intents) == []
+    back.send(Ack(6, 1))
+    assert back.read() == [Ack(7, 1, Reason.PACKET_IDENTIFIER_NOT_FOUND)]
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    assert world.give(world.parts(), "one") == [TAKEN]
+    assert world.there()[-1] == b"1", "nobody knows any more that it was there"
+
+
+@pytest.mark.parametrize("before", [0, 10])
+def test_what_a_client_goes_on_with_is_not_forgotten_whatever_comes_meanwhile(world: Two, before: int) -> None:
+    """``before``: some clients publish first what is new."""
+    back = left(world)
+    flow(world, back, before, 2)
+    back.publish("far/1", b"1", 2, 1, dup=True)
+    (part,) = world.parts()
+    for id in range(before + 2, before + UNFINISHED_MAX + 4):
+        session = back.machine.session
+        session.receiving.setdefault(id, [])
+        world.far.intend(session, id)
+    assert 1 in session.intents
+    assert world.give([part], "one") == [TAKEN]
+    assert world.there().count(b"1") == 1
+
+
+def test_what_is_remembered_of_a_publisher_is_bounded_whatever_it_says_of_what_is_done() -> None:
+    origins = Origins()
+    for n in range(1, TAKEN_MAX + 2):
+        assert not origins.known(Origin("c", n, 1), "")
+        origins.take(Origin("c", n, 1), "")
+    assert len(origins.publishers["c"].taken) == TAKEN_MAX // 2
+    assert origins.known(Origin("c", TAKEN_MAX, 1), "")
+    assert not origins.known(Origin("c", 1, 1), ""), "given again it is taken again: at least once"
 
 
 def test_what_is_remembered_is_bounded() -> None:

@@ -129,7 +129,7 @@ async def test_another_dead_letter_under_the_number_of_one_that_a_repair_forgot(
         [dead] = await client.fetch("dead", max_messages=1, wait=5)
         assert dead.value == b"first"
         await dead.ack(confirmed=True)
-        place = part.places[k]
+        place = part.place(k)
         await client.declare_queue("other")
         await client.publish("other", b"a flush after it")
     sim.broker.kill()

@@ -391,7 +391,7 @@ class Work:
             self._mark(Mark("isolated", pid))
             if hurt:
                 self._mark(Mark("hurt", pid, hurt - 1))
-                self._hurt(part.places[hurt - part.first_index], part.sizes[hurt - part.first_index])
+                self._hurt(part.place(hurt - part.first_index), part.size(hurt - part.first_index))
             ground.isolate(pid, "a drill", part.last_index, part.next_offset, 0)
             self._loaded[pid] = False
             await asyncio.sleep(draw.between(0.0001, 0.01))

@@ -16,7 +16,7 @@ _WRITE_BYTES = 1024 * 1024
 async def rows(ground: Ground, part: Part, first_index: int) -> str:
     """Copies what the log has of a partition from an index on, as it lies there, sound or not; the file's path, "" = there was nothing.
     ``OSError``."""
-    taken = [(part.first_index + k, part.places[k], size) for k, size in enumerate(part.sizes) if size and part.first_index + k >= first_index]
+    taken = [(index, place, size) for place, size, index in part.rows_from(max(0, first_index - part.first_index))]
     return await ground.on(ground.io, partial(copy, ground, part.pid, taken, first_index))
 
 

@@ -8,31 +8,25 @@ durable."""
 
 from typing import Final
 
-from headrace.storage.entry import StoredEntry
+from headrace.storage.entry import Appended, StoredEntry
 
 _OVERHEAD: Final = 300
 """What an entry costs beside its payload: the object, the list slots."""
-_GONE: Final = StoredEntry(0, 0, 0, 0, 0, b"")
+_GONE: Final = Appended(0, 0, 0, 0, 0, 0, 0, b"")
 _STALE_MIN: Final = 1024
 _PASSED_MIN: Final = 1024
 
 
 class Tail:
-    """One partition's newest entries: ``entries[head:]``, of which those from ``clean`` on are not durable yet."""
+    """One partition's newest entries: ``entries[head:]``, of which the last may not be durable yet."""
 
-    __slots__ = ("clean", "entries", "gone", "head")
+    __slots__ = ("entries", "gone", "head")
 
     def __init__(self) -> None:
-        self.entries: list[StoredEntry] = []
+        self.entries: list[Appended] = []
         self.head: int = 0
-        self.clean: int = 0
         self.gone: int = 0
         """How many of its oldest places in the cache's order are those of entries that were dropped before their turn."""
-
-    def landed(self, index: int) -> None:
-        """The entry with that journal index is durable, if it is still the oldest that was not."""
-        if self.clean < len(self.entries) and self.entries[self.clean].index == index:
-            self.clean += 1
 
     def find(self, offset: int, bytes_max: int, end_offset: int) -> list[StoredEntry] | None:
         """Entries from the one that holds ``offset`` on; None: it is older than what is here (or nothing is here)."""
@@ -59,7 +53,7 @@ class Tail:
                 return []
             entry = entries[at]
         left = bytes_max - len(entry.payload)
-        found = [entry]
+        found: list[StoredEntry] = [entry]
         for number in range(at + 1, count):
             entry = entries[number]
             left -= len(entry.payload)
@@ -80,7 +74,7 @@ class TailCache:
         self._next: int = 0
         self._stale: int = 0
 
-    def add(self, tail: Tail, entry: StoredEntry) -> None:
+    def add(self, tail: Tail, entry: Appended) -> None:
         """Takes an entry that was appended and is not durable yet."""
         self._order.append(tail)
         tail.entries.append(entry)
@@ -97,11 +91,14 @@ class TailCache:
             if tail.gone:
                 tail.gone -= 1
                 self._stale -= 1
-            elif self.nbytes <= self.bytes_max or tail.head >= tail.clean:
+            elif self.nbytes <= self.bytes_max:
                 break
             else:
                 head = tail.head
-                self.nbytes -= len(tail.entries[head].payload) + _OVERHEAD
+                entry = tail.entries[head]
+                if not entry.durable:
+                    break
+                self.nbytes -= len(entry.payload) + _OVERHEAD
                 tail.entries[head] = _GONE
                 tail.head = head + 1
                 if head >= 63:
@@ -115,14 +112,14 @@ class TailCache:
     def below(self, tail: Tail, offset: int) -> None:
         """Drops a partition's durable entries that lie wholly below ``offset``."""
         entries, at = tail.entries, tail.head
-        while at < tail.clean and entries[at].base_offset + entries[at].record_count <= offset:
+        while at < len(entries) and entries[at].durable and entries[at].base_offset + entries[at].record_count <= offset:
             at += 1
         self._forget(tail, at)
 
     def before_index(self, tail: Tail, index: int) -> None:
         """Drops a partition's durable entries up to a journal index (their stored form was rewritten)."""
         entries, at = tail.entries, tail.head
-        while at < tail.clean and entries[at].index <= index:
+        while at < len(entries) and entries[at].durable and entries[at].index <= index:
             at += 1
         self._forget(tail, at)
 
@@ -160,9 +157,6 @@ class TailCache:
             self.nbytes -= len(entries[at].payload) + _OVERHEAD
             entries[at] = _GONE
         tail.head = upto
-        if tail.clean < upto:
-            tail.clean = upto
         if upto >= 64 and upto * 2 >= len(entries):
             del entries[:upto]
-            tail.clean -= upto
             tail.head = 0

@@ -15,9 +15,9 @@ from typing import Final
 from headrace.model.errors import Damaged, NotFound
 from headrace.storage.gathering import SLOT_BYTES_MAX
 from headrace.storage.ground import Ground
-from headrace.storage.index import POSITION_BITS, Part
+from headrace.storage.index import POSITION_BITS, Part, Row
 from headrace.storage.intake import Intake
-from headrace.storage.reads import Row, stored_entries
+from headrace.storage.reads import stored_entries
 
 CARRIED_BYTES_MAX: Final = SLOT_BYTES_MAX
 
@@ -48,25 +48,24 @@ async def carry(
 def _uncommitted(ground: Ground, part: Part, committed: int) -> list[Row]:
     """All rows after ``committed``; none if they are too many, or some were lost."""
     begin = max(0, committed + 1 - part.first_index)
-    sizes = part.sizes[begin:]
+    rows = part.rows_from(begin)
     most = min(CARRIED_BYTES_MAX, ground.config.storage.flush_bytes_max // 2)
-    if part.pid in ground.damaged or sum(sizes) > most or 0 in sizes:
-        return []
-    return [(part.places[k], part.sizes[k], part.first_index + k) for k in range(begin, len(part.sizes))]
+    lost = len(rows) < part.rows - begin
+    return [] if lost or part.pid in ground.damaged or sum(size for _, size, _ in rows) > most else rows
 
 
 def _still(ground: Ground, part: Part, rows: list[Row]) -> bool:
     """Whether these rows are the end of the partition's log, and nothing of it is on its way there."""
     at = rows[0][2] - part.first_index
-    end = part.first_index + len(part.places)
+    end = part.first_index + part.rows
     return (
-        part.pid not in ground.damaged and not part.unflushed and not ground.wal.gathering.holds(part.pid)
+        part.pid not in ground.damaged and part.oldest is None and not ground.wal.gathering.holds(part.pid)
         and part.last_index == part.durable_index == end - 1 and at >= 0
-        and part.places[at:].tolist() == [place for place, _, _ in rows]
+        and part.rows_from(at) == rows
     )  # fmt: skip
 
 
 def first_file(part: Part, committed: int) -> int | None:
     """Log file of the first entry after ``committed``, None if there is no such entry."""
     rows = max(0, committed + 1 - part.first_index)
-    return part.places[rows] >> POSITION_BITS if rows < len(part.places) else None
+    return part.place(rows) >> POSITION_BITS if rows < part.rows else None

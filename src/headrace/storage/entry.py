@@ -53,7 +53,7 @@ class Appended(StoredEntry):
     """An entry that is not durable yet. The first of several of one partition that lie together in a flush stands for all of them: a slot, one row of
     the directory."""
 
-    __slots__ = ("head", "last", "length", "marker", "more", "open", "pid", "position", "slot_bytes", "wall_ms")
+    __slots__ = ("durable", "following", "head", "last", "length", "marker", "more", "open", "pid", "position", "slot_bytes", "wall_ms")
 
     def __init__(self, pid: int, epoch: int, index: int, kind: int, base_offset: int, record_count: int, wall_ms: int, payload: bytes) -> None:
         self.epoch = epoch
@@ -64,6 +64,9 @@ class Appended(StoredEntry):
         self.payload = payload
         self.pid = pid
         self.wall_ms = wall_ms
+        self.durable: bool = False
+        self.following: Appended | None = None
+        """The partition's next records entry, while neither is durable."""
         self.head: bytes = b""
         """The entry's header in the log."""
         self.length: int = 0

@@ -242,7 +242,7 @@ class Ground:
         part.last_index = part.durable_index = moved.moved_to
         part.last_epoch, part.promised = max(part.last_epoch, moved.epoch), max(part.promised, moved.promised)
         part.obeyed = max(part.obeyed, (moved.generation, moved.version))
-        if not part.sizes:
+        if not part.rows:
             part.first_index = moved.moved_to + 1
         if moved.refs:
             part.next_offset = moved.refs[-1].end_offset
@@ -258,8 +258,8 @@ class Ground:
         """Reads again what the small state has of a partition; its rows in the log stay."""
         self._load(part)
         part.drop_rows(part.moved.moved_to + 1 - part.first_index)
-        if part.sizes:
-            part.last_index = part.durable_index = max(part.last_index, part.first_index + len(part.sizes) - 1)
+        if part.rows:
+            part.last_index = part.durable_index = max(part.last_index, part.first_index + part.rows - 1)
         part.next_offset = max(part.next_offset, part.end_in_log())
         part.set_floor(part.floor)
 

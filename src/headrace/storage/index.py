@@ -1,71 +1,72 @@
-"""Where a partition's entries are: those in the log as compact columns, those moved out by references to segments. One object per partition in use.
+"""Where a partition's entries are: those in the log as a compact table, those moved out by references to segments. One object per partition in use.
 
 Owns positions and counts only, no payload. Does no I/O. A partition without entries in the log and not in use has no object at all.
 
-I1 Row k of the log columns is the entry with index ``first_index + k``; a hole (size 0) is an entry that was lost. I2 The records columns are
-ascending in index and offset, and each names a row. I3 References lie below everything in the log columns, in index and in offset."""
+I1 Row k of the table is the entry with index ``first_index + k``; a hole (size 0) is an entry that was lost. I2 Neither offsets nor times fall from
+row to row: what is no records entry, or a hole, stands where the records before it end, and has none. I3 References lie below everything in the
+table, in index and in offset."""
 
 from array import array
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
+from struct import Struct
 from typing import Final, NamedTuple
 
 from headrace.storage.cache import Tail
 from headrace.storage.entry import Appended
 from headrace.storage.keys import NOTHING_MOVED, Moved, SegmentRef
-from headrace.wire.journal import Kind
 
 POSITION_BITS: Final = 32
 POSITION_MASK: Final = (1 << POSITION_BITS) - 1
 HOLES_MAX: Final = 1 << 20
-_RECORDS: Final = int(Kind.RECORDS)
+_WIDTH: Final[int] = 5
+_pack: Final = Struct("5q").pack
+"""A row: place, size, base offset, record count, wall_ms."""
+
+Row = tuple[int, int, int]
+"""place, size, index."""
 
 
-class Columns(NamedTuple):
+Columns = tuple["array[int]", "array[int]", "array[int]", "array[int]", "array[int]"]
+"""Places, sizes, base offsets, record counts, times."""
+
+
+class Rows(NamedTuple):
     """A copy of the oldest rows, for a thread to work on."""
 
     first_index: int
-    places: "array[int]"
-    sizes: "array[int]"
-    kinds: bytes
-    records: "array[int]"
-    bases: "array[int]"
-    counts: "array[int]"
-    walls: "array[int]"
+    columns: Columns
 
 
 class Part:
-    """See the module's head. ``places`` packs file id and position of each row; ``records`` holds the index of each records entry."""
+    """See the module's head. A row's place packs file id and position."""
 
     __slots__ = (
-        "bases",
         "checkpoint_epoch",
         "checkpoint_floor",
         "checkpoint_index",
         "checkpoint_next",
-        "counts",
         "dead_rows",
         "durable_index",
         "first_index",
         "floor",
-        "kinds",
         "last_epoch",
         "last_index",
         "live_bytes",
         "moved",
+        "newest",
         "next_offset",
         "noted_file",
         "obeyed",
+        "oldest",
         "pid",
-        "places",
         "promised",
-        "records",
+        "rows",
         "settled_floor",
-        "sizes",
         "slot",
+        "table",
         "tail",
-        "unflushed",
         "wake_at_ms",
-        "walls",
+        "wall_ms",
     )
 
     def __init__(self, pid: int) -> None:
@@ -87,154 +88,195 @@ class Part:
         self.settled_floor = 0
         """The floor as far as what moved it is durable: data below it may be erased."""
         self.first_index = 1
-        self.places: array[int] = array("Q")
-        self.sizes: array[int] = array("I")
-        self.kinds = bytearray()
-        self.records: array[int] = array("Q")
-        self.bases: array[int] = array("Q")
-        self.counts: array[int] = array("I")
-        self.walls: array[int] = array("q")
-        self.dead_rows = 0
-        """How many of the first records entries lie below the floor."""
-        self.live_bytes = 0
-        """Of the other records entries in the log."""
+        self.table: array[int] = array("q")
+        self.rows: int = 0
+        self.wall_ms: int = 0
+        """Of the last row, 0 = there is none."""
+        self.dead_rows: int = 0
+        """How many of the first rows end at or below the floor."""
+        self.live_bytes: int = 0
+        """Of the records entries in the other rows."""
         self.slot: Appended | None = None
         """Its entries that gather for the next flush: the newest of its slots, until that has landed."""
         self.noted_file: int = -1
         """The newest log file that is known to hold something of it."""
         self.tail = Tail()
-        self.unflushed: list[Appended] = []
-        """Records entries that are appended and not durable."""
+        self.oldest: Appended | None = None
+        """Of the records entries that are appended and not durable: each names the one that follows it."""
+        self.newest: Appended | None = None
 
-    # ------------------------------------------------------------ the log's columns
+    # ------------------------------------------------------------ the log's table
 
-    def add(self, place: int, size: int, index: int, kind: int) -> None:
-        """One more durable entry in the log. An index that was there before discards from there on; one too far ahead leaves holes."""
-        expected = self.first_index + len(self.sizes)
-        if index != expected:
-            if not self.sizes:
-                self.first_index = index
-            elif index < expected:
-                self.discard(index)
-                if not self.sizes:
-                    self.first_index = index
-            else:
-                missing = index - expected
-                if missing > HOLES_MAX:
-                    self.drop_rows(len(self.sizes))
-                    self.first_index = index
-                else:
-                    self.places.extend([self.places[-1]] * missing)
-                    self.sizes.extend([0] * missing)
-                    self.kinds.extend(bytes(missing))
-        self.places.append(place)
-        self.sizes.append(size)
-        self.kinds.append(kind)
+    def add(self, place: int, size: int, index: int) -> None:
+        """One more durable entry in the log that is no records entry. An index that was there before discards from there on; one too far ahead leaves
+        holes."""
+        self._go_on_at(index)
+        self._append(place, size)
 
     def add_records(self, place: int, size: int, index: int, base: int, count: int, wall_ms: int) -> None:
         """As ``add``, for a records entry."""
-        if index == self.first_index + len(self.sizes):
-            self.places.append(place)
-            self.sizes.append(size)
-            self.kinds.append(_RECORDS)
+        if index != self.first_index + self.rows:
+            self._go_on_at(index)
+        if wall_ms < self.wall_ms:
+            wall_ms = self.wall_ms  # the clock went back: times are searched by bisection
         else:
-            self.add(place, size, index, _RECORDS)
-        walls = self.walls
-        if walls and wall_ms < walls[-1]:
-            wall_ms = walls[-1]  # the clock went back: times are searched by bisection
-        self.records.append(index)
-        self.bases.append(base)
-        self.counts.append(count)
-        walls.append(wall_ms)
+            self.wall_ms = wall_ms
+        self.table.frombytes(_pack(place, size, base, count, wall_ms))
+        self.rows += 1
         if base + count > self.floor:
             self.live_bytes += size
-        elif self.dead_rows == len(self.records) - 1:
-            self.dead_rows += 1
+        elif self.dead_rows == self.rows - 1:
+            self.dead_rows = self.rows
+
+    def _go_on_at(self, index: int) -> None:
+        """Makes ``index`` that of the next row."""
+        missing = index - self.first_index - self.rows
+        if missing < 0:
+            self.discard(index)
+        if missing > HOLES_MAX:
+            self.drop_rows(self.rows)
+        if not self.rows:
+            self.first_index = index
+        elif missing > 0:
+            place = self.place(self.rows - 1)
+            for _ in range(missing):
+                self._append(place, 0)
+
+    def _append(self, place: int, size: int) -> None:
+        end = self.end_in_log()
+        self.table.frombytes(_pack(place, size, end, 0, self.wall_ms))
+        self.rows += 1
+        if end <= self.floor and self.dead_rows == self.rows - 1:
+            self.dead_rows = self.rows
 
     def discard(self, index: int) -> None:
         """Forgets all rows at or above ``index``."""
         keep = max(0, index - self.first_index)
-        at = bisect_left(self.records, index)
-        for k in range(max(at, self.dead_rows), len(self.records)):
-            self.live_bytes -= self.sizes[self.records[k] - self.first_index]
-        for column in (self.records, self.bases, self.counts, self.walls):
-            del column[at:]
-        self.dead_rows = min(self.dead_rows, at)
-        del self.places[keep:]
-        del self.sizes[keep:]
-        del self.kinds[keep:]
-
-    def rows_up_to_file(self, file_id: int) -> int:
-        """How many of the first rows lie in log files up to this one."""
-        return bisect_left(self.places, (file_id + 1) << POSITION_BITS)
+        if keep >= self.rows:
+            return
+        self.live_bytes -= self._record_bytes(max(keep, self.dead_rows), self.rows)
+        del self.table[keep * _WIDTH :]
+        self.rows = keep
+        self.dead_rows = min(self.dead_rows, keep)
+        self.wall_ms = self.table[-1] if keep else 0
 
     def drop_rows(self, count: int) -> None:
         """Forgets the first rows: they were moved out of the log."""
         if count <= 0:
             return
-        index = self.first_index + count
-        at = bisect_left(self.records, index)
-        for k in range(self.dead_rows, at):
-            self.live_bytes -= self.sizes[self.records[k] - self.first_index]
-        for column in (self.records, self.bases, self.counts, self.walls):
-            del column[:at]
-        self.dead_rows = max(0, self.dead_rows - at)
-        del self.places[:count]
-        del self.sizes[:count]
-        del self.kinds[:count]
-        self.first_index = index
+        self.live_bytes -= self._record_bytes(self.dead_rows, min(count, self.rows))
+        del self.table[: count * _WIDTH]
+        self.rows = max(0, self.rows - count)
+        self.dead_rows = max(0, self.dead_rows - count)
+        self.first_index += count
+        if not self.rows:
+            self.wall_ms = 0
 
-    def columns(self, rows: int) -> Columns:
+    def _record_bytes(self, first: int, end: int) -> int:
+        """Of the records entries in rows ``first`` to ``end``."""
+        table, total = self.table, 0
+        for at in range(first * _WIDTH, end * _WIDTH, _WIDTH):
+            if table[at + 3]:
+                total += table[at + 1]
+        return total
+
+    def copy(self, rows: int) -> Rows:
         """A copy of the first rows."""
-        at = bisect_left(self.records, self.first_index + rows)
-        return Columns(
-            self.first_index,
-            self.places[:rows],
-            self.sizes[:rows],
-            bytes(self.kinds[:rows]),
-            self.records[:at],
-            self.bases[:at],
-            self.counts[:at],
-            self.walls[:at],
-        )
+        table = self.table[: rows * _WIDTH]
+        return Rows(self.first_index, (table[0::_WIDTH], table[1::_WIDTH], table[2::_WIDTH], table[3::_WIDTH], table[4::_WIDTH]))
+
+    def rows_up_to_file(self, file_id: int) -> int:
+        """How many of the first rows lie in log files up to this one."""
+        return self._first_at(0, (file_id + 1) << POSITION_BITS, 0)
+
+    def _first_at(self, column: int, least: int, row: int) -> int:
+        """The first row from ``row`` on with at least ``least`` in a column that never falls."""
+        table, end = self.table, self.rows
+        while row < end:
+            middle = (row + end) // 2
+            if table[middle * _WIDTH + column] < least:
+                row = middle + 1
+            else:
+                end = middle
+        return row
+
+    def place(self, row: int) -> int:
+        found: int = self.table[row * _WIDTH]
+        return found
+
+    def size(self, row: int) -> int:
+        """0: the entry was lost."""
+        found: int = self.table[row * _WIDTH + 1]
+        return found
+
+    def base(self, row: int) -> int:
+        found: int = self.table[row * _WIDTH + 2]
+        return found
+
+    def count(self, row: int) -> int:
+        """0: it is no records entry."""
+        found: int = self.table[row * _WIDTH + 3]
+        return found
+
+    def row(self, row: int) -> Row:
+        at = row * _WIDTH
+        return self.table[at], self.table[at + 1], self.first_index + row
+
+    def rows_from(self, row: int) -> list[Row]:
+        """All rows from that one on, without holes."""
+        return [self.row(k) for k in range(row, self.rows) if self.size(k)]
 
     def records_row(self, offset: int) -> int:
-        """Number of the first records entry in the log that ends above ``offset``."""
-        at = bisect_right(self.bases, offset)
-        if at and self.bases[at - 1] + self.counts[at - 1] > offset:
-            at -= 1
-        return at
+        """The first row that ends above ``offset``."""
+        table = self.table
+        row, end = 0, self.rows
+        while row < end:
+            middle = (row + end) // 2
+            at = middle * _WIDTH
+            if table[at + 2] + table[at + 3] <= offset:
+                row = middle + 1
+            else:
+                end = middle
+        return row
+
+    def row_of_time(self, wall_ms: int, row: int) -> int:
+        """The first row from ``row`` on that is of that time or later."""
+        return self._first_at(4, wall_ms, row)
 
     def end_in_log(self) -> int:
-        """Offset after the last record in the log; -1 = there is none."""
-        return self.bases[-1] + self.counts[-1] if self.bases else -1
+        """Offset after the last record in the log; -1 = none is known."""
+        return self.end_of(self.rows)
 
     def end_in_log_below(self, index: int) -> int:
         """As ``end_in_log`` for entries below an index."""
-        at = bisect_left(self.records, index)
-        return self.bases[at - 1] + self.counts[at - 1] if at else -1
+        return self.end_of(min(index - self.first_index, self.rows))
+
+    def end_of(self, rows: int) -> int:
+        """As ``end_in_log`` for the first rows."""
+        at = (rows - 1) * _WIDTH
+        return self.table[at + 2] + self.table[at + 3] if rows > 0 else -1
 
     # ------------------------------------------------------------ floor, sizes
 
     def set_floor(self, offset: int) -> None:
         """Lower offsets are dead."""
         self.floor = offset
-        bases, counts, records, sizes = self.bases, self.counts, self.records, self.sizes
-        at, first = self.dead_rows, self.first_index
-        while at < len(bases) and bases[at] + counts[at] <= offset:
-            self.live_bytes -= sizes[records[at] - first]
-            at += 1
-        self.dead_rows = at
+        row = self.dead_rows
+        while row < self.rows and self.end_of(row + 1) <= offset:
+            row += 1
+        self.live_bytes -= self._record_bytes(self.dead_rows, row)
+        self.dead_rows = row
 
     def first_offset(self) -> int:
         """The lowest offset stored at or above the floor."""
         for ref in self.moved.refs:
             if ref.end_offset > self.floor and ref.end_offset > ref.first_offset:
                 return max(self.floor, ref.first_offset)
-        if self.dead_rows < len(self.bases):
-            return max(self.floor, self.bases[self.dead_rows])
-        if self.unflushed:
-            return max(self.floor, self.unflushed[0].base_offset)
+        for row in range(self.dead_rows, self.rows):
+            if self.count(row):
+                return max(self.floor, self.base(row))
+        if self.oldest is not None:
+            return max(self.floor, self.oldest.base_offset)
         return self.next_offset
 
     def stored_bytes(self) -> int:
@@ -257,7 +299,7 @@ class Part:
     @property
     def forgettable(self) -> bool:
         """Whether everything it knows can be read again from the small state."""
-        held = self.sizes or self.unflushed or self.tail.head < len(self.tail.entries) or self.promised > self.moved.promised
+        held = self.rows or self.oldest is not None or self.tail.head < len(self.tail.entries) or self.promised > self.moved.promised
         return not held and self.last_index <= self.checkpoint_index
 
 

@@ -60,7 +60,12 @@ class Intake:
         part.slot = self._gathering.add(entry, part.slot)
         if index <= part.last_index:
             self._rewind(part, index)
-        part.unflushed.append(entry)
+        newest = part.newest
+        if newest is None:
+            part.oldest = entry
+        else:
+            newest.following = entry
+        part.newest = entry
         self._cache.add(part.tail, entry)
         part.next_offset = base_offset + record_count
         part.last_index = index
@@ -73,9 +78,11 @@ class Intake:
         part.last_index = index - 1
         part.durable_index = min(part.durable_index, index - 1)
         end = part.end_in_log_below(index)
-        for entry in part.unflushed:
+        entry = part.oldest
+        while entry is not None:
             if entry.index < index:
                 end = max(end, entry.base_offset + entry.record_count)
+            entry = entry.following
         refs = part.moved.refs
         end = max(end, refs[-1].end_offset if refs else 0)
         part.next_offset = max(end, part.checkpoint_next if part.checkpoint_index < index else 0)
@@ -109,15 +116,18 @@ class Intake:
         entry.head = b""
         kind, index, place = entry.kind, entry.index, file_place | entry.position
         if kind == _RECORDS:
-            part.unflushed.pop(0)
+            part.oldest = entry.following
+            if entry.following is None:
+                part.newest = None
+            entry.following = None
+            entry.durable = True
             part.add_records(place, entry.length, index, entry.base_offset, entry.record_count, entry.wall_ms)
-            part.tail.landed(index)
         elif kind == _TRUNCATE:
             part.discard(index)
             index -= 1
         elif kind == _PROMISE:
             return
         else:
-            part.add(place, entry.length, index, kind)
+            part.add(place, entry.length, index)
         part.durable_index = min(index, part.last_index)
         done[entry.pid] = index

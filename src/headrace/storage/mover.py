@@ -184,7 +184,7 @@ class Mover:
 
     async def evacuate(self, part: Part, *, last_index: int | None = None) -> None:
         """Moves everything durable of one partition out of the log (at most up to ``last_index``)."""
-        rows = len(part.sizes)
+        rows = part.rows
         committed = self._ground.replication.committed_index(part.pid) if self._ground.replication is not None else None
         if committed is not None:
             last_index = committed if last_index is None else min(last_index, committed)
@@ -236,17 +236,19 @@ class Mover:
         return taken
 
     def _job(self, part: Part, rows: int, checkpoint: Checkpoint | None, least_index: int) -> Job:
-        columns = part.columns(rows)
+        copied = part.copy(rows)
         refs = part.moved.refs
         last_index = max(part.first_index + rows - 1, part.moved.moved_to, least_index)
-        end_offset = columns.bases[-1] + columns.counts[-1] if columns.bases else refs[-1].end_offset if refs else 0
+        end_offset = part.end_of(rows)
+        if end_offset < 0:
+            end_offset = refs[-1].end_offset if refs else 0
         if checkpoint is not None:
             after, floor, packed = checkpoint.index, checkpoint.floor_offset, keys.pack_checkpoint(checkpoint)
         else:
             after, floor = part.checkpoint_index, part.checkpoint_floor
             raw = self._ground.state.get(number_key(keys.CHECKPOINT, part.pid)) if after and part.pid != SYSTEM_PID else None
             packed = raw or b""
-        job = Job(part.pid, columns, after=after, floor=floor, last_index=last_index, end_offset=end_offset, checkpoint=packed)
+        job = Job(part.pid, copied, after=after, floor=floor, last_index=last_index, end_offset=end_offset, checkpoint=packed)
         if last_index == part.moved.moved_to:
             job.base_epoch = part.moved.base_epoch
         elif self._ground.replication is not None:
@@ -276,7 +278,7 @@ class Mover:
             if ground.replication is not None:
                 ground.replication.moved(part.pid, now.moved_to)
             part.drop_rows(job.rows)
-            if not part.sizes:
+            if not part.rows:
                 part.first_index = max(part.first_index, job.last_index + 1)
             bad = moves.bad.get(job.pid)
             if bad:

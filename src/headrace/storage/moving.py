@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from headrace.storage.files import DISK_FULL, Files
-from headrace.storage.index import Columns
+from headrace.storage.index import Rows
 from headrace.storage.keys import FileMeta, SegmentRef
 from headrace.storage.reads import bytes_of, raw_entries, rows_of
 from headrace.storage.segments import Section, SegmentWriter
@@ -22,12 +22,12 @@ _ROWS: Final = 4096
 class Job:
     """One partition of a pass. Records entries up to ``after`` live above ``floor``; above ``after`` everything lives."""
 
-    __slots__ = ("after", "base_epoch", "checkpoint", "columns", "end_offset", "floor", "last_index", "pid", "rows")
+    __slots__ = ("after", "base_epoch", "checkpoint", "copied", "end_offset", "floor", "last_index", "pid", "rows")
 
-    def __init__(self, pid: int, columns: Columns, *, after: int, floor: int, last_index: int, end_offset: int, checkpoint: bytes) -> None:
+    def __init__(self, pid: int, copied: Rows, *, after: int, floor: int, last_index: int, end_offset: int, checkpoint: bytes) -> None:
         self.pid = pid
-        self.columns = columns
-        self.rows = len(columns.sizes)
+        self.copied = copied
+        self.rows = len(copied.columns[0])
         self.after = after
         self.floor = floor
         self.last_index = last_index
@@ -75,7 +75,7 @@ class Writing:
         entries = 0
         try:
             for job in jobs:
-                live, nbytes = bytes_of(job.columns, job.after, job.floor)
+                live, nbytes = bytes_of(job.copied, job.after, job.floor)
                 entries += live
                 self.moves.moved_bytes += nbytes
                 if nbytes >= self._own_bytes_min:
@@ -141,8 +141,8 @@ class Writing:
         pid, bad = job.pid, list[int]()
         writer = self._roomy()
         tail = job.last_index if job.last_index > job.after else 0
-        writer.begin(pid, first_index=job.columns.first_index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
-        live = rows_of(job.columns, job.after, job.floor)
+        writer.begin(pid, first_index=job.copied.first_index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
+        live = rows_of(job.copied, job.after, job.floor)
         while some := list(islice(live, _ROWS)):
             follows = iter(some)
             for index, raw in raw_entries(wal, pid, [row for row, *_ in some], bad=bad):

@@ -148,7 +148,7 @@ def _take(ground: Ground, located: Located, payloads: Sequence[memoryview]) -> N
                 part.add_records(place | positions[n], lengths[n], index, base, count, wall_ms)
             else:
                 base, count = -1, 0
-                part.add(place | positions[n], lengths[n], index, kind)
+                part.add(place | positions[n], lengths[n], index)
             if index > part.checkpoint_index:
                 keep(pid, StoredEntry(epochs[n], index, kind, base, count, bytes(payloads[n])))
     ground.file_entries[located.file_id] = ground.file_entries.get(located.file_id, 0) + len(of)
@@ -161,8 +161,8 @@ def _finish_parts(ground: Ground, found: Recovered) -> None:
         if tail is not None:
             part.promised = max(part.promised, tail.promised)
             ground.epochs[pid] = tail.epochs
-            if part.sizes:
-                part.last_index = max(part.last_index, part.first_index + len(part.sizes) - 1)
+            if part.rows:
+                part.last_index = max(part.last_index, part.first_index + part.rows - 1)
                 part.last_epoch = max(part.last_epoch, tail.last_epoch)
         part.durable_index = part.last_index
         part.next_offset = max(part.next_offset, part.end_in_log())
@@ -180,7 +180,7 @@ def _find_damage(ground: Ground, found: Recovered) -> None:
             why = tail.why or "the log begins later than what was moved out of it ends"
             _isolate(ground, part, first - 1, sum(end - begin for begin, end in lost), why)
     for part in list(ground.parts.values()):
-        stored = max(part.moved.moved_to, part.first_index + len(part.sizes) - 1 if part.sizes else 0)
+        stored = max(part.moved.moved_to, part.first_index + part.rows - 1 if part.rows else 0)
         if part.checkpoint_index > stored and part.pid not in ground.damaged:
             lost_count = part.checkpoint_index - stored
             why = f"the checkpoint at index {part.checkpoint_index} is past what is stored, which ends at {stored}"
@@ -209,7 +209,7 @@ def _look_at_strangers(ground: Ground, numbers: list[int]) -> None:
             table = segments.read_table(ground.files, handle, number)
         for section in table or ():
             part = ground.load_for_recovery(section.pid)
-            stored = max(part.moved.moved_to, part.first_index + len(part.sizes) - 1 if part.sizes else 0)
+            stored = max(part.moved.moved_to, part.first_index + part.rows - 1 if part.rows else 0)
             if section.ref.entries and section.ref.last_index > stored and section.pid not in ground.deleted:
                 why = f"segment {number} holds entries up to {section.ref.last_index}, unknown to the small state: was an older one restored?"
                 _isolate(ground, part, stored, section.ref.last_index - stored, why)

@@ -16,7 +16,7 @@ from headrace.storage.ground import Ground, log
 from headrace.storage.index import Part
 from headrace.storage.keys import number_key
 from headrace.storage.mover import Mover
-from headrace.storage.reads import Row, raw_entries
+from headrace.storage.reads import raw_entries
 from headrace.storage.rebuild import rebuild
 from headrace.storage.rewriting import Rewrite
 from headrace.storage.sweeping import Sweeper
@@ -57,7 +57,7 @@ class Repairs:
             return answer
         if bad or tail_cut:
             await ground.on(ground.io, partial(self._set_aside_rows, part, set(bad), last_valid))
-        if part.sizes or last_valid > part.moved.moved_to:
+        if part.rows or last_valid > part.moved.moved_to:
             await self._mover.evacuate(part, last_index=last_valid)
         # always: a start may have left damaged entries out already, and without the mark the next one would find them again
         await self._truncate(part, last_valid + 1)
@@ -74,9 +74,8 @@ class Repairs:
 
     def _bad_rows(self, part: Part) -> list[int]:
         """Indexes of the log's rows that are lost or damaged."""
-        first = part.first_index
-        bad = [first + k for k, size in enumerate(part.sizes) if not size]
-        rows: list[Row] = [(part.places[k], size, first + k) for k, size in enumerate(part.sizes) if size]
+        bad = [part.first_index + k for k in range(part.rows) if not part.size(k)]
+        rows = part.rows_from(0)
         try:
             for _ in raw_entries(self._ground.wal, part.pid, rows, bad=bad):
                 pass
@@ -91,9 +90,9 @@ class Repairs:
         after = [index for index in bad if index > covered]
         if after:
             return after[0] - 1
-        if part.sizes and part.first_index > covered + 1:
+        if part.rows and part.first_index > covered + 1:
             return covered
-        return max(covered, part.first_index + len(part.sizes) - 1 if part.sizes else 0)
+        return max(covered, part.first_index + part.rows - 1 if part.rows else 0)
 
     def _bad_refs(self, part: Part) -> dict[int, int]:
         """Numbers of the references with damage: how many entries are missing in each."""
@@ -117,8 +116,7 @@ class Repairs:
 
     def _set_aside_rows(self, part: Part, bad: set[int], last_valid: int) -> None:
         """Copies the raw bytes of what is damaged or cut."""
-        rows = ((part.first_index + k, part.places[k], size) for k, size in enumerate(part.sizes) if size)
-        taken = [row for row in rows if row[0] > last_valid or row[0] in bad]
+        taken = [(index, place, size) for place, size, index in part.rows_from(0) if index > last_valid or index in bad]
         aside.copy(self._ground, part.pid, taken, last_valid + 1)
 
     async def _salvage(self, part: Part, numbers: Sequence[int]) -> None:

@@ -3,7 +3,6 @@
 Owns the plan of a read. What is planned on the loop is carried out on a thread; where a file went in between, the read is planned anew.
 """
 
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Final
@@ -15,7 +14,7 @@ from headrace.model.errors import Damaged, NotFound
 from headrace.storage import segments
 from headrace.storage.api import StoredEntry
 from headrace.storage.ground import Ground
-from headrace.storage.index import POSITION_BITS, POSITION_MASK, Columns, Part
+from headrace.storage.index import POSITION_BITS, POSITION_MASK, Part, Row, Rows
 from headrace.storage.keys import SegmentRef
 from headrace.storage.wal import Wal
 from headrace.storage.walformat import ENTRY, ENTRY_BYTES
@@ -33,10 +32,6 @@ class DamagedEntry(Damaged):
     def __init__(self, message: str, index: int) -> None:
         super().__init__(message)
         self.index = index
-
-
-Row = tuple[int, int, int]
-"""place, size, index."""
 
 
 def _pieces(wal: Wal, rows: Sequence[Row], bad: list[int] | None) -> Iterator[tuple[memoryview, int, Sequence[Row]]]:
@@ -112,60 +107,43 @@ def _not_sound(place: int, index: int, bad: list[int] | None) -> None:
 
 def record_rows(part: Part, offset: int, bytes_max: int, end_offset: int) -> list[Row]:
     """The log's rows of records entries from the one that ends above ``offset`` on: at least one if there is one."""
-    at = part.records_row(offset)
     rows: list[Row] = []
-    first, places, sizes, records, bases = part.first_index, part.places, part.sizes, part.records, part.bases
-    while at < len(bases):
-        index = records[at]
-        size = sizes[index - first]
-        bytes_max -= size
-        if rows and (bytes_max < 0 or bases[at] >= end_offset):
-            break
-        rows.append((places[index - first], size, index))
-        at += 1
+    for k in range(part.records_row(offset), part.rows):
+        if part.count(k):
+            bytes_max -= part.size(k)
+            if rows and (bytes_max < 0 or part.base(k) >= end_offset):
+                break
+            rows.append(part.row(k))
     return rows
 
 
 def rows_after(part: Part, index: int) -> list[Row]:
     """The log's rows of all entries above an index. Holes end it: what follows one cannot be replayed."""
     rows: list[Row] = []
-    first = part.first_index
-    for k in range(max(0, index + 1 - first), len(part.sizes)):
-        if not part.sizes[k]:
+    for k in range(max(0, index + 1 - part.first_index), part.rows):
+        if not part.size(k):
             break
-        rows.append((part.places[k], part.sizes[k], first + k))
+        rows.append(part.row(k))
     return rows
 
 
-def rows_of(columns: Columns, after: int, floor: int) -> Iterator[tuple[Row, int, int, int]]:
+def rows_of(rows: Rows, after: int, floor: int) -> Iterator[tuple[Row, int, int, int]]:
     """What of the copied rows is to be kept: records above ``floor``, everything above index ``after``: (row, base offset or -1, count, wall_ms)."""
-    first, places, sizes = columns.first_index, columns.places, columns.sizes
-    follows = iter(zip(columns.records, columns.bases, columns.counts, columns.walls, strict=True))
-    if after >= first + len(sizes) - 1:
-        for index, base, count, wall in follows:
-            if base + count > floor:
-                yield (places[index - first], sizes[index - first], index), base, count, wall
-        return
-    nothing = (0, -1, 0, 0)
-    row = next(follows, nothing)
-    for k, size in enumerate(sizes):
-        index = first + k
-        base, count, wall = -1, 0, 0
-        if row[0] == index:
-            _, base, count, wall = row
-            row = next(follows, nothing)
-        if size and (index > after or base + count > floor):
-            yield (places[k], size, index), base, count, wall
+    for index, (place, size, base, count, wall) in enumerate(zip(*rows.columns, strict=True), rows.first_index):
+        if count:
+            if index > after or base + count > floor:
+                yield (place, size, index), base, count, wall
+        elif size and index > after:
+            yield (place, size, index), -1, 0, 0
 
 
-def bytes_of(columns: Columns, after: int, floor: int) -> tuple[int, int]:
+def bytes_of(rows: Rows, after: int, floor: int) -> tuple[int, int]:
     """(entries, bytes) of ``rows_of``."""
-    first, sizes = columns.first_index, columns.sizes
-    if after >= first + len(sizes) - 1:
-        if columns.bases and columns.bases[0] + columns.counts[0] > floor and len(columns.bases) == len(sizes):
-            return len(sizes), sum(sizes)
+    _, sizes, bases, counts, _ = rows.columns
+    if bases and 0 not in counts and bases[0] + counts[0] > floor:
+        return len(sizes), sum(sizes)
     entries = nbytes = 0
-    for row, *_ in rows_of(columns, after, floor):
+    for row, *_ in rows_of(rows, after, floor):
         entries += 1
         nbytes += row[1]
     return entries, nbytes
@@ -238,12 +216,14 @@ class Reader:
                 except (Damaged, NotFound, OSError) as e:
                     ground.isolate(pid, str(e), ref.first_index - 1, ref.first_offset, -1, ref.file)
                     return max(part.floor, ref.first_offset)
-        at = bisect_left(part.walls, wall_ms, part.dead_rows)
-        if at < len(part.bases):
-            return max(part.floor, part.bases[at])
-        for entry in part.unflushed:
+        for row in range(part.row_of_time(wall_ms, part.dead_rows), part.rows):
+            if part.count(row):
+                return max(part.floor, part.base(row))
+        entry = part.oldest
+        while entry is not None:
             if entry.wall_ms >= wall_ms:
                 return max(part.floor, entry.base_offset)
+            entry = entry.following
         return part.next_offset
 
     def entries_after(self, part: Part, index: int) -> list[StoredEntry]:

@@ -17,10 +17,10 @@ from headrace.model import limits
 from headrace.model.errors import Damaged, NotFound, StorageError
 from headrace.storage import aside, keys
 from headrace.storage.ground import Ground, log
-from headrace.storage.index import Part
+from headrace.storage.index import Part, Row
 from headrace.storage.installing import NOTHING, Installs, Staged, Staging
 from headrace.storage.intake import Intake
-from headrace.storage.reads import DamagedEntry, Reader, Row, raw_entries
+from headrace.storage.reads import DamagedEntry, Reader, raw_entries
 from headrace.storage.system import SYSTEM_PID
 from headrace.storage.walformat import Row as FlushRow
 from headrace.storage.walformat import encode_entry
@@ -241,10 +241,10 @@ def _rows(part: Part, first: int, end: int, bytes_max: int) -> list[Row]:
     rows: list[Row] = []
     if first < part.first_index:
         return rows
-    for k in range(first - part.first_index, min(end - part.first_index, len(part.sizes))):
-        size = part.sizes[k]
+    for k in range(first - part.first_index, min(end - part.first_index, part.rows)):
+        size = part.size(k)
         bytes_max -= size
         if not size or (rows and bytes_max < 0):
             break
-        rows.append((part.places[k], size, part.first_index + k))
+        rows.append(part.row(k))
     return rows

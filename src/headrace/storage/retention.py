@@ -1,15 +1,15 @@
 """What of a partition its retention by age, bytes and records lets go. Pure."""
 
-from bisect import bisect_left
-
 from headrace.storage.index import Part, live_bytes
 
 
 def retained_from(part: Part, *, wall_ms: int, age_ms: int, bytes_max: int, records_max: int) -> int:
     """The start offset after retention: whole segments, then entries still in the log."""
-    refs, bases, counts = part.moved.refs, part.bases, part.counts
+    refs = part.moved.refs
     start = part.floor
-    end = part.end_in_log() if bases else refs[-1].end_offset if refs else start
+    end = part.end_in_log()
+    if end < 0:
+        end = refs[-1].end_offset if refs else start
     old_before = wall_ms - age_ms if age_ms else -1
     below = end - records_max if records_max else -1
     excess = part.stored_bytes() - bytes_max if bytes_max else -1
@@ -21,13 +21,12 @@ def retained_from(part: Part, *, wall_ms: int, age_ms: int, bytes_max: int, reco
             return start
         start = ref.end_offset
         excess -= size
-    at, first = part.dead_rows, part.first_index
-    by_age = bisect_left(part.walls, old_before, at) if age_ms else at
-    while at < len(bases):
-        size = part.sizes[part.records[at] - first]
-        if not (at < by_age or bases[at] + counts[at] <= below or size <= excess):
-            break
-        start = bases[at] + counts[at]
-        excess -= size
-        at += 1
+    by_age = part.row_of_time(old_before, part.dead_rows) if age_ms else part.dead_rows
+    for row in range(part.dead_rows, part.rows):
+        if part.count(row):
+            size, ends = part.size(row), part.end_of(row + 1)
+            if not (row < by_age or ends <= below or size <= excess):
+                break
+            start = ends
+            excess -= size
     return start

@@ -337,7 +337,7 @@ class DiskStore:
 
     def partitions(self) -> Sequence[int]:
         ground = self._ground
-        found = {p.pid for p in ground.parts.values() if p.last_index > p.checkpoint_index and (p.sizes or p.tail_index > p.checkpoint_index)}
+        found = {p.pid for p in ground.parts.values() if p.last_index > p.checkpoint_index and (p.rows or p.tail_index > p.checkpoint_index)}
         found.update(ground.wakes)
         found.discard(SYSTEM_PID)
         return sorted(found)

@@ -2,16 +2,21 @@
 
 import random
 
-from headrace.storage.api import StoredEntry
 from headrace.storage.cache import Tail, TailCache
+from headrace.storage.entry import Appended, StoredEntry
 
 END = 1 << 62
 
 
 def add(cache: TailCache, tail: Tail, index: int, *, size: int = 700, count: int = 2, durable: bool = True) -> None:
-    cache.add(tail, StoredEntry(1, index, 1, index * count, count, bytes(size)))
+    cache.add(tail, Appended(1, 1, index, 1, index * count, count, 0, bytes(size)))
     if durable:
-        tail.clean = len(tail.entries)
+        landed(tail)
+
+
+def landed(tail: Tail) -> None:
+    for entry in tail.entries:
+        entry.durable = True
 
 
 def bases(found: list[StoredEntry] | None) -> list[int] | None:
@@ -37,7 +42,7 @@ def test_what_is_not_durable_stays() -> None:
         add(cache, a, n, durable=False)
     add(cache, b, 0)
     assert bases(a.find(0, END, END)) == [2 * n for n in range(10)]
-    a.clean = 10
+    landed(a)
     cache.evict()
     assert cache.nbytes <= 3000
     assert bases(a.find(19, END, END)) == [18]
@@ -82,7 +87,7 @@ def test_random_work_against_a_plain_list() -> None:
                 add(cache, tails[n], len(plain[n]), size=r.choice((10, 300, 2500)), durable=r.random() < 0.5)
                 plain[n].append(2 * len(plain[n]))
             elif r.random() < 0.5:
-                tails[n].clean = len(tails[n].entries)
+                landed(tails[n])
                 cache.evict()
             else:
                 cache.below(tails[n], r.randrange(2 * len(plain[n]) + 1))

@@ -90,4 +90,4 @@ def test_nothing_that_has_landed_is_kept_by_its_partition() -> None:
     desk.put(1, 1)
     desk.land(7, set())
     assert desk.parts[1].slot is None
-    assert desk.parts[1].unflushed == []
+    assert desk.parts[1].oldest is desk.parts[1].newest is None

@@ -21,30 +21,35 @@ Plain = list[tuple[int, int, int, int, int]]
 
 
 def check(part: Part, plain: Plain, floor: int, r: random.Random) -> None:
-    assert [part.first_index + k for k in range(len(part.sizes))] == [e[0] for e in plain]
-    assert list(part.places) == [e[1] for e in plain]
+    assert part.rows_from(0) == [(e[1], e[2], e[0]) for e in plain]
     records = [e for e in plain if e[3] >= 0]
-    assert list(part.bases) == [e[3] for e in records]
+    assert [(part.base(k), part.count(k)) for k in range(part.rows) if part.count(k)] == [e[3:] for e in records]
+    for k, e in enumerate(plain):
+        if e[3] >= 0:
+            assert part.end_in_log_below(e[0] + 1) == part.end_of(k + 1) == e[3] + e[4]
     live = [e for e in records if e[3] + e[4] > floor]
     assert part.live_bytes == sum(e[2] for e in live)
-    assert part.dead_rows == len(records) - len(live)
+    assert [part.base(k) for k in range(part.dead_rows, part.rows) if part.count(k)] == [e[3] for e in live]
     offset = r.randrange(1 + max((e[3] + e[4] for e in records), default=0))
     assert record_rows(part, offset, END, END) == [(e[1], e[2], e[0]) for e in records if e[3] + e[4] > offset]
+    since = 1000 + r.randrange(1 + max((e[0] for e in plain), default=0))
+    timely = range(part.row_of_time(since, part.dead_rows), part.rows)
+    assert [part.base(k) for k in timely if part.count(k)] == [e[3] for e in live if 1000 + e[0] >= since]
     if plain:
         after = r.randrange(plain[0][0] - 1, plain[-1][0] + 1)
         assert rows_after(part, after) == [(e[1], e[2], e[0]) for e in plain if e[0] > after]
         rows = r.randrange(len(plain) + 1)
-        columns = part.columns(rows)
+        copied = part.copy(rows)
         want = [((e[1], e[2], e[0]), e[3], e[4]) for e in plain[:rows] if e[0] > after or (e[3] >= 0 and e[3] + e[4] > floor)]
-        assert [(row, base, count) for row, base, count, _ in rows_of(columns, after, floor)] == want
-        assert bytes_of(columns, after, floor) == (len(want), sum(row[1] for row, _, _ in want))
+        assert [(row, base, count) for row, base, count, _ in rows_of(copied, after, floor)] == want
+        assert bytes_of(copied, after, floor) == (len(want), sum(row[1] for row, _, _ in want))
 
 
 @pytest.mark.parametrize("seed", range(30))
 def test_columns(seed: int) -> None:
     r = random.Random(seed)
     part, plain = Part(1), Plain()
-    index, place, offset, floor = 0, 0, 0, 0
+    index, place, offset, floor, moved = 0, 0, 0, 0, 0
     for _ in range(200):
         act = r.random()
         if act < 0.7:
@@ -56,7 +61,7 @@ def test_columns(seed: int) -> None:
                 plain.append((index, place, size, offset, count))
                 offset += count
             else:
-                part.add(place, size, index, 3)
+                part.add(place, size, index)
                 plain.append((index, place, size, -1, 0))
         elif act < 0.8:
             floor = r.randrange(floor, offset + 1)
@@ -64,13 +69,14 @@ def test_columns(seed: int) -> None:
         elif act < 0.9 and plain:
             rows = r.randrange(len(plain) + 1)
             part.drop_rows(rows)
+            moved = max([moved, *(e[3] + e[4] for e in plain[:rows] if e[3] >= 0)])
             del plain[:rows]
         elif act < 0.93 and plain:
             index = r.randrange(plain[0][0], index + 1) - 1
             part.discard(index + 1)
             plain = [e for e in plain if e[0] <= index]
             records = [e for e in plain if e[3] >= 0]
-            offset = max(floor, records[-1][3] + records[-1][4] if records else floor)
+            offset = max(floor, records[-1][3] + records[-1][4] if records else moved)
         if not plain:
             part.first_index = index + 1
         check(part, plain, floor, r)
@@ -78,9 +84,9 @@ def test_columns(seed: int) -> None:
 
 def test_a_hole_is_a_row_without_size() -> None:
     part = Part(1)
-    part.add(100, 50, 1, 3)
-    part.add(400, 50, 4, 3)
-    assert list(part.sizes) == [50, 0, 0, 50]
+    part.add(100, 50, 1)
+    part.add(400, 50, 4)
+    assert [part.size(k) for k in range(part.rows)] == [50, 0, 0, 50]
     assert rows_after(part, 0) == [(100, 50, 1)]
 
 

@@ -26,7 +26,7 @@ async def logged() -> Rig:
 
 def places(rig: Rig, pid: int) -> list[tuple[str, int, int]]:
     part = rig.store._ground.part(pid)
-    return [(f"/data/wal/wal-{p >> 32:016x}.log", p & 0xFFFFFFFF, s) for p, s in zip(part.places, part.sizes, strict=True)]
+    return [(f"/data/wal/wal-{p >> 32:016x}.log", p & 0xFFFFFFFF, s) for p, s, _ in part.rows_from(0)]
 
 
 async def test_damage_in_the_log_isolates_its_partition_and_repair_cuts_there() -> None:

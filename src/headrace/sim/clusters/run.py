@@ -377,7 +377,7 @@ class Run(clustered.Run):
         pid = self.faults.choice(mine).partition
         store: Any = host.running.broker.store if host.running is not None else None
         part = store._ground.part(pid)
-        rows = [(part.places[k], size) for k, size in enumerate(part.sizes) if size > ENTRY_BYTES]
+        rows = [(place, size) for place, size, _ in part.rows_from(0) if size > ENTRY_BYTES]
         refs = [ref for ref in part.moved.refs if ref.nbytes > ENTRY_BYTES]
         if not rows and not refs:
             return False

@@ -108,7 +108,7 @@ LOG: Final = (
         wrong="recovery serves a partition on whose journal has a hole, as long as something stands behind it",
         notices=("I1", "I4", "I15"),
         stir=FLIPS,
-        edits=(Edit("storage.opening:_find_damage", "if lost:", "if lost and not part.sizes:"),),
+        edits=(Edit("storage.opening:_find_damage", "if lost:", "if lost and not part.rows:"),),
     ),
     Mutant(
         name="truncation-marker-not-written",
@@ -191,14 +191,7 @@ SEGMENTS: Final = (
         notices=("I1", "images"),
         stir=DEATHS,
         wants=("much data", "slow consumers"),
-        edits=(
-            Edit(
-                "storage.reads:rows_of",
-                "for index, base, count, wall in follows:\n    if base + count > floor:",
-                "for index, base, count, wall in follows:\n    if base >= floor:",
-            ),
-            Edit("storage.reads:rows_of", "(index > after or base + count > floor)", "(index > after or base >= floor)"),
-        ),
+        edits=(Edit("storage.reads:rows_of", "index > after or base + count > floor", "index > after or base >= floor"),),
     ),
     Mutant(
         name="moved-tail-not-replayed",

@@ -2,6 +2,7 @@
 
 MODULES = (
     "headrace.wire.ingress",
+    "headrace.wire.confirms",
     "headrace.wire.mqtt.publish",
     "headrace.wire.mqtt.properties",
     "headrace.wire.mqtt.decoding",

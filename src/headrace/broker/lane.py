@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from headrace.compiling import mypyc_attr
 from headrace.storage.intake import Intake
 from headrace.wire import ingress
+from headrace.wire.confirms import Confirmed
 from headrace.wire.entry import RUN
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
     from headrace.model.errors import HeadraceError
 
 _RECORDS: Final[int] = int(Kind.RECORDS)
-_pack_run = RUN.pack
-_pack_head = RECORDS_HEAD.pack
-_pack_one = Struct(RECORDS_HEAD.format + RUN.format.lstrip(">")).pack
-"""The head of an entry of one run, with the run."""
+_pack_run: Final = RUN.pack
+_pack_head: Final = RECORDS_HEAD.pack
+_SEQUENCE_AT: Final[int] = 12
+_pack_alike: Final = Struct(f"{RECORDS_HEAD.format}{_SEQUENCE_AT}si{RUN.size - _SEQUENCE_AT - 4}s").pack
+"""The head of an entry of one run, with its row in what surrounds its sequence."""
+assert RUN.format.startswith(">qhBBi")
 
 Meta = tuple[int, int, int, int, int, int]
 """(record_count, nbytes, not_before_ms, expires_at_ms, priority, key_slot) of a run."""
@@ -135,7 +138,7 @@ class Confirms:
         self._turn = turn
         self._now_ms: float = now_ms
         self._sink: Sink | None = None
-        self._rows: list[tuple[int, int, int, int, int]] = []
+        self._rows: list[Confirmed] = []
         self._nbytes: int = 0
         self._arrived_ms: float = 0.0
         self._records: int = 0
@@ -314,26 +317,15 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
     if len(gathered) == 1:
         publish = gathered[0]
         run = publish.run
-        head: bytes = _pack_one(
-            base,
-            records,
-            run.frame_count,
-            wall_ms,
-            1,
-            run.producer_id,
-            run.producer_epoch,
-            run.priority,
-            run.compressed,
-            run.first_sequence,
-            records,
-            run.frame_count,
-            size,
-            run.frame_bytes,
-            publish.not_before_ms,
-            publish.expires_at_ms,
-            run.key_slot,
-        )
-        payload: bytes = head + publish.blob
+        shape = run.shape
+        if shape is None:
+            row: bytes = _row_of(publish)
+            payload: bytes = b"".join((_pack_head(base, records, run.frame_count, wall_ms, 1), row, publish.blob))
+        else:
+            if not shape.after:
+                row = _row_of(publish)
+                shape.before, shape.after = row[:_SEQUENCE_AT], row[_SEQUENCE_AT + 4 :]
+            payload = _pack_alike(base, records, 1, wall_ms, 1, shape.before, run.first_sequence, shape.after) + publish.blob
         publish.blob = b""
     else:
         payload = _joined(gathered, base, records, wall_ms)
@@ -360,6 +352,26 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
         lane.appended(base, records, size, wall_ms)
 
 
+def _row_of(publish: Publish) -> bytes:
+    """A run's row in its entry's table."""
+    run = publish.run
+    row: bytes = _pack_run(
+        run.producer_id,
+        run.producer_epoch,
+        run.priority,
+        run.compressed,
+        run.first_sequence,
+        run.record_count,
+        run.frame_count,
+        publish.nbytes,
+        run.frame_bytes,
+        publish.not_before_ms,
+        publish.expires_at_ms,
+        run.key_slot,
+    )
+    return row
+
+
 def _joined(gathered: list[Publish], base: int, records: int, wall_ms: int) -> bytes:
     """The payload of an entry of several runs."""
     frames: int = 0
@@ -368,22 +380,7 @@ def _joined(gathered: list[Publish], base: int, records: int, wall_ms: int) -> b
     for publish in gathered:
         run = publish.run
         frames += run.frame_count
-        pieces.append(
-            _pack_run(
-                run.producer_id,
-                run.producer_epoch,
-                run.priority,
-                run.compressed,
-                run.first_sequence,
-                run.record_count,
-                run.frame_count,
-                publish.nbytes,
-                run.frame_bytes,
-                publish.not_before_ms,
-                publish.expires_at_ms,
-                run.key_slot,
-            )
-        )
+        pieces.append(_row_of(publish))
         blobs.append(publish.blob)
         publish.blob = b""
     pieces[0] = _pack_head(base, records, frames, wall_ms, len(gathered))

@@ -19,10 +19,13 @@ Buffer = bytes | bytearray | memoryview
 
 SLOT_BYTES_MAX: Final = 1 << 20
 """A partition's entries in one row: past it a new row begins behind the other partitions', so that a flood cannot keep them out of a flush."""
+JOIN_BYTES_MAX: Final = 4096
+"""Entries that are smaller on average are copied together: the thread that writes them would have to look at each."""
 _RECORDS: Final = 1
-_rest = ENTRY_REST.pack
-_lead = ENTRY_LEAD.pack
-_row = ROW.pack
+_sum: Final = crc32c
+_rest: Final = ENTRY_REST.pack
+_lead: Final = ENTRY_LEAD.pack
+_row: Final = ROW.pack
 _entry_bytes: Final[int] = ENTRY_BYTES
 
 
@@ -31,6 +34,14 @@ def row_of(slot: Appended) -> Row:
     if slot.marker == PROMISE:
         return slot.pid, slot.epoch, slot.epoch, slot.slot_bytes, PROMISE
     return slot.pid, slot.index, slot.last, slot.slot_bytes, slot.marker
+
+
+def bytes_of(slots: list[Appended]) -> int:
+    """Of the slots' entries, with their headers."""
+    total: int = 0
+    for slot in slots:
+        total += slot.slot_bytes
+    return total
 
 
 class Laid(NamedTuple):
@@ -72,7 +83,7 @@ class Gathering:
         rest: bytes = _rest(pid, entry.epoch, index, kind, 0)
         nbytes: int = len(payload)
         length: int = _entry_bytes + nbytes
-        entry.head = _lead(nbytes, crc32c(payload, crc32c(rest))) + rest
+        entry.head = _lead(nbytes, _sum(payload, _sum(rest))) + rest
         entry.length = length
         marker: int = 0 if kind == _RECORDS or kind not in MARKERS else kind
         if slot is None or not slot.open or slot.last + 1 != index or slot.marker or marker or slot.slot_bytes + length > SLOT_BYTES_MAX:
@@ -155,5 +166,8 @@ class Gathering:
                     pieces.append(entry.payload)
                     entry.position = at
                     at += entry.length
-        self.nbytes -= at - start
-        return Laid(b"".join(heads), b"".join(packed), pieces, at - start, len(heads))
+        total: int = at - start
+        self.nbytes -= total
+        if total < len(heads) * JOIN_BYTES_MAX:
+            pieces = [b"".join(pieces)]
+        return Laid(b"".join(heads), b"".join(packed), pieces, total, len(heads))

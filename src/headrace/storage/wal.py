@@ -20,7 +20,7 @@ from headrace.model.errors import Damaged, Invalid, SyncFailed
 from headrace.storage.entry import Appended
 from headrace.storage.files import DISK_FULL, Buffer, Files
 from headrace.storage.flusher import Lane
-from headrace.storage.gathering import Gathering, row_of
+from headrace.storage.gathering import Gathering, bytes_of, row_of
 from headrace.storage.walfiles import Continuation, Later, OpenFile, WalFile, WalFiles
 from headrace.storage.walformat import (
     CLOSING,
@@ -324,7 +324,7 @@ class Wal:
     def _write(self, slots: list[Appended], flags: int, *, inline: bool = False) -> None:
         file = self._file
         assert file is not None and self._flight is None, "started, and nothing in flight"
-        entry_bytes = sum([s.slot_bytes for s in slots])
+        entry_bytes = bytes_of(slots)
         needed = padded(HEAD_BYTES + len(slots) * ROW.size + len(self._previous.rows) + entry_bytes)
         header: bytes | None = None
         fresh: OpenFile | None = None

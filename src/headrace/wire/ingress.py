@@ -48,10 +48,11 @@ _ALIKE_BYTES_MAX: Final = 4096
 _TIMES: Final = Struct(">qq")
 assert _FIRST.size == _NEXT.size == _ALIKE.size == _SPAN.size + 4 == _MIN
 
-_first = _FIRST.unpack_from
-_next = _NEXT.unpack_from
-_alike = _ALIKE.unpack_from
-_span = _SPAN.unpack_from
+_sum: Final = crc32c
+_first: Final = _FIRST.unpack_from
+_next: Final = _NEXT.unpack_from
+_alike: Final = _ALIKE.unpack_from
+_span: Final = _SPAN.unpack_from
 _shapes: dict[int, tuple[Struct, Struct]] = {}
 
 
@@ -61,7 +62,7 @@ class Run:
 
     __slots__ = (
         "channel", "compressed", "error", "expires_at_ms", "first_correlation", "first_sequence", "flags", "frame_bytes", "frame_count", "key_slot",
-        "nbytes", "next_pos", "not_before_ms", "priority", "producer_epoch", "producer_id", "record_count",
+        "nbytes", "next_pos", "not_before_ms", "priority", "producer_epoch", "producer_id", "record_count", "shape",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -85,6 +86,8 @@ class Run:
         self.frame_bytes: int = 0
         """Size of each frame if all are of one size, else 0."""
         self.nbytes: int = 0
+        self.shape: Shape | None = None
+        """That it was recognised by, if it is a lone frame like the one before it."""
         self.error: HeadraceError | None = None
 
 
@@ -114,7 +117,7 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: b
         or magic != 2 or not 0 <= attributes & ~_LOG_APPEND_TIME <= _CODEC_MAX
         or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes & 7 == 0 and records * _RECORD_MIN > size - _MIN)
         or producer_id < -1 or (idempotent and (producer_epoch < 0 or sequence < 0))
-        or crc32c(view[pos + _CRC_FROM : at]) != crc
+        or _sum(view[pos + _CRC_FROM : at]) != crc
     ):  # fmt: skip
         return _bad(run, data, pos, end, _why(data, pos, end, message_bytes_max, stamped))
     run.channel = channel
@@ -157,7 +160,7 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: b
                 or magic != 2 or not 0 <= attributes & ~_LOG_APPEND_TIME <= _CODEC_MAX
                 or not 1 <= records <= BATCH_RECORDS_MAX or last_delta != records - 1 or (attributes & 7 == 0 and records * _RECORD_MIN > size - _MIN)
                 or total + records > _U32
-                or crc32c(view[at + _CRC_FROM : following]) != crc
+                or _sum(view[at + _CRC_FROM : following]) != crc
             ):  # fmt: skip
                 break
             frames += 1
@@ -182,7 +185,7 @@ class Shape:
     """What a valid frame that stood alone has in common with others like it, of whatever channel: all but channel, correlation id, checksum, sequence
     and what the batch holds."""
 
-    __slots__ = ("batch", "head", "key_slot", "producer", "producer_epoch", "producer_id", "records", "rest", "size")
+    __slots__ = ("after", "batch", "before", "head", "key_slot", "producer", "producer_epoch", "producer_id", "records", "rest", "size")
 
     def __init__(self, data: bytes, pos: int, run: Run) -> None:
         """``run``: the one frame at ``pos``, not compressed, without times and priority."""
@@ -195,6 +198,9 @@ class Shape:
         self.producer_epoch: int = run.producer_epoch
         self.records: int = run.record_count
         self.key_slot: int = run.key_slot
+        self.before: bytes = b""
+        """What an entry says of such a frame before and after its sequence; kept by who writes entries, once there is one."""
+        self.after: bytes = b""
 
 
 def shape_of(data: bytes, pos: int, run: Run) -> Shape | None:
@@ -215,7 +221,7 @@ def scan_alike(shape: Shape, data: bytes, pos: int, end: int) -> Run | None:
         head >> 16 != shape.head or records != shape.records or rest != shape.rest or batch != shape.batch or producer != shape.producer
         or (sequence < 0 <= shape.producer_id)
         or (at + 8 <= end and (data[at + 7] | data[at + 6] << 8) == channel)
-        or crc32c(data[pos + _CRC_FROM : at]) != crc
+        or _sum(data[pos + _CRC_FROM : at]) != crc
     ):  # fmt: skip
         return None
     run = Run()
@@ -231,6 +237,7 @@ def scan_alike(shape: Shape, data: bytes, pos: int, end: int) -> Run | None:
     run.key_slot = shape.key_slot
     run.frame_bytes = shape.size
     run.nbytes = shape.size
+    run.shape = shape
     return run
 
 

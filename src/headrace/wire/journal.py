@@ -205,7 +205,7 @@ def pack_cursors(cursors: list[CursorEntry]) -> bytes:
 def unpack_cursors(payload: bytes) -> list[CursorEntry]:
     try:
         return _cursors.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"a cursor entry cannot be read: {e}") from None
 
 
@@ -216,7 +216,7 @@ def pack_transfer(transfer: TransferStart | TransferDone) -> bytes:
 def unpack_transfer(payload: bytes) -> TransferStart | TransferDone:
     try:
         return _transfer.decode(payload)
-    except (msgspec.DecodeError, RecursionError) as e:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
         raise Malformed(f"a transfer entry cannot be read: {e}") from None
 
 

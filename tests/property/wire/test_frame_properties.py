@@ -5,7 +5,7 @@ from contextlib import suppress
 from typing import Any, get_args
 
 import msgspec
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from headrace.model.errors import BY_CODE, Malformed, from_wire
@@ -72,6 +72,8 @@ def test_arbitrary_frames(data: bytes, parse: Callable[[bytes, int, int], Any]) 
 
 
 @given(st.binary(max_size=120), st.sampled_from(UNPACKERS))
+@example(b"\x91\xa1\x80", journal.unpack_transfer)
+@example(b"\x91\x92\xa1\x80\x00", journal.unpack_cursors)
 def test_arbitrary_payloads(data: bytes, unpack: Callable[[bytes], Any]) -> None:
     with suppress(Malformed):
         unpack(data)

@@ -261,10 +261,15 @@ class Part:
     def set_floor(self, offset: int) -> None:
         """Lower offsets are dead."""
         self.floor = offset
-        row = self.dead_rows
-        while row < self.rows and self.end_of(row + 1) <= offset:
+        table, row = self.table, self.dead_rows
+        while row < self.rows:
+            at = row * _WIDTH
+            count: int = table[at + 3]
+            if table[at + 2] + count > offset:
+                break
+            if count:
+                self.live_bytes -= table[at + 1]
             row += 1
-        self.live_bytes -= self._record_bytes(self.dead_rows, row)
         self.dead_rows = row
 
     def first_offset(self) -> int:

@@ -125,12 +125,15 @@ class Consumer(Subscription):
 
     def delivered(self, partition: int, epoch: int, attempt: int, first_offset: int, count: int, base_offset: int, blob: bytes, flags: int) -> None:
         self._epochs[partition] = epoch
+        delivery = Delivery(self._opener, partition, epoch, attempt, first_offset, count, base_offset, blob, flags)
         if not flags & AUTO_ACK:
             held = self._held.get(partition)
             if held is None:
                 held = self._held[partition] = set()
+            if attempt > 1:
+                delivery.again = held.intersection(range(first_offset, first_offset + count))
             held.update(range(first_offset, first_offset + count))
-        self._buffer.append(Delivery(self._opener, partition, epoch, attempt, first_offset, count, base_offset, blob, flags))
+        self._buffer.append(delivery)
         if self._waiters:
             self._wake()
 
@@ -265,7 +268,8 @@ class Consumer(Subscription):
         super().end(error)
 
     def _drop_buffer(self, partitions: frozenset[int] | None = None) -> None:
-        """Forgets messages that were not handed out: the broker gives them to somebody else, or again."""
+        """Forgets messages that were not handed out: the broker gives them to somebody else, or again. What was handed out as an earlier attempt is
+        held: a broker that has lost the later one in a crash may count that."""
         if self.auto_ack and partitions is None:
             return
         kept = []
@@ -273,7 +277,7 @@ class Consumer(Subscription):
             if partitions is None or delivery.partition in partitions:
                 held = self._held.get(delivery.partition)
                 if held is not None:
-                    held.difference_update(range(delivery.first, delivery.end))
+                    held.difference_update(offset for offset in range(delivery.first, delivery.end) if offset not in delivery.again)
             else:
                 kept.append(delivery)
         self._current = None

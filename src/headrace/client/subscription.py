@@ -26,7 +26,7 @@ AUTO_ACK: Final = int(DeliverFlag.AUTO_ACK)
 class Delivery:
     """Records of one DELIVER frame that were not all handed out yet."""
 
-    __slots__ = ("attempt", "auto_acked", "end", "epoch", "first", "flags", "items", "nbytes", "partition")
+    __slots__ = ("again", "attempt", "auto_acked", "end", "epoch", "first", "flags", "items", "nbytes", "partition")
 
     def __init__(self, opener: Opener, partition: int, epoch: int, attempt: int, first: int, count: int, base: int, blob: bytes, flags: int) -> None:
         self.partition = partition
@@ -39,6 +39,8 @@ class Delivery:
         self.auto_acked = bool(flags & AUTO_ACK)
         self.nbytes = len(blob)
         self.items: Iterator[Item] = opener.records(partition, blob, base, first, first + count)
+        self.again: set[int] = set()
+        """Offsets of which an earlier delivery was here, unsettled, when this one came."""
 
 
 class Subscription:

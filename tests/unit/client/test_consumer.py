@@ -97,6 +97,19 @@ async def test_a_lost_session_gives_up_what_was_not_handed_out() -> None:
         assert (second.offset, second.epoch) == (1, 2)
 
 
+async def test_what_was_handed_out_and_came_again_is_still_held_when_its_session_is_lost() -> None:
+    async with FakeBroker() as broker, headrace.connect(broker.url) as client, client.consume("orders") as messages:
+        stocked(broker, 10)
+        broker.connections[0].deliver(messages.channel, "orders", 0, 3)
+        await anext(messages)
+        broker.connections[0].deliver(messages.channel, "orders", 0, 2, attempt=2)
+        await broker.until(lambda: len(messages._buffer) == 1)
+        broker.resumes = False
+        broker.cut()
+        await broker.until(lambda: len(broker.asked(control.Subscribe)) == 2)
+        assert broker.asked(control.Subscribe)[1].held == (control.Held(partition=0, ranges=((0, 1),)),)  # the second may be lost
+
+
 async def test_stopping_sends_what_was_settled_and_says_what_was_never_looked_at() -> None:
     async with FakeBroker() as broker, headrace.connect(broker.url) as client:
         stocked(broker, 10)

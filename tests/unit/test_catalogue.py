@@ -1,14 +1,21 @@
 """The names of a lone broker."""
 
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
 from headrace.broker.catalogue import COUNTER, Catalogue
 from headrace.cluster.local import LocalCoordinator
+from headrace.model.errors import Unavailable
 from headrace.model.specs import QueueSpec
 from tests.unit.test_importing import Small
 
 
-def catalogue(state: Small) -> Catalogue:
+def catalogue(state: Small, commit: Any = None) -> Catalogue:
     return Catalogue(
-        LocalCoordinator(state, state.commit_state),  # type: ignore[arg-type]
+        LocalCoordinator(state, commit or state.commit_state),  # type: ignore[arg-type]
         new_id=lambda: "0" * 32, wall_ms=lambda: 0, undeclared=lambda name, kind: None, changed=lambda item, change: None,
     )  # fmt: skip
 
@@ -21,3 +28,28 @@ async def test_a_partition_id_is_given_once_though_the_counter_was_lost() -> Non
     again = catalogue(state)
     await again.open()
     assert not {*before.partitions} & {*(await again.declare("more", QueueSpec(partitions=3))).partitions}
+
+
+async def test_a_name_is_not_declared_while_it_is_being_deleted() -> None:
+    """What was said to be declared was gone as soon as the disk had room."""
+    state = Small()
+    room = asyncio.Event()
+    commit = state.commit_state
+
+    async def slowly(puts: Mapping[bytes, bytes | None]) -> None:
+        await room.wait()
+        await commit(puts)
+
+    names = catalogue(state, slowly)
+    room.set()
+    await names.declare("orders", QueueSpec())
+    room.clear()
+    deletion = asyncio.ensure_future(names.delete("orders"))
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable, match="being deleted"):
+        await names.declare("orders", QueueSpec())
+    room.set()
+    await deletion
+    assert names.find("orders") is None
+    await names.declare("orders", QueueSpec())
+    assert names.find("orders") is not None

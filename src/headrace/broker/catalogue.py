@@ -135,6 +135,8 @@ class Catalogue:
         """Kind and bindings of the names that have any."""
         self.changing: dict[str, None] = {}
         """Names of the queues that are being repartitioned, as of the start."""
+        self._leaving: list[str] = []
+        """Names of which a deletion is under way: it may take a while, on a disk that is full."""
         self.queues = 0
         self.streams = 0
 
@@ -220,6 +222,8 @@ class Catalogue:
                 if fields:
                     was = ", ".join(f"{f} = {getattr(item.spec, f)!r} (asked {getattr(spec, f)!r})" for f in fields)
                     raise Conflict(f"{kind} {name!r} exists with other settings: {was}")
+                if name in self._leaving:
+                    raise Unavailable(f"{name!r} is being deleted; try again")
                 return item
             self._check_known(name)
             item = Item(
@@ -330,7 +334,12 @@ class Catalogue:
             self.get(name, kind)
             document = self._document(name)
             item = _decode(document.value)  # not as it was last told of: its partitions may just have changed
-            if await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: None, "deleted/" + item.id: _encode(item)}):
+            self._leaving.append(name)
+            try:
+                gone = await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: None, "deleted/" + item.id: _encode(item)})
+            finally:
+                self._leaving.remove(name)
+            if gone:
                 self._recorded(item, "deleted")
                 return item
             self._cache.pop(name, None)

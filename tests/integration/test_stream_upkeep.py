@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(60)
 def partition_of(broker: testing.TestBroker, name: str) -> StreamPartition:
     assert broker._running is not None
     found = broker._running.broker
-    partition = found.partition(found.catalogue.get(name), 0)
+    partition = found.loading.partition(found.catalogue.get(name), 0)
     assert isinstance(partition, StreamPartition)
     return partition
 

@@ -173,7 +173,11 @@ class Installs:
             part = ground.part(pid)
             await self._durable(part, part.last_index)
             if pid in ground.damaged:
-                await aside.rows(ground, part, part.first_index)
+                try:
+                    await aside.rows(ground, part, part.first_index)
+                except OSError as e:
+                    kind = DiskFull if e.errno in DISK_FULL else StorageError
+                    raise kind(f"what is damaged of partition {pid} cannot be set aside: {e}") from e
             if not staged.index:  # nothing of what is here shall be left: not even by a death before the marks
                 await self._truncate(part, 1)
             puts, made, gone = self._plan(part, staged, base_epoch)

@@ -1,11 +1,12 @@
 """A partition replaced as a whole: all of it or nothing, at whatever step the broker dies, and what the log had before never comes back."""
 
+import errno
 from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
 
-from headrace.model.errors import Damaged, Invalid, SyncFailed
+from headrace.model.errors import Damaged, DiskFull, Invalid, SyncFailed
 from headrace.storage.api import Checkpoint
 from headrace.storage.keys import pack_checkpoint
 from headrace.storage.replicated import ReplicatedLog, Snapshot
@@ -182,6 +183,25 @@ async def test_nothing_takes_the_place_of_a_damaged_log_and_what_it_had_is_set_a
     log = await again(rig)
     assert not rig.store.damaged()
     assert log.found(PID)[:7] == (1, 2, 9, 2, 6, 0, ((1, 1),))
+
+
+async def test_a_full_disk_leaves_a_damaged_log_as_it_is() -> None:
+    rig, _, log = await behind()
+    rig.store._ground.isolate(PID, "for a test", 10, 33, -1)
+
+    def full(operation: str, path: str, _nbytes: int) -> int | None:
+        if operation == "pwrite" and "set-aside" in path:
+            raise OSError(errno.ENOSPC, "no space left", path)
+        return None
+
+    rig.files.fault = full
+    with pytest.raises(DiskFull, match="cannot be set aside"):
+        await log.replace(PID, None, 0)
+    assert PID in rig.store.damaged()
+    rig.files.fault = rig._fault
+    await log.replace(PID, None, 0)
+    assert not rig.store.damaged()
+    await rig.store.close()
 
 
 async def test_a_death_while_everything_is_given_up_leaves_it_damaged_or_empty() -> None:

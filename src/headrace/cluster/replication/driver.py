@@ -254,15 +254,22 @@ class Driver:
             raise Refused(f"it is not known yet who has copies of partition {pid}", hint="try again once this broker hears from the coordinator")
         if not [broker for broker in recorded(document) if broker != self.me]:
             raise Refused(f"partition {pid} has no copy elsewhere that counts", hint="repair it: what is sound of it here is kept")
-        await asyncio.shield(self.tasks.settle(self._renew(partition, reason)))
+        trouble: list[StorageError] = []
+        await asyncio.shield(self.tasks.settle(self._renew(partition, reason, trouble)))
+        if trouble:
+            raise trouble[0]
 
-    async def _renew(self, partition: Replicated, reason: str) -> None:
+    async def _renew(self, partition: Replicated, reason: str, trouble: list[StorageError]) -> None:
         pid = partition.pid
         _log.warning("partition %d begins anew: %s", pid, reason)
         partition.halt(f"it begins anew: {reason}")
         self._marks = replace(self._marks, suspect=tuple({*self._marks.suspect, pid}))
-        await self._mark()
-        await self._log.replace(pid, None, 0)
+        try:
+            await self._mark()
+            await self._log.replace(pid, None, 0)
+        except StorageError as e:
+            trouble.append(e)
+            return
         if not self.ended:
             partition.renewed(self._replica(pid))
             self._knocking.knock(partition)

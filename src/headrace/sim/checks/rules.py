@@ -13,6 +13,7 @@ from headrace.sim.history import CONFIRMED, REFUSED, Attached, Publish, Read
 from headrace.sim.world import SimBroker
 from headrace.storage import keys
 from headrace.storage.system import SYSTEM_PID
+from headrace.wire.frames import Level
 
 
 def last_given(seen: Seen) -> Iterator[tuple[Attached, int, dict[Place, Publish]]]:
@@ -76,7 +77,8 @@ def purged(seen: Seen) -> Iterator[Violation]:
         for verb in verbs:
             due = publish.at + publish.delay_ms / 1000
             waited = bool(publish.delay_ms) and not seen.jumped and due > verb.told_at  # so it was on its way to nobody
-            there = publish.told_at < verb.at and (came > verb.told_at or waited)
+            # confirmed as accepted, it may not have been committed yet, and so not be in the queue
+            there = publish.told_at < verb.at and publish.promised >= Level.LOCAL and (came > verb.told_at or waited)
             if there and first.attempt == 1 and not seen.any_broken(publish.at, first.at):
                 yield Violation("purge", f"{place_text(place)} arrived {first.at:.4f} s, after {verb!r}: {publish!r}")
                 break

@@ -155,10 +155,8 @@ async def run(count: int, kills: int, folder: Path, console: Console) -> dict[st
         for process in processes:
             if process.returncode is None:
                 process.send_signal(signal.SIGTERM)
-            await process.wait()
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*(process.wait() for process in processes))
+        await asyncio.gather(*tasks)
         await broker.stop()
     result: dict[str, Any] = counted.get("result", {})
     assert result, "the reader ended early"

@@ -61,6 +61,21 @@ async def test_stopping_returns_what_was_prefetched_at_once_and_uncounted(client
         assert (await anext(messages)).attempt == 1
 
 
+async def test_taking_ends_where_a_consumer_is_stopped_with_what_it_holds_still_its_own(client: headrace.Client) -> None:
+    await client.declare_queue("orders")
+    await client.publish("orders", {"id": 1})
+    async with client.consume("orders") as messages, asyncio.timeout(10):
+        (message,) = await messages.take(250)
+        waiting = asyncio.create_task(messages.take(250))
+        await asyncio.sleep(0)
+        messages.stop()
+        assert await waiting == []
+        assert await messages.take(1) == []
+        await message.ack(confirmed=True)
+    info = await client.describe("orders")
+    assert (info.ready, info.leased, info.settled) == (0, 0, 1)
+
+
 async def test_dead_letters_and_redrive(client: headrace.Client) -> None:
     await client.declare_queue("dead")
     await client.declare_queue("orders", dead_letter="dead", max_deliveries=1)

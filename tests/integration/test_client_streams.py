@@ -136,3 +136,14 @@ async def test_offsets_by_time(client: headrace.Client) -> None:
     await client.declare_stream("events")
     await fill(client, "events", 3)
     assert await client.offset_for_time("events", 0) == {0: 0}
+
+
+async def test_taking_ends_where_a_reader_is_closed(client: headrace.Client) -> None:
+    await client.declare_stream("events")
+    await fill(client, "events", 3)
+    async with client.read("events", start="earliest") as records, asyncio.timeout(10):
+        assert [r.json() for r in await records.take(10)] == [0, 1, 2]
+        waiting = asyncio.create_task(records.take(10))
+        await asyncio.sleep(0)
+        await records.close()
+        assert await waiting == []

@@ -319,7 +319,7 @@ async def _some(source: Any, timeout_s: float | None) -> list[Any]:
         async with asyncio.timeout(timeout_s):
             found: list[Any] = await source.take(CHUNK)
             return found
-    except (TimeoutError, StopAsyncIteration):
+    except TimeoutError:
         return []
 
 

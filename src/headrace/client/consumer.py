@@ -112,8 +112,11 @@ class Consumer(Subscription):
         return Message(self, current.partition, offset, record, current.attempt, current.auto_acked, current.epoch)
 
     async def take(self, most: int) -> list[Message]:
-        """At least one message and at most ``most``: those that are here."""
-        messages = [await self.__anext__()]
+        """Those that are here, at least one and at most ``most``; none only once the consumer was stopped or closed."""
+        try:
+            messages = [await self.__anext__()]
+        except StopAsyncIteration:
+            return []
         while len(messages) < most and (message := self.next_ready()) is not None:
             messages.append(message)
         return messages

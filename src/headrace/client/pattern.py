@@ -104,10 +104,8 @@ class PatternReader:
 
     async def _pump(self, reader: Reader) -> None:
         try:
-            while True:
-                await self._chunks.put(await reader.take(CHUNK))
-        except StopAsyncIteration:
-            pass
+            while records := await reader.take(CHUNK):
+                await self._chunks.put(records)
         except NotFound:
             pass  # deleted; it may be declared again
         except HeadraceError as e:

@@ -154,8 +154,11 @@ class Reader(Subscription):
         return Record(self, partition, offset, record, current.epoch, current.flags & _SPECULATIVE != 0)
 
     async def take(self, most: int) -> list[Record]:
-        """At least one record and at most ``most``: those that are here."""
-        records = [await self.__anext__()]
+        """Those that are here, at least one and at most ``most``; none only once the reader was closed."""
+        try:
+            records = [await self.__anext__()]
+        except StopAsyncIteration:
+            return []
         while len(records) < most and (record := self.next_ready()) is not None:
             records.append(record)
         return records

@@ -112,8 +112,6 @@ class Followed:
     async def _until_lost(self) -> HeadraceError:
         try:
             await self._consume()
-        except StopAsyncIteration:
-            return NotConnected("the client that consumes was closed")
         except HeadraceError as e:
             return e
 
@@ -152,6 +150,8 @@ class Followed:
             except Malformed as e:  # a publisher's nonsense: it comes back when its lease is over, until it has been delivered often enough
                 _log.warning("%s has a batch that cannot be read: %s", self.subscription.filter, e)
                 continue
+            if not found:
+                raise NotConnected("the client that consumes was closed")
             owner.broker.refresh()
             for one in found:
                 self._lend(one, asked)

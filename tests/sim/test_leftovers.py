@@ -136,3 +136,19 @@ def test_who_is_given_it_back_has_everything_again() -> None:
         assert not cluster(old).driver.unfit(pid)
 
     Story(story).go()
+
+
+def test_who_is_given_it_back_before_its_data_could_go_says_what_it_still_has() -> None:
+    async def story(run: Story) -> None:
+        old, fourth, pid = await replaced(run)
+        capacity = old.disk.capacity
+        await until(lambda: id_of(old) not in documents(run)[pid].copies, 30.0, "it is moved")
+        old.disk.capacity -= old.disk.free_bytes("/data")
+        await until(lambda: "cannot grow" in cluster(old).leftovers.waiting.get(pid, ""), 20.0, "its data cannot be erased")
+        await empty(run, fourth)
+        await until(lambda: id_of(old) in documents(run)[pid].copies, 20.0, "it is to have a copy again")
+        old.disk.capacity = capacity
+        await until(lambda: id_of(old) in documents(run)[pid].isr and id_of(fourth) not in documents(run)[pid].copies, 40.0, "it is moved back")
+        await counted(run, fourth)
+
+    Story(story).go()

@@ -116,6 +116,10 @@ class ReplicatedLog:
             runs.clear()
         return Found(start, end, part.promised, *part.obeyed, base_epoch, tuple(runs), self.covered(pid))
 
+    def left(self, pid: int, runs: Sequence[tuple[int, int]]) -> None:
+        """Its replica ends, and may begin again in this life: (epoch, first index) of each run of what it leaves, for ``found``."""
+        self._ground.epochs[pid] = [(first, epoch) for epoch, first in runs]
+
     def _is_of_before(self, pid: int, part: Part) -> bool:
         """Whether the log does not go on from what was moved: an install took its place and the broker died before the log said so."""
         moved = part.moved

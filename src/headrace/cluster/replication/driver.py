@@ -197,6 +197,8 @@ class Driver:
     async def give_up(self, pid: int) -> None:
         """Others have all of it and nobody counts on the copy here any more: its data go. What it has promised stays, and it counts as one that has
         lost something if it is a member in an older document that comes back. ``StorageError``: not all of that was done; ask again."""
+        if pid in self.partitions:  # until its data are gone it may be opened again
+            self._log.left(pid, self.partitions[pid].replica.journal.history.runs)
         self._end(pid, "it was moved to other brokers")
         trouble: list[StorageError] = []
         await asyncio.shield(self.tasks.settle(self._give_up(pid, trouble)))

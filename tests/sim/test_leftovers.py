@@ -152,3 +152,19 @@ def test_who_is_given_it_back_before_its_data_could_go_says_what_it_still_has() 
         await counted(run, fourth)
 
     Story(story).go()
+
+
+def test_who_was_to_have_a_copy_and_was_sent_nothing_yet_takes_nothing_once_it_is_not_to() -> None:
+    async def story(run: Story) -> None:
+        old, fourth, pid = await replaced(run, emptied=False)
+        owner = await run.owner()
+        run.world.network.cut(fourth.name, owner.name)
+        await empty(run, old)
+        await until(lambda: id_of(fourth) in documents(run)[pid].copies and pid in cluster(fourth).driver.partitions, 30.0, "it is to have a copy")
+        await empty(run, fourth)
+        await until(lambda: id_of(fourth) not in documents(run)[pid].copies, 30.0, "it is not to have one")
+        assert not cluster(fourth).driver.keeps(pid)
+        await until(lambda: pid not in cluster(fourth).driver.partitions, 30.0, "what it could be sent belatedly it does not take")
+        await counted(run, fourth)
+
+    Story(story).go()

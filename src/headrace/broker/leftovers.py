@@ -87,7 +87,7 @@ class Leftovers:
         if stored is None:
             return
         a = stored.assignment
-        if self._is_mine(a) or not self._driver.keeps(pid):
+        if self._is_mine(a) or not (self._driver.keeps(pid) or pid in self._driver.partitions):  # an open one may be sent entries yet
             del self._looked_at[pid]
             return
         self._looked_at[pid] = why = self._needed(a)

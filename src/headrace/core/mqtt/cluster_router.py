@@ -30,7 +30,7 @@ from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
 from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.topics import split_shared
-from headrace.model.errors import UnknownOutcome
+from headrace.model.errors import HeadraceError, Unavailable, UnknownOutcome
 
 SYS: Final = "$SYS/"
 BACK_MS: Final = 10_000
@@ -523,14 +523,16 @@ class ClusterRouter(Router):
 
     # ------------------------------------------------------------ retained messages
 
-    def retain(self, message: Message) -> bool:
-        """As ``Router.retain``; False also where a later owner of its publisher's session was heard of."""
+    def retain(self, message: Message) -> HeadraceError | None:
+        """As ``Router.retain``; not either where a later owner of its publisher's session was heard of."""
         number = self._shard_of(message.topic)
         if message.publisher:
             message.epoch = self.shard(message.publisher).epoch
         if number in self.led:
-            return not self._outdated(number, message) and self._retain(number, message)
-        return True  # ``publish`` has its owner do it
+            if self._outdated(number, message):
+                return Unavailable("another broker has the session of the publisher by now; publish it again there")
+            return self._retain(number, message)
+        return None  # ``publish`` has its owner do it
 
     def _outdated(self, number: int, message: Message) -> bool:
         """Whether a later owner of its publisher's session has given something to be retained: what waited at an earlier one, or at one that does not
@@ -540,8 +542,9 @@ class ClusterRouter(Router):
         self._touched(shard)
         return outdated
 
-    def _retain(self, number: int, message: Message) -> bool:
-        return (message.origin is not None and self._repeated(number, message.origin, RETAINED)) or super().retain(message)
+    def _retain(self, number: int, message: Message) -> HeadraceError | None:
+        repeated = message.origin is not None and self._repeated(number, message.origin, RETAINED)
+        return None if repeated else super().retain(message)
 
     def send_retained(self, session: Session, subscription: Subscription, wall_ms: int) -> None:
         super().send_retained(session, subscription, wall_ms)

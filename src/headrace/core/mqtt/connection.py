@@ -27,7 +27,7 @@ from headrace.core.mqtt.session import Session
 from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.terms import Terms
 from headrace.core.mqtt.topics import filter_fault, matches, split_shared
-from headrace.model.errors import HeadraceError, LimitExceeded, MqttFault, UnknownOutcome
+from headrace.model.errors import HeadraceError, MqttFault, UnknownOutcome
 from headrace.wire.mqtt import encoding
 from headrace.wire.mqtt import properties as prop
 from headrace.wire.mqtt.packets import Ack, Auth, Connect, Disconnect, Pingreq, Subscribe, Unsubscribe
@@ -273,7 +273,7 @@ class Connection:
             message = Message(topic, publish.payload, qos, publish.retain, forwarded, expires_ms, session.client_id)
             if not qos and not publish.retain and found is None:
                 message.known_as(publish.frame, self.version)
-            if publish.retain and not is_native(topic) and not self.router.retain(message):
+            if publish.retain and not is_native(topic) and self.router.retain(message) is not None:
                 reason = Reason.QUOTA_EXCEEDED
             elif not self.router.publish(message, wall_ms):
                 reason = _NO_MATCHING_SUBSCRIBERS
@@ -331,8 +331,9 @@ class Connection:
             assert target is not None
             self.natives.settle(target.name, target.settles, publish, stored)
             return
-        if publish.retain and not is_native(message.topic) and not self.router.retain(message):
-            stored(LimitExceeded("there is no room for one more retained message"))
+        refused = self.router.retain(message) if publish.retain and not is_native(message.topic) else None
+        if refused is not None:
+            stored(refused)
             return
         self.router.publish(message, self.host.wall_ms, stored)
 

@@ -18,7 +18,7 @@ from headrace.core.mqtt.answers import puback_reason
 from headrace.core.mqtt.capture import is_native
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.session import Session
-from headrace.model.errors import HeadraceError, LimitExceeded, UnknownOutcome
+from headrace.model.errors import HeadraceError, UnknownOutcome
 from headrace.wire.mqtt import encoding
 
 if TYPE_CHECKING:
@@ -100,9 +100,10 @@ class Once:
     def _give(self, step: _Step) -> None:
         connection, message = step.connection, step.message
         host, router = connection.host, connection.router
-        if message.retain and not is_native(message.topic) and not router.retain(message):
+        refused = router.retain(message) if message.retain and not is_native(message.topic) else None
+        if refused is not None:
             if message.qos:
-                self._done(step, LimitExceeded("there is no room for one more retained message"))
+                self._done(step, refused)
             return
         if not message.qos:
             router.publish(message, host.wall_ms)

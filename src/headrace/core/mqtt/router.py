@@ -26,7 +26,7 @@ from headrace.core.mqtt.shard import Shard
 from headrace.core.mqtt.shared import Group
 from headrace.core.mqtt.subscription import Subscription
 from headrace.core.mqtt.tree import NameTree, TopicTree
-from headrace.model.errors import HeadraceError
+from headrace.model.errors import HeadraceError, LimitExceeded
 from headrace.wire.mqtt.reasons import Reason
 
 ROUTES_MAX: Final = 10_000
@@ -439,23 +439,24 @@ class Router:
 
     # ------------------------------------------------------------ retained messages
 
-    def retain(self, message: Message) -> bool:
-        """Keeps a message as the last of its topic, or clears the topic if it has no payload [MQTT-3.3.1-6]. False: there is no room for it."""
+    def retain(self, message: Message) -> HeadraceError | None:
+        """Keeps a message as the last of its topic, or clears the topic if it has no payload [MQTT-3.3.1-6]. Or says why not."""
         topic = message.topic
         before = self.shard(topic).retained.get(topic)
         if not message.payload:
             if before is not None:
                 self._forget(topic)
-            return True
+            return None
         grown = message.nbytes - (before.nbytes if before is not None else 0)
         full = before is None and self.retained.count >= self.bounds.retained_messages_max
         if full or self.retained_bytes + grown > self.bounds.retained_bytes_max:
-            return False
+            hint = "see mqtt.retained_messages_max and mqtt.retained_bytes_max"
+            return LimitExceeded("there is no room for one more retained message", hint=hint)
         shard = self.shard(topic)
         shard.retain(topic, message)
         self._touched(shard)
         self._index(message)
-        return True
+        return None
 
     def _index(self, message: Message) -> None:
         before = self.retained.put(message.topic, message)

@@ -15,7 +15,7 @@ from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.session import Session
 from headrace.core.mqtt.topics import filter_fault, name_fault, text_fault
 from headrace.model.config import glob_matches
-from headrace.model.errors import HeadraceError, Invalid, LimitExceeded, NotFound, Unavailable
+from headrace.model.errors import HeadraceError, Invalid, NotFound, Unavailable
 from headrace.wire import control
 from headrace.wire.control import mqtt as asked
 from headrace.wire.mqtt import properties as prop
@@ -154,8 +154,9 @@ class MqttVerbs:
             properties[prop.USER_PROPERTY] = [(name, value) for name, value in r.user_properties]
         wall_ms = self.hub.wall_ms
         message = Message(r.topic, r.payload, r.qos, r.retain, properties or None, wall_ms + r.expiry_s * 1000 if r.expiry_s else 0)
-        if r.retain and not is_native(r.topic) and not self.hub.router.retain(message):
-            raise LimitExceeded("there is no room for one more retained message", hint="see mqtt.retained_messages_max and mqtt.retained_bytes_max")
+        refused = self.hub.router.retain(message) if r.retain and not is_native(r.topic) else None
+        if refused is not None:
+            raise refused
         kept: asyncio.Future[HeadraceError | None] = self.hub.broker.loop.create_future()
         awaited = self.hub.router.awaits(r.topic, r.retain)
         count = self.hub.router.publish(message, wall_ms, lambda why: None if kept.done() else kept.set_result(why))

@@ -415,7 +415,7 @@ class Mover:
         owner = self.cluster.owners[shard_of("c")]
         router = self.cluster.routers[owner]
         self.cluster.fresh.add(owner)
-        assert router.retain(message)
+        assert router.retain(message) is None
         router.publish(message, WALL_MS, partial(self._told, number, self._attempt))
 
     def _told(self, number: int, attempt: int, why: HeadraceError | None) -> None:

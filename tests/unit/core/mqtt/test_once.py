@@ -423,3 +423,5 @@ def test_who_does_not_know_of_the_next_owner_retains_nothing_either(world: Two) 
     wire.publish(topic, b"old", 1, 1, retain=True)
     assert wire.read() == [Ack(4, 1, Reason.QUOTA_EXCEEDED)]
     assert [m.payload for m in world.far.shard(topic).retained.values()] == [b"new"]
+    why = world.far.retain(Message(topic, b"old", 1, True, None, 0, "f"))
+    assert "another broker has the session" in str(why)

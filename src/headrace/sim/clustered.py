@@ -378,7 +378,7 @@ class Run:
             wrong = self.broken + world.errors()
             self.totals.virtual_s = world.loop.time()
             for host in self.hosts.values():
-                if host.failure is not None:
+                if host.failure is not None and host.name in self.names:  # who was taken away meanwhile is not to start
                     wrong.append(f"{host.name} could not start: {host.failure!r}")
                 host.kill()
         if wrong:

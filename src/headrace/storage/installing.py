@@ -167,7 +167,8 @@ class Installs:
 
     async def replace(self, pid: int, staged: Staged, base_epoch: int) -> None:
         """Puts ``staged`` into the place of everything that is here of the partition, its quarantine too; ``base_epoch``: of the entry at its index.
-        Nothing may be appended meanwhile. ``DiskFull``: nothing has changed, it may be tried again. ``SyncFailed``: the store has failed."""
+        Nothing may be appended meanwhile. ``DiskFull``: it may be tried again; nothing has changed, unless nothing at all was to stay: then the
+        partition may be isolated until it is done. ``SyncFailed``: the store has failed."""
         ground = self._ground
         async with ground.moving:
             part = ground.part(pid)
@@ -182,7 +183,12 @@ class Installs:
                 await self._truncate(part, 1)
             puts, made, gone = self._plan(part, staged, base_epoch)
             file_puts, after = ground.files_changed(gone, made)
-            await ground.writer.submit(puts | file_puts)
+            try:
+                await ground.writer.submit(puts | file_puts)
+            except DiskFull:
+                if not staged.index:  # its checkpoint and segments are there, what the log had after them is not: as a start would find it
+                    ground.isolate(pid, "what is here of it is being given up, and the disk is full", 0, 0, -1)
+                raise
             await self._put_in_place(staged)
             self._switch(part, base_epoch)
             ground.apply_files(after)

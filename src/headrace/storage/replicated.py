@@ -214,7 +214,7 @@ class ReplicatedLog:
 
     async def replace(self, pid: int, staged: Staged | None, base_epoch: int) -> None:
         """Puts what was staged (None: nothing at all) into the place of everything that is here. Nothing may be appended meanwhile. ``DiskFull``:
-        nothing has changed, it may be tried again."""
+        it may be tried again; see ``installing``."""
         await self._installs.replace(pid, NOTHING if staged is None else staged, base_epoch)
 
     # ------------------------------------------------------------ reading again

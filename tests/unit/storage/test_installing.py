@@ -1,5 +1,6 @@
 """A partition replaced as a whole: all of it or nothing, at whatever step the broker dies, and what the log had before never comes back."""
 
+import asyncio
 import errno
 from collections.abc import Sequence
 from contextlib import suppress
@@ -202,6 +203,28 @@ async def test_a_full_disk_leaves_a_damaged_log_as_it_is() -> None:
     await log.replace(PID, None, 0)
     assert not rig.store.damaged()
     await rig.store.close()
+
+
+async def test_a_full_disk_while_everything_is_given_up_leaves_it_isolated_until_that_is_done() -> None:
+    rig, _, log = await behind()
+    submit = rig.store._ground.writer.submit
+
+    def full(_puts: object) -> asyncio.Future[None]:
+        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        refused.set_exception(DiskFull("the state cannot grow"))
+        return refused
+
+    rig.store._ground.writer.submit = full  # type: ignore[method-assign, assignment]
+    with pytest.raises(DiskFull):
+        await log.replace(PID, None, 0)
+    assert "is being given up" in log.damage(PID), "what the log had is gone, its checkpoint is not"
+    rig.store._ground.writer.submit = submit  # type: ignore[method-assign]
+    await log.replace(PID, None, 0)
+    assert not log.damage(PID)
+    assert log.found(PID)[:2] == (1, 1)
+    log = await again(rig)
+    assert not rig.store.damaged()
+    assert log.found(PID)[:2] == (1, 1)
 
 
 async def test_a_death_while_everything_is_given_up_leaves_it_damaged_or_empty() -> None:

@@ -1,12 +1,14 @@
 """The names of a lone broker."""
 
 import asyncio
+import gc
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
-from headrace.broker.catalogue import COUNTER, Catalogue
+from headrace.broker import catalogue as module
+from headrace.broker.catalogue import COUNTER, Catalogue, Item
 from headrace.cluster.local import LocalCoordinator
 from headrace.model.errors import Unavailable
 from headrace.model.specs import QueueSpec
@@ -53,3 +55,14 @@ async def test_a_name_is_not_declared_while_it_is_being_deleted() -> None:
     assert names.find("orders") is None
     await names.declare("orders", QueueSpec())
     assert names.find("orders") is not None
+
+
+async def test_names_that_were_declared_are_not_kept_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They all were: 100,000 queues that had just been declared took twice the memory of the same ones after a start."""
+    monkeypatch.setattr(module, "CACHE_MAX", 3)
+    names = catalogue(Small())
+    for number in range(10):
+        await names.declare(f"kept-{number}", QueueSpec())
+        await names.alter("kept-0", "queue", {"max_messages": number + 1})
+    assert sum(isinstance(item, Item) and item.name.startswith("kept-") for item in gc.get_objects()) <= 3
+    assert [names.get(f"kept-{number}").name for number in range(10)] == [f"kept-{number}" for number in range(10)]

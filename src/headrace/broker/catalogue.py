@@ -166,10 +166,14 @@ class Catalogue:
             document = self._coordinator.peek(NAMES + name)
             if document is None:
                 return None
-            item = _decode(document.value)
-            if len(self._cache) >= CACHE_MAX:
-                del self._cache[next(iter(self._cache))]
-            self._cache[name] = item
+            item = self._keep(_decode(document.value))
+        return item
+
+    def _keep(self, item: Item) -> Item:
+        """Has it in the cache, which forgets the one that came first if there is no room."""
+        if item.name not in self._cache and len(self._cache) >= CACHE_MAX:
+            del self._cache[next(iter(self._cache))]
+        self._cache[item.name] = item
         return item
 
     def get(self, name: str, kind: str = "") -> Item:
@@ -395,7 +399,7 @@ class Catalogue:
         if change == "deleted":
             self._cache.pop(item.name, None)
         else:
-            self._cache[item.name] = item
+            self._keep(item)
         self._change(item, change)
 
     def _change(self, item: Item, change: str) -> None:
@@ -427,7 +431,7 @@ class Catalogue:
             old = _decode(document.value)
             new = change(old)
             if new == old:
-                self._cache[name] = old  # stored perhaps by a request that was not told so yet: it holds as soon as one of them is answered
+                self._keep(old)  # stored perhaps by a request that was not told so yet: it holds as soon as one of them is answered
                 self._changed(old, "altered")
                 return old
             if await self._coordinator.transact({NAMES + name: document.version}, {NAMES + name: _encode(new)}):

@@ -35,7 +35,7 @@ from headrace.wire.journal import RECORDS_HEAD, Kind
 VERSION: Final = 1
 STEP_BYTES: Final = 64 * 1024
 WRITE_BYTES: Final = 1024 * 1024
-SYNC_BYTES: Final = 8 * 1024 * 1024
+SYNC_BYTES: Final = 1024 * 1024
 """Synced in steps, so that a flush of the log never waits behind a whole segment."""
 
 MAGIC: Final = b"HDRSEG\r\n"

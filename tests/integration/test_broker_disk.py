@@ -2,27 +2,28 @@
 
 import asyncio
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
 import headrace
 from headrace.errors import DiskFull, HeadraceError
-from headrace.model.config import GIB, MIB, Broker, Config, Limits, Listen, Storage
+from headrace.model.config import GIB, MIB, Broker, Config, Limits, Listen, LogWriting, Storage
 from headrace.storage.files import Buffer, Handle, OsFiles
+from headrace.storage.ring import Ring
 from headrace.testing.brokers import TestBroker
 
 pytestmark = pytest.mark.timeout(60)
 KIB = 1024
 
 
-def config(folder: Path, *, wal_bytes_max: int = 64 * MIB, low: int = 0) -> Config:
+def config(folder: Path, *, wal_bytes_max: int = 64 * MIB, low: int = 0, how: LogWriting = "auto") -> Config:
     return Config(
         broker=Broker(data_dir=str(folder)), listen=Listen(native="127.0.0.1:0", admin="off"),
         storage=Storage(
             wal_file_bytes=MIB, wal_bytes_max=wal_bytes_max, flush_bytes_max=512 * KIB, segment_own_bytes_min=64 * KIB, segment_file_bytes=MIB,
-            tail_cache_bytes=MIB, disk_free_bytes_min=low, ballast_bytes=0, state_map_bytes=64 * MIB,
+            tail_cache_bytes=MIB, disk_free_bytes_min=low, ballast_bytes=0, state_map_bytes=64 * MIB, log_writes=how,
         ),
         limits=Limits(frame_bytes_max=512 * KIB, message_bytes_max=448 * KIB),
     )  # fmt: skip
@@ -80,18 +81,29 @@ async def test_a_full_disk_refuses_publishes_and_nothing_else(tmp_path: Path, mo
         await broker.stop()
 
 
-async def test_a_failed_sync_takes_the_broker_down_and_is_not_confirmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broker = TestBroker(config(tmp_path))
-    await broker.start()
-    write = OsFiles.pwritev_durable
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """While it is true, every durable write fails, whoever does it."""
     failing = [False]
+    write, start = OsFiles.pwritev_durable, Ring.start
 
     def fail(self: OsFiles, handle: Handle, pieces: Sequence[Buffer], offset: int) -> None:
         if failing[0]:
             raise OSError(errno.EIO, "the disk is broken")
         write(self, handle, pieces, offset)
 
+    def fail_later(self: Ring, fd: int, pieces: Sequence[Buffer], nbytes: int, offset: int, done: Callable[[int], object]) -> bool:
+        return start(self, fd, pieces, nbytes, offset, lambda result: done(-errno.EIO if failing[0] else result))
+
     monkeypatch.setattr(OsFiles, "pwritev_durable", fail)
+    monkeypatch.setattr(Ring, "start", fail_later)
+    return failing
+
+
+@pytest.mark.parametrize("how", ["auto", "thread"])
+async def test_a_failed_sync_takes_the_broker_down_and_is_not_confirmed(tmp_path: Path, failing: list[bool], how: LogWriting) -> None:
+    broker = TestBroker(config(tmp_path, how=how))
+    await broker.start()
     async with headrace.connect(broker.url) as client:
         await client.declare_queue("q")
         await client.publish("q", b"kept")
@@ -114,18 +126,9 @@ async def test_a_failed_sync_takes_the_broker_down_and_is_not_confirmed(tmp_path
 
 
 @pytest.mark.parametrize("verb", ["purge", "trim", "set_cursor", "ack"])
-async def test_no_verb_is_answered_before_what_it_did_is_durable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+async def test_no_verb_is_answered_before_what_it_did_is_durable(tmp_path: Path, failing: list[bool], verb: str) -> None:
     broker = TestBroker(config(tmp_path))
     await broker.start()
-    write = OsFiles.pwritev_durable
-    failing = [False]
-
-    def fail(self: OsFiles, handle: Handle, pieces: Sequence[Buffer], offset: int) -> None:
-        if failing[0]:
-            raise OSError(errno.EIO, "the disk is broken")
-        write(self, handle, pieces, offset)
-
-    monkeypatch.setattr(OsFiles, "pwritev_durable", fail)
     async with headrace.connect(broker.url) as client:
         await client.declare_queue("q")
         await client.declare_stream("s")

@@ -4,6 +4,7 @@ Each check gives a finding: fine, a warning (it runs, but slower or with less sa
 measured with a file of its own that is removed.
 """
 
+import asyncio
 import importlib.metadata
 import os
 import platform
@@ -107,6 +108,22 @@ def _is_compiled(name: str) -> bool:
     return spec is not None and bool(spec.origin) and not str(spec.origin).endswith(".py")
 
 
+def _log_writes(config: Config) -> Finding:
+    """Who writes the log beside the loop."""
+    from headrace.storage.ring import Ring
+
+    async def made() -> None:
+        Ring(asyncio.get_running_loop()).close()
+
+    if config.storage.log_writes == "thread":
+        return Finding("log writes", "fine", "by a thread, as storage.log_writes says")
+    try:
+        asyncio.run(made())
+    except OSError as e:
+        return Finding("log writes", "fine", f"by a thread: no io_uring here ({os.strerror(e.errno or 0)}); slower with very many queues")
+    return Finding("log writes", "fine", "by the kernel (io_uring)")
+
+
 def _disk(config: Config) -> Iterator[Finding]:
     if config.broker.storage == "memory":
         yield Finding("storage", "warning", "memory: nothing survives a stop", "use --storage disk for anything that matters")
@@ -128,6 +145,7 @@ def _disk(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("free space", "fine", size(free))
     yield _sync_latency(place)
+    yield _log_writes(config)
 
 
 def _sync_latency(place: Path) -> Finding:

@@ -26,6 +26,7 @@ TIB = 1024 * GIB
 
 StorageMode = Literal["disk", "memory"]
 OnMismatch = Literal["quarantine", "refuse", "truncate"]
+LogWriting = Literal["auto", "thread"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 CoordinationMode = Literal["standalone", "coordinated"]
@@ -134,6 +135,8 @@ class Storage(Section, frozen=True):
     """Size of the whole log at which publishers are held back until older files are free."""
     flush_bytes_max: Annotated[int, Meta(ge=64 * KIB, le=256 * MIB)] = limits.FLUSH_BYTES_MAX
     """Most bytes of one write and sync."""
+    log_writes: LogWriting = "auto"
+    """Who writes the log beside the loop. `auto`: the kernel (io_uring) where it lets us, else a thread; `thread`: always a thread."""
     tail_cache_bytes: Annotated[int, Meta(ge=MIB, le=64 * GIB)] = limits.TAIL_CACHE_BYTES
     """Memory for the newest records of all partitions; older ones are read from disk."""
     segment_own_bytes_min: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.SEGMENT_OWN_BYTES_MIN

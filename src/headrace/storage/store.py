@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from headrace.model.config import Config
+from headrace.model.config import Config, LogWriting
 from headrace.model.errors import Damaged, DiskFull, StorageError, SyncFailed
 from headrace.storage import keys
 from headrace.storage.api import Checkpoint, Damage, Flushed, Owner, PartitionLog, Replication, StoredEntry
@@ -30,6 +30,7 @@ from headrace.storage.index import Part
 from headrace.storage.installing import Installs
 from headrace.storage.intake import Intake
 from headrace.storage.keys import number_key
+from headrace.storage.logwrites import LogWrites, log_writes
 from headrace.storage.mover import Mover
 from headrace.storage.opening import open_ground
 from headrace.storage.quarantine import Repairs
@@ -82,6 +83,7 @@ class DiskStore:
         self._random_u64 = random_u64
         self._maintain = maintain
         self._lanes: list[Lane] = []
+        self._writes: LogWrites | None = None
         io, reader = self._lane("segments"), self._lane("reader")
         self._ground = Ground(os.fspath(data_dir), config, loop, files or OsFiles(), io=io, reader=reader, wall_ms=wall_ms, now_ns=now_ns)
         self._reader = Reader(self._ground)
@@ -102,6 +104,11 @@ class DiskStore:
         self._lanes.append(lane)
         return lane
 
+    def _log_writes(self) -> LogWrites:
+        how: LogWriting = "thread" if self._stepped else self._config.storage.log_writes
+        self._writes = log_writes(self._loop, self._ground.files, self._lane("flusher"), how)
+        return self._writes
+
     # ------------------------------------------------------------ life
 
     async def open(self, owner: Owner) -> None:
@@ -115,7 +122,7 @@ class DiskStore:
                 ground.wal_directory,
                 after=found.after,
                 on_flushed=self._flushed,
-                flusher=self._lane("flusher"),
+                writes=self._log_writes(),
                 background=self._lane("files"),
                 later=self._later,
                 random_u64=self._random_u64,
@@ -198,6 +205,8 @@ class DiskStore:
     async def _release(self) -> None:
         ground = self._ground
         ground.segments.close()
+        if self._writes is not None:
+            self._writes.close()
         for lane in self._lanes:
             lane.close()
         self._lanes.clear()

@@ -4,9 +4,9 @@ Owns what gathers, the flush in flight, rotation and failure. Does not know what
 still needs which file. Everything but ``read`` is called on the loop. Time and randomness come in as callables.
 
 I1 One flush is in flight at a time; the next starts when it has ended, with all that gathered: no timer delays a lone entry. I2 ``on_flushed``
-says "durable" only after the durable write returned, in the order of flushes, before the next one starts. I3 A failed write or sync is never retried:
-the log is FAILED from then on, everything that waits fails, nothing more is taken. I4 Entries of one partition are flushed in the order they were
-appended. I5 Once idle for 20 ms a closing flush repeats the last directory, so that damage of the last flush is told from a torn one.
+says "durable" only after the durable write returned, in the order of flushes, before the next one has ended. I3 A failed write or sync is never
+retried: the log is FAILED from then on, everything that waits fails, nothing more is taken. I4 Entries of one partition are flushed in the order they
+were appended. I5 Once idle for 20 ms a closing flush repeats the last directory, so that damage of the last flush is told from a torn one.
 """
 
 import asyncio
@@ -18,9 +18,10 @@ from typing import Final, NamedTuple
 from headrace.model import limits
 from headrace.model.errors import Damaged, Invalid, SyncFailed
 from headrace.storage.entry import Appended
-from headrace.storage.files import DISK_FULL, Buffer, Files
+from headrace.storage.files import DISK_FULL, Buffer, Files, Handle
 from headrace.storage.flusher import Lane
 from headrace.storage.gathering import Gathering, bytes_of, row_of
+from headrace.storage.logwrites import LogWrites
 from headrace.storage.walfiles import Continuation, Later, OpenFile, WalFile, WalFiles
 from headrace.storage.walformat import (
     CLOSING,
@@ -131,7 +132,7 @@ class Wal:
         *,
         after: Continuation,
         on_flushed: Callable[[FlushResult], None],
-        flusher: Lane,
+        writes: LogWrites,
         background: Lane,
         later: Later,
         random_u64: Callable[[], int],
@@ -143,7 +144,7 @@ class Wal:
         spares_max: int = 2,
         inline_bytes_max: int = 0,
     ) -> None:
-        """``flusher`` does nothing but durable writes; ``background`` prepares and removes files. ``on_full(True)``: the disk has no room for the
+        """``writes`` are of this log alone; ``background`` prepares and removes files. ``on_full(True)``: the disk has no room for the
         next file and flushes wait for it; ``on_full(False)``: they go on."""
         self.error: SyncFailed | None = None
         self.flushes = 0
@@ -152,7 +153,7 @@ class Wal:
         self._after = after
         self._on_flushed = on_flushed
         self._on_full = on_full
-        self._flusher = flusher
+        self._writes = writes
         self._later = later
         self._random_u64 = random_u64
         self._wall_ms = wall_ms
@@ -313,7 +314,7 @@ class Wal:
         """Closes the files without writing anything more; what waits is never answered."""
         if not self._stopped:
             self._stopped = True
-            self._flusher.submit(lambda: None, lambda _result, _error: self._set.close(done))  # not before the write in flight has returned
+            self._writes.after(lambda: self._set.close(done))  # not before the write in flight has returned
 
     # Flushing
 
@@ -349,20 +350,19 @@ class Wal:
             pieces.insert(0, header)
             offset = 0
         self._flight = flight
-        write, handle = self._files.pwritev_durable, file.handle
         if inline and header is None and self._now_ns() >= self._inline_from_ns:
-            self._write_here(lambda: write(handle, pieces, offset))
+            self._write_here(file.handle, pieces, offset)
         else:
-            self._flusher.submit(lambda: write(handle, pieces, offset), self._written)
+            self._writes.write(file.handle, pieces, offset, self._written)
 
-    def _write_here(self, work: Callable[[], object]) -> None:
+    def _write_here(self, handle: Handle, pieces: list[Buffer], offset: int) -> None:
         """A small flush of an idle log is written on the loop itself, which saves a lone message two changes of thread, as long as the disk answers
-        in a fraction of a millisecond; one slow write sends all to the flusher for a while."""
+        in a fraction of a millisecond; after one slow write none is for a while."""
         self._inlining = True
         began = self._now_ns()
         error: BaseException | None = None
         try:
-            work()
+            self._files.pwritev_durable(handle, pieces, offset)
         except OSError as e:
             error = e
         ended = self._now_ns()
@@ -411,6 +411,8 @@ class Wal:
             return
         self._flight = None
         self._complete(flight)
+        if self.gathering.slots and self._stopping is None:
+            self._start()  # the disk works while what landed is booked
         try:
             if flight.slots:
                 took_ns = self._ended_ns - flight.started_ns

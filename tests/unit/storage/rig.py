@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from headrace.storage.files import Files, MemoryFiles
 from headrace.storage.flusher import SteppedLane
+from headrace.storage.logwrites import LaneWrites
 from headrace.storage.recovery import Recovered, recover
 from headrace.storage.wal import FlushResult, Wal
 from headrace.storage.walfiles import FRESH, Continuation
@@ -47,7 +48,7 @@ class Rig:
             DIRECTORY,
             after=after,
             on_flushed=self._flushed,
-            flusher=self.flusher,
+            writes=LaneWrites(self.files, self.flusher),
             background=self.background,
             later=self._later,
             random_u64=lambda: self.random.getrandbits(64),

@@ -8,6 +8,7 @@ import pytest
 from headrace.model.errors import HeadraceError
 from headrace.storage.flusher import SteppedLane
 from headrace.storage.keys import FILE
+from headrace.storage.logwrites import LaneWrites
 from headrace.wire.journal import Kind
 from tests.unit.storage.store_rig import KIB, Killed, Rig
 
@@ -326,14 +327,15 @@ async def test_what_was_appended_before_a_deletion_and_flushed_after_it_stays_de
         rig.put(2, size=40 * KIB)
         await rig.flush()
     newest = wal.files()[-1].file_id
-    eager, wal._flusher = wal._flusher, SteppedLane()
+    slow = SteppedLane()
+    eager, wal._writes = wal._writes, LaneWrites(wal._files, slow)
     rig.put(2)
     rig.store.flush()
     rig.put(1, size=100 * KIB)
     await forget(rig, 1)
-    while wal._flusher.step():
+    while slow.step():
         pass
-    wal._flusher = eager
+    wal._writes = eager
     assert wal.files()[-1].file_id > newest, "it was flushed to the next file, after the deletion"
     for _ in range(2):
         await rig.store._mover.pass_once(everything=True)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from headrace.model.config import LogWriting
 from headrace.model.errors import Damaged, Invalid, Invariant, NotFound, SyncFailed
 from headrace.storage.files import MemoryFiles, OsFiles
 from headrace.storage.flusher import ThreadLane
+from headrace.storage.logwrites import log_writes
 from headrace.storage.recovery import recover
 from headrace.storage.wal import FlushResult, Wal
 from headrace.storage.walfiles import FRESH, name_of
@@ -353,6 +355,21 @@ def test_a_file_being_read_is_not_used_again() -> None:
     assert not files.exists(f"{DIRECTORY}/{name_of(1)}")
 
 
+def test_the_next_flush_is_under_way_while_what_landed_is_told() -> None:
+    rig = Rig(eager=False)
+    while rig.flusher.step():
+        pass
+    rig.put((1, b"first"))
+    rig.put((1, b"second"))
+    under_way: list[bool] = []
+    rig.on_flushed = lambda result: under_way.append(rig.wal.in_flight)
+    assert rig.flusher.step()
+    assert under_way == [True]
+    assert rig.flusher.step()
+    assert under_way == [True, False]
+    assert [r.located.indexes for r in rig.flushed] == [[1], [2]]
+
+
 def test_what_spares_a_restart_finds_are_used() -> None:
     rig = Rig()
     rig.put((1, b"x"))
@@ -365,7 +382,8 @@ def test_what_spares_a_restart_finds_are_used() -> None:
     rig.stop()
 
 
-async def test_with_threads_on_a_real_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["auto", "thread"])
+async def test_on_a_real_disk(tmp_path: Path, how: LogWriting) -> None:
     loop = asyncio.get_running_loop()
     flusher, background = ThreadLane(loop, name="flusher"), ThreadLane(loop, name="background")
     done = asyncio.Event()
@@ -378,12 +396,13 @@ async def test_with_threads_on_a_real_disk(tmp_path: Path) -> None:
         if seen == 5000:
             done.set()
 
+    writes = log_writes(loop, OsFiles(), flusher, how)
     wal = Wal(
         OsFiles(),
         str(tmp_path),
         after=FRESH,
         on_flushed=flushed,
-        flusher=flusher,
+        writes=writes,
         background=background,
         later=loop.call_later,
         random_u64=lambda: int.from_bytes(os.urandom(8), "big"),
@@ -399,6 +418,7 @@ async def test_with_threads_on_a_real_disk(tmp_path: Path) -> None:
     wal.flush()
     await done.wait()
     await wal.close()
+    writes.close()
     flusher.close()
     background.close()
     found = recover(OsFiles(), str(tmp_path))

@@ -11,9 +11,9 @@ LOG: Final = (
         notices=("I1", "I13"),
         edits=(
             Edit(
-                "storage.wal:Wal._write",
-                "write, handle = self._files.pwritev_durable, file.handle",
-                "write, handle = (lambda h, p, at: self._files.pwrite(h, b''.join(p), at)), file.handle",
+                "storage.logwrites:LaneWrites.write",
+                "write = self._files.pwritev_durable",
+                "write = lambda h, p, at: self._files.pwrite(h, b''.join(p), at)",
             ),
         ),
     ),

@@ -41,7 +41,7 @@ _log = get_logger("mqtt")
 class _Fetching:
     """Retained messages on their way to one subscription."""
 
-    __slots__ = ("asked_ms", "began_ms", "left", "seen", "session", "subscription")
+    __slots__ = ("again_ms", "began_ms", "left", "seen", "session", "subscription")
 
     def __init__(self, session: Session, subscription: Subscription, left: set[int], now_ms: int) -> None:
         self.session = session
@@ -49,7 +49,8 @@ class _Fetching:
         self.left = left
         self.seen: set[str] = set()
         self.began_ms = now_ms
-        self.asked_ms = 0
+        self.again_ms: dict[int, int] = {}
+        """Of each partition whose owner was asked: when it is asked again."""
 
 
 class _Arrived:
@@ -119,8 +120,6 @@ class Spreading:
         self.holders = {number: held for number, held in self.holders.items() if held[1] != peer}
         self._partial = {key: filters for key, filters in self._partial.items() if key[0] != peer}
         self.hub.router.outward.lost(peer)
-        for fetching in self._fetching.values():
-            fetching.asked_ms = 0
         self._look()
         self.stir()
 
@@ -217,6 +216,8 @@ class Spreading:
         if note.whole and note.epoch >= self.holders.get(note.partition, (0, ""))[0]:
             self.holders[note.partition] = note.epoch, peer
             self.hub.relays.served(note.partition, peer)
+            for fetching in self._fetching.values():
+                fetching.again_ms.pop(note.partition, None)  # whoever was asked before may never answer
         self.hub.router.told(note.partition, note.epoch, note.whole, filters)
         self.peers.put(peer, notes.Knows(note.version))
 
@@ -325,15 +326,13 @@ class Spreading:
             _log.warning("a subscription to %r does not get the retained messages of %d partitions", fetching.subscription.path, len(fetching.left))
             self._end_fetch(request)
             return
-        if fetching.asked_ms and now_ms - fetching.asked_ms < FETCH_AGAIN_MS:
-            return
         by_owner: dict[str, list[int]] = {}
         for number in sorted(fetching.left):
-            owner = hub.serving(number)
+            owner = hub.serving(number) if now_ms >= fetching.again_ms.get(number, 0) else ""
             if owner:
+                fetching.again_ms[number] = now_ms + FETCH_AGAIN_MS
                 by_owner.setdefault(owner, []).append(number)
         for owner, numbers in by_owner.items():
-            fetching.asked_ms = now_ms
             self.peers.put(owner, notes.Fetch(request, fetching.subscription.path, numbers))
 
     def _end_fetch(self, request: int) -> None:

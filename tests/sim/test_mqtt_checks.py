@@ -3,7 +3,7 @@
 import pytest
 
 from headrace.sim.mqtt import checks
-from headrace.sim.mqtt.books import Books, Got, Kept, Published, Wanted
+from headrace.sim.mqtt.books import SAID_S, Books, Got, Kept, Published, Wanted
 
 
 def got(number: int, qos: int = 2, *, dup: bool = False, retain: bool = False, at: float = 3.0) -> Got:
@@ -112,6 +112,20 @@ def test_wills(books: History) -> None:
     assert books.said() == ["M6"]
     will.due = will.most = 0
     assert books.said() == ["M6"], "it has said goodbye"
+
+
+@pytest.mark.parametrize(("wrong_at", "excused"), [(1.9, False), (2.0, True), (2.0 + SAID_S / 2, True), (2.1 + SAID_S, False)])
+def test_a_goodbye_is_lost_only_by_what_goes_wrong_before_it_has_arrived(books: History, wrong_at: float, excused: bool) -> None:
+    will = books.message("w", "t", 2, will=True)
+    will.at, will.died_at, will.most = 1.5, 2.0, 0
+    never = books.message("n", "t", 2, will=True)
+    never.at, never.most = 1.5, 0
+    books.disturbed(wrong_at)
+    books.session.got.append(got(will.number, at=13.0))
+    assert books.said() == ([] if excused else ["M6"])
+    books.session.got.append(got(will.number, at=14.0))
+    books.session.got.append(got(never.number, at=14.0))
+    assert books.said() == ["M6", "M6"], "once is what is excused, and only of who said goodbye"
 
 
 def test_retained() -> None:

@@ -8,6 +8,8 @@ from typing import Final
 import msgspec
 
 NEVER: Final = float("inf")
+SAID_S: Final = 0.2
+"""A goodbye has arrived by then, and is durable, if nothing is wrong: twice as long as the slowest of hundreds took."""
 
 
 class Published(msgspec.Struct):
@@ -28,7 +30,7 @@ class Published(msgspec.Struct):
     again: bool = False
     """It was sent more than once."""
     died_at: float = NEVER
-    """A will: when its client was gone, as the client saw it."""
+    """A will: when its client, which had been connected, was gone, as the client saw it."""
     due: int = 0
     """A will: how often it must be published at least; ``most``: and at most."""
     most: int = 1
@@ -82,3 +84,9 @@ class Books:
         number = len(self.messages) + 1
         made = self.messages[number] = Published(number, publisher, topic, qos, retain, will, clears)
         return made
+
+    def disturbed(self, now: float) -> None:
+        """Something goes wrong now: a goodbye that was just said may be lost, as nothing answers it."""
+        for message in self.messages.values():
+            if message.will and not message.most and 0 <= now - message.died_at <= SAID_S:
+                message.most = 1

@@ -138,7 +138,6 @@ async def mortal(run: Run, chance: Chance, client_id: str, version: int, how: st
     will.at = device.now
     delay_s = chance.choice([0, WILL_DELAY_S]) if version == 5 else 0
     if not await device.connect(broker or run.somewhere(chance), will=will, will_delay_s=delay_s):
-        will.died_at = device.now
         return
     until = device.now + chance.between(0.05, 1.5)
     while device.now < until and device.line is not None:

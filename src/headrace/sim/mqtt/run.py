@@ -149,7 +149,7 @@ class Run(clusters_run.Run):
         """Has the session partitions of clients handed over, as owners do when they go away or another is preferred."""
         chance = self._giving
         while not self.healing:
-            self.faulty_at = self.world.loop.time()  # a goodbye may be lost
+            self._disturbed()
             client_id = chance.choice(self.devices).client_id
             for hub in self.hubs().values():
                 partition = hub.partitions.get(hub.router.number_of(client_id))
@@ -177,7 +177,12 @@ class Run(clusters_run.Run):
             self._cut_off()
         elif self.world.loop.time() >= self._cut_until:
             super().fault()
+        self._disturbed()
+
+    def _disturbed(self) -> None:
+        """Something is wrong now."""
         self.faulty_at = self.world.loop.time()
+        self.mqtt.disturbed(self.faulty_at)
 
     def _cut_off(self) -> None:
         """What waits for a partition is given up, and the partition is there again."""
@@ -205,7 +210,7 @@ class Run(clusters_run.Run):
         now = self.world.loop.time()
         down = any(not host.serving or (host.machine is not None and host.machine.paused) for host in self._there())
         if down or not self.world.network.whole:
-            self.faulty_at = now
+            self._disturbed()
         for kept in self.mqtt.sessions.values():
             for wanted in kept.wanted:
                 if wanted.known_at == NEVER and wanted.acked_at != NEVER and (self.calm or self._known(kept.client_id, wanted.filter, wanted.path)):

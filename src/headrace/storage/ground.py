@@ -299,8 +299,12 @@ class Ground:
     # ------------------------------------------------------------ segment files
 
     def take_number(self) -> int:
-        self.next_number += 1
-        return self.next_number - 1
+        return self.take_numbers(1)
+
+    def take_numbers(self, count: int) -> int:
+        """The first of so many; not all need be used."""
+        self.next_number += count
+        return self.next_number - count
 
     def files_changed(self, change: Mapping[int, int], made: Mapping[int, FileMeta]) -> tuple[dict[bytes, bytes | None], dict[int, FileMeta | None]]:
         """Puts for files whose live bytes change by ``change`` and for new ones; a file without live bytes is to be removed (None)."""

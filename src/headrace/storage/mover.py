@@ -14,8 +14,9 @@ from contextlib import suppress
 from typing import Final
 
 from headrace.storage import carrying, keys
+from headrace.storage.apart import REST_NS, Apart, Gone, numbers_for, worth_it
 from headrace.storage.api import Checkpoint
-from headrace.storage.ground import Ground
+from headrace.storage.ground import Ground, log
 from headrace.storage.index import Part
 from headrace.storage.intake import Intake
 from headrace.storage.keys import FileMeta, Moved, number_key
@@ -45,6 +46,7 @@ class Mover:
         sweeper: Sweeper,
         durable: Callable[[Part, int], Awaitable[None]],
         flush: Callable[[], None],
+        apart: Apart | None = None,
     ) -> None:
         self.passes = 0
         self.moved_bytes = 0
@@ -57,6 +59,9 @@ class Mover:
         self._wanted = asyncio.Event()
         self._seen_seq = 0
         self._forced = False
+        self._apart = apart
+        self._apart_ns = 0
+        """When the process of its own was last asked."""
         storage = ground.config.storage
         self._threshold = min(storage.wal_bytes_max // 4, 4 * storage.wal_file_bytes)
 
@@ -89,6 +94,9 @@ class Mover:
             await self._pass(noted)
         elif self._piled_up():
             self._ground.wal.roll()
+        apart = self._apart
+        if apart is not None and apart.pid and self._ground.now_ns() - self._apart_ns > REST_NS:
+            await self._ground.on(self._ground.io, apart.close)
         await self._forget_deleted()
         await self._sweeper.sweep()
         numbers = self._sweeper.worth_rewriting()
@@ -205,12 +213,27 @@ class Mover:
             jobs.append(self._job(part, rows, checkpoint, least_index))
             if slices.over():
                 await slices.pause()
-        into = writing(ground)
-        moves = await ground.on(ground.io, lambda: into.move(ground.wal, jobs))
+        moves = await ground.on(ground.io, lambda: self._written(jobs))
         self.moved_bytes += moves.moved_bytes
         fresh = {part.pid: checkpoint for part, _, checkpoint in taken if checkpoint is not None}
         for at in range(0, len(jobs), COMMIT_PARTITIONS):
             await self._commit(jobs[at : at + COMMIT_PARTITIONS], fresh, moves)
+
+    def _written(self, jobs: Sequence[Job]) -> Moves:
+        """On the storage thread: in a process of its own if it takes long and can be."""
+        ground, apart = self._ground, self._apart
+        if apart is not None and worth_it(jobs):
+            self._apart_ns = ground.now_ns()
+            storage = ground.config.storage
+            numbers = numbers_for(jobs, storage.segment_file_bytes)
+            try:
+                return apart.move(
+                    jobs, ground.wal_directory, ground.segment_directory, ground.take_numbers(numbers), numbers, storage.segment_own_bytes_min,
+                    storage.segment_file_bytes, ground.wall_ms(),
+                )  # fmt: skip
+            except Gone as e:
+                log.warning("the mover's process failed, the broker does its work: %s", e)
+        return writing(ground).move(ground.wal, jobs)
 
     async def _checkpoints(self, wanted: Sequence[tuple[Part, int]]) -> list[tuple[Part, int, Checkpoint | None]]:
         """Asks for the state of each partition, in slices, and waits until it is durable."""

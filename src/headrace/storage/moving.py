@@ -10,10 +10,9 @@ from typing import Final
 from headrace.storage.files import DISK_FULL, Files
 from headrace.storage.index import Rows
 from headrace.storage.keys import FileMeta, SegmentRef
-from headrace.storage.reads import bytes_of, raw_entries, rows_of
+from headrace.storage.reads import LogBytes, bytes_of, raw_entries, rows_of
 from headrace.storage.segments import Section, SegmentWriter
 from headrace.storage.system import SYSTEM_PID
-from headrace.storage.wal import Wal
 
 _ROWS: Final = 4096
 """Rows worked on at a time: millions of small objects alive at once would stop the loop for the garbage collector."""
@@ -69,7 +68,7 @@ class Writing:
         self._made: list[SegmentWriter] = []
         self.moves = Moves()
 
-    def move(self, wal: Wal, jobs: Sequence[Job]) -> Moves:
+    def move(self, wal: LogBytes, jobs: Sequence[Job]) -> Moves:
         """All jobs, which are sorted by partition: own files first, then archives; every file is durable when it returns."""
         shared: list[tuple[Job, bool]] = []
         entries = 0
@@ -137,7 +136,7 @@ class Writing:
         self._made.clear()
         self._open = None
 
-    def _copy(self, wal: Wal, job: Job, *, shared: bool = False) -> None:
+    def _copy(self, wal: LogBytes, job: Job, *, shared: bool = False) -> None:
         pid, bad = job.pid, list[int]()
         writer = self._roomy()
         tail = job.last_index if job.last_index > job.after else 0

@@ -5,7 +5,7 @@ Owns the plan of a read. What is planned on the loop is carried out on a thread;
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from crc32c import crc32c
 
@@ -16,7 +16,6 @@ from headrace.storage.api import StoredEntry
 from headrace.storage.ground import Ground
 from headrace.storage.index import POSITION_BITS, POSITION_MASK, Part, Row, Rows
 from headrace.storage.keys import SegmentRef
-from headrace.storage.wal import Wal
 from headrace.storage.walformat import ENTRY, ENTRY_BYTES
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
@@ -24,6 +23,13 @@ _GAP_BYTES: Final = 4096
 """Other partitions' bytes worth reading over rather than reading twice."""
 _PLANS_MAX: Final = 20
 _RECORDS: Final = int(Kind.RECORDS)
+
+
+class LogBytes(Protocol):
+    """Where the log's bytes come from."""
+
+    def pread(self, file_id: int, position: int, length: int) -> bytes:
+        """Unverified, from any thread. ``OSError``, or ``NotFound`` if the file is gone."""
 
 
 class DamagedEntry(Damaged):
@@ -34,7 +40,7 @@ class DamagedEntry(Damaged):
         self.index = index
 
 
-def _pieces(wal: Wal, rows: Sequence[Row], bad: list[int] | None) -> Iterator[tuple[memoryview, int, Sequence[Row]]]:
+def _pieces(wal: LogBytes, rows: Sequence[Row], bad: list[int] | None) -> Iterator[tuple[memoryview, int, Sequence[Row]]]:
     """(bytes, their position, rows in them) of neighbours in one file, read together."""
     at, count = 0, len(rows)
     while at < count:
@@ -59,7 +65,7 @@ def _pieces(wal: Wal, rows: Sequence[Row], bad: list[int] | None) -> Iterator[tu
         at = upto
 
 
-def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | None = None) -> Iterator[tuple[int, memoryview]]:
+def raw_entries(wal: LogBytes, pid: int, rows: Sequence[Row], *, bad: list[int] | None = None) -> Iterator[tuple[int, memoryview]]:
     """(index, whole entry) of each row, verified; neighbours are read together. A bad one is added to ``bad``; without it, ``DamagedEntry``.
 
     From any thread. ``NotFound`` if a log file is gone.
@@ -77,7 +83,7 @@ def raw_entries(wal: Wal, pid: int, rows: Sequence[Row], *, bad: list[int] | Non
             _not_sound(place, index, bad)
 
 
-def stored_entries(wal: Wal, pid: int, rows: Sequence[Row]) -> list[StoredEntry]:
+def stored_entries(wal: LogBytes, pid: int, rows: Sequence[Row]) -> list[StoredEntry]:
     """The entries of rows as values, as ``raw_entries``."""
     found: list[StoredEntry] = []
     unpack, unpack_records, head, records_head = ENTRY.unpack_from, RECORDS_HEAD.unpack_from, ENTRY_BYTES, RECORDS_HEAD.size

@@ -22,6 +22,7 @@ from typing import Final
 from headrace.model.config import Config, LogWriting
 from headrace.model.errors import Damaged, DiskFull, StorageError, SyncFailed
 from headrace.storage import keys
+from headrace.storage.apart import Apart
 from headrace.storage.api import Checkpoint, Damage, Flushed, Owner, PartitionLog, Replication, StoredEntry
 from headrace.storage.files import Files, Handle, OsFiles
 from headrace.storage.flusher import Lane, ThreadLane
@@ -84,6 +85,7 @@ class DiskStore:
         self._maintain = maintain
         self._lanes: list[Lane] = []
         self._writes: LogWrites | None = None
+        self._apart: Apart | None = None
         io, reader = self._lane("segments"), self._lane("reader")
         self._ground = Ground(os.fspath(data_dir), config, loop, files or OsFiles(), io=io, reader=reader, wall_ms=wall_ms, now_ns=now_ns)
         self._reader = Reader(self._ground)
@@ -116,6 +118,8 @@ class DiskStore:
         ground = self._ground
         try:
             self._lock = await ground.on(ground.io, partial(_lock, ground.files, ground.root))
+            if not self._stepped and self._config.storage.mover_process and len(os.sched_getaffinity(0)) > 1:
+                self._apart = Apart(self._lock)
             found = await open_ground(ground, self._make_state, self._lane("state"))
             ground.wal = Wal(
                 ground.files,
@@ -146,7 +150,7 @@ class DiskStore:
         self._opened = True
         self._system = SystemJournal(ground, self)
         self._sweeper = Sweeper(ground, self.durable, self.flush)
-        self._mover = Mover(ground, self._system, self._intake, self._sweeper, self.durable, self.flush)
+        self._mover = Mover(ground, self._system, self._intake, self._sweeper, self.durable, self.flush, self._apart)
         self._repairs = Repairs(ground, self._mover, self._sweeper, self._truncate)
         self._space = Space(ground, owner)
         await self._space.begin()
@@ -207,6 +211,8 @@ class DiskStore:
         ground.segments.close()
         if self._writes is not None:
             self._writes.close()
+        if self._apart is not None and self._lanes:
+            await ground.on(ground.io, self._apart.close)
         for lane in self._lanes:
             lane.close()
         self._lanes.clear()

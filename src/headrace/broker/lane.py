@@ -11,8 +11,9 @@ I1 Offsets are given out in the order in which runs are gathered, which is the o
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
+
+from librt.strings import BytesWriter, write_i32_be, write_i64_be
 
 from headrace.compiling import mypyc_attr
 from headrace.storage.intake import Intake
@@ -30,9 +31,10 @@ _RECORDS: Final[int] = int(Kind.RECORDS)
 _pack_run: Final = RUN.pack
 _pack_head: Final = RECORDS_HEAD.pack
 _SEQUENCE_AT: Final[int] = 12
-_pack_alike: Final = Struct(f"{RECORDS_HEAD.format}{_SEQUENCE_AT}si{RUN.size - _SEQUENCE_AT - 4}s").pack
-"""The head of an entry of one run, with its row in what surrounds its sequence."""
+_ONE_RUN: Final = 1 << 32
+"""What the head of an entry ends with."""
 assert RUN.format.startswith(">qhBBi")
+assert RECORDS_HEAD.format == ">QIIqI4x"
 
 Meta = tuple[int, int, int, int, int, int]
 """(record_count, nbytes, not_before_ms, expires_at_ms, priority, key_slot) of a run."""
@@ -325,7 +327,16 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
             if not shape.after:
                 row = _row_of(publish)
                 shape.before, shape.after = row[:_SEQUENCE_AT], row[_SEQUENCE_AT + 4 :]
-            payload = _pack_alike(base, records, 1, wall_ms, 1, shape.before, run.first_sequence, shape.after) + publish.blob
+            entry_bytes = BytesWriter()
+            write_i64_be(entry_bytes, base)
+            write_i64_be(entry_bytes, records << 32 | 1)
+            write_i64_be(entry_bytes, wall_ms)
+            write_i64_be(entry_bytes, _ONE_RUN)
+            entry_bytes.write(shape.before)
+            write_i32_be(entry_bytes, run.first_sequence)
+            entry_bytes.write(shape.after)
+            entry_bytes.write(publish.blob)
+            payload = entry_bytes.getvalue()
         publish.blob = b""
     else:
         payload = _joined(gathered, base, records, wall_ms)

@@ -10,6 +10,7 @@ index, that lie together; a marker has a slot of its own. A slot is its first en
 from typing import Final, NamedTuple
 
 from crc32c import crc32c
+from librt.strings import BytesWriter, write_i32_be, write_i64_be
 
 from headrace.model.errors import Invalid, SyncFailed
 from headrace.storage.entry import Appended
@@ -23,10 +24,9 @@ JOIN_BYTES_MAX: Final = 4096
 """Entries that are smaller on average are copied together: the thread that writes them would have to look at each."""
 _RECORDS: Final = 1
 _sum: Final = crc32c
-_rest: Final = ENTRY_REST.pack
-_lead: Final = ENTRY_LEAD.pack
 _row: Final = ROW.pack
 _entry_bytes: Final[int] = ENTRY_BYTES
+assert (ENTRY_LEAD.format, ENTRY_REST.format, ROW.format) == (">II", ">QIQBBxx", ">QQQII"), "neighbours are written as one number"
 
 
 def row_of(slot: Appended) -> Row:
@@ -80,10 +80,18 @@ class Gathering:
         if self.error is not None:
             raise self.error
         pid, index, kind, payload = entry.pid, entry.index, entry.kind, entry.payload
-        rest: bytes = _rest(pid, entry.epoch, index, kind, 0)
         nbytes: int = len(payload)
         length: int = _entry_bytes + nbytes
-        entry.head = _lead(nbytes, _sum(payload, _sum(rest))) + rest
+        rest = BytesWriter()
+        write_i64_be(rest, pid)
+        write_i32_be(rest, entry.epoch)
+        write_i64_be(rest, index)
+        write_i32_be(rest, kind << 24)
+        covered = rest.getvalue()
+        head = BytesWriter()
+        write_i64_be(head, nbytes << 32 | _sum(payload, _sum(covered)))
+        head.write(covered)
+        entry.head = head.getvalue()
         entry.length = length
         marker: int = 0 if kind == _RECORDS or kind not in MARKERS else kind
         if slot is None or not slot.open or slot.last + 1 != index or slot.marker or marker or slot.slot_bytes + length > SLOT_BYTES_MAX:
@@ -144,15 +152,17 @@ class Gathering:
     def lay(self, slots: list[Appended], start: int) -> Laid:
         """The slots' entries back to back from ``start`` on; they are no longer counted here."""
         heads: list[bytes] = []
-        packed: list[bytes] = []
+        rows = BytesWriter()
         pieces: list[Buffer] = []
         at: int = start
         for slot in slots:
             if slot.marker:
-                pid, first, last, nbytes, marker = row_of(slot)
-                packed.append(_row(pid, first, last, nbytes, marker))
+                rows.write(_row(*row_of(slot)))
             else:
-                packed.append(_row(slot.pid, slot.index, slot.last, slot.slot_bytes, 0))
+                write_i64_be(rows, slot.pid)
+                write_i64_be(rows, slot.index)
+                write_i64_be(rows, slot.last)
+                write_i64_be(rows, slot.slot_bytes << 32)
             head = slot.head
             heads.append(head)
             pieces.append(head)
@@ -170,4 +180,4 @@ class Gathering:
         self.nbytes -= total
         if total < len(heads) * JOIN_BYTES_MAX:
             pieces = [b"".join(pieces)]
-        return Laid(b"".join(heads), b"".join(packed), pieces, total, len(heads))
+        return Laid(b"".join(heads), rows.getvalue(), pieces, total, len(heads))

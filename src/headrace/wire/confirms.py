@@ -3,21 +3,31 @@
 from struct import Struct
 from typing import Final
 
+from librt.strings import BytesWriter, write_i32_be, write_i64_be
+
 from headrace.wire.frames import CONFIRM, Op
 
 Confirmed = tuple[int, int, int, int, int]
 """channel, first correlation id, count, base offset, level."""
 
-_LENGTH: Final[int] = CONFIRM.size - 4
-_OP: Final[int] = int(Op.CONFIRM) << 24
-_pack: Final = Struct(">IIIIIQ").pack
-"""``CONFIRM``, with neighbours in one number: length, op and channel, first, count, level, base offset."""
+_HEAD: Final[int] = (CONFIRM.size - 4) << 32 | int(Op.CONFIRM) << 24
+"""Length and op; neighbours are written as one number."""
+_U31: Final[int] = 1 << 31
+_U62: Final[int] = 1 << 62
+_pack: Final = Struct(">QIIIQ").pack
+"""The same, for numbers that are too large for signed ones."""
 assert CONFIRM.format == ">IBBHIIBBHQ"
 
 
 def encode_confirms(rows: list[Confirmed]) -> bytes:
     """A frame each, none of a duplicate."""
-    pieces: list[bytes] = []
+    out = BytesWriter()
     for channel, first, count, base_offset, level in rows:
-        pieces.append(_pack(_LENGTH, _OP | channel, first, count, level << 24, base_offset))
-    return b"".join(pieces)
+        if first < _U31 and count < _U31 and base_offset < _U62:
+            write_i64_be(out, _HEAD | channel)
+            write_i32_be(out, first)
+            write_i64_be(out, count << 32 | level << 24)
+            write_i64_be(out, base_offset)
+        else:
+            out.write(_pack(_HEAD | channel, first, count, level << 24, base_offset))
+    return out.getvalue()

@@ -8,16 +8,22 @@ Speed: equal-sized frames, the usual case, are compared by chained C iterators: 
 must arrive. The interpreter runs no instruction per frame. Other frames take a plain loop. The module is written so that mypyc can compile it.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from itertools import compress, count, repeat, starmap
 from operator import ne
 from struct import Struct
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from crc32c import crc32c
+from librt.strings import read_i16_be, read_i32_be, read_i64_be
 
 from headrace.model.errors import HeadraceError, Invalid, Malformed, TooLarge
 from headrace.model.limits import BATCH_RECORDS_MAX, DELAY_MS_MAX, PRIORITY_MAX
+
+if TYPE_CHECKING:
+    from mypy_extensions import i16, i32, i64
 
 Buffer = bytes | bytearray | memoryview
 
@@ -42,16 +48,13 @@ _FIRST: Final = Struct(">IBBHIqqBBH8xi4xbIhi16xqhii")
 # records
 _NEXT: Final = Struct(">III20s8xi4xbIhi16x10sii")
 _SPAN: Final = Struct(">I51xi30x")  # length, last offset delta; as long as _MIN
-# length+op+flags+channel, correlation, all up to the magic, crc, attributes+last delta, producer id+epoch, sequence, records
-_ALIKE: Final = Struct(">QI37sI6s16x10sii")
 _ALIKE_BYTES_MAX: Final = 4096
 _TIMES: Final = Struct(">qq")
-assert _FIRST.size == _NEXT.size == _ALIKE.size == _SPAN.size + 4 == _MIN
+assert _FIRST.size == _NEXT.size == _SPAN.size + 4 == _MIN
 
 _sum: Final = crc32c
 _first: Final = _FIRST.unpack_from
 _next: Final = _NEXT.unpack_from
-_alike: Final = _ALIKE.unpack_from
 _span: Final = _SPAN.unpack_from
 _shapes: dict[int, tuple[Struct, Struct]] = {}
 
@@ -183,20 +186,32 @@ def scan_run(data: bytes, pos: int, end: int, message_bytes_max: int, stamped: b
 
 class Shape:
     """What a valid frame that stood alone has in common with others like it, of whatever channel: all but channel, correlation id, checksum, sequence
-    and what the batch holds."""
+    and what the batch holds. Kept as the numbers that stand in such frames, so that comparing makes no object."""
 
-    __slots__ = ("after", "batch", "before", "head", "key_slot", "producer", "producer_epoch", "producer_id", "records", "rest", "size")
+    __slots__ = (
+        "after", "attributes", "batch_length", "before", "epoch", "expires_at", "head", "key_slot", "last_delta", "not_before", "priority",
+        "producer", "producer_epoch", "producer_id", "records", "size", "slot",
+    )  # fmt: skip
 
     def __init__(self, data: bytes, pos: int, run: Run) -> None:
         """``run``: the one frame at ``pos``, not compressed, without times and priority."""
         self.size: int = run.nbytes
-        self.head: int = int.from_bytes(data[pos : pos + 8], "big") >> 16
-        self.rest: bytes = data[pos + 12 : pos + 49]
-        self.batch: bytes = data[pos + 53 : pos + 59]
-        self.producer: bytes = data[pos + 75 : pos + 85]
+        self.head: i64 = read_i64_be(data, pos) >> 16
+        """Length, op and flags."""
+        self.not_before: i64 = read_i64_be(data, pos + 12)
+        self.expires_at: i64 = read_i64_be(data, pos + 20)
+        self.priority: i64 = read_i64_be(data, pos + 28)
+        """With what is reserved and the key slot."""
+        self.slot: i64 = read_i64_be(data, pos + 36)
+        self.batch_length: i64 = read_i64_be(data, pos + 41)
+        """Up to the magic, which is the byte before the checksum."""
+        self.attributes: i32 = read_i32_be(data, pos + 53)
+        self.last_delta: i16 = read_i16_be(data, pos + 57)
+        self.producer: i64 = read_i64_be(data, pos + 75)
+        self.epoch: i16 = read_i16_be(data, pos + 83)
+        self.records: int = run.record_count
         self.producer_id: int = run.producer_id
         self.producer_epoch: int = run.producer_epoch
-        self.records: int = run.record_count
         self.key_slot: int = run.key_slot
         self.before: bytes = b""
         """What an entry says of such a frame before and after its sequence; kept by who writes entries, once there is one."""
@@ -215,10 +230,18 @@ def scan_alike(shape: Shape, data: bytes, pos: int, end: int) -> Run | None:
     at: int = pos + shape.size
     if at > end:
         return None
-    head, correlation, rest, crc, batch, producer, sequence, records = _alike(data, pos)
+    head = read_i64_be(data, pos)
     channel: int = head & 0xFFFF
+    sequence: int = read_i32_be(data, pos + 85)
+    records: int = read_i32_be(data, pos + 89)
+    crc: int = read_i64_be(data, pos + 45) & _U32
     if (
-        head >> 16 != shape.head or records != shape.records or rest != shape.rest or batch != shape.batch or producer != shape.producer
+        head >> 16 != shape.head or records != shape.records
+        or read_i64_be(data, pos + 12) != shape.not_before or read_i64_be(data, pos + 20) != shape.expires_at
+        or read_i64_be(data, pos + 28) != shape.priority or read_i64_be(data, pos + 36) != shape.slot
+        or read_i64_be(data, pos + 41) != shape.batch_length
+        or read_i32_be(data, pos + 53) != shape.attributes or read_i16_be(data, pos + 57) != shape.last_delta
+        or read_i64_be(data, pos + 75) != shape.producer or read_i16_be(data, pos + 83) != shape.epoch
         or (sequence < 0 <= shape.producer_id)
         or (at + 8 <= end and (data[at + 7] | data[at + 6] << 8) == channel)
         or _sum(data[pos + _CRC_FROM : at]) != crc
@@ -228,7 +251,7 @@ def scan_alike(shape: Shape, data: bytes, pos: int, end: int) -> Run | None:
     run.next_pos = at
     run.channel = channel
     run.flags = data[pos + 5]
-    run.first_correlation = correlation
+    run.first_correlation = read_i64_be(data, pos + 4) & _U32
     run.record_count = records
     if shape.producer_id >= 0:
         run.producer_id = shape.producer_id

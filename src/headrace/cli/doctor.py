@@ -4,7 +4,6 @@ Each check gives a finding: fine, a warning (it runs, but slower or with less sa
 measured with a file of its own that is removed.
 """
 
-import asyncio
 import importlib.metadata
 import os
 import platform
@@ -110,6 +109,8 @@ def _is_compiled(name: str) -> bool:
 
 def _log_writes(config: Config) -> Finding:
     """Who writes the log beside the loop."""
+    import asyncio
+
     from headrace.storage.ring import Ring
 
     async def made() -> None:

@@ -32,6 +32,8 @@ BYTES_MIN: Final = 32 * 1024 * 1024
 """What has fewer rows and fewer bytes is done in the broker, which takes no longer than asking."""
 REST_NS: Final = 10_000_000_000
 """Without work for so long the process is ended: it holds 30 MiB."""
+NICER: Final = 5
+"""The loop goes first where all processors are busy, but the log must get shorter then, too."""
 _END_S: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 _LENGTH_BYTES: Final = 8
@@ -247,6 +249,7 @@ def main(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return
+    os.nice(NICER)
     out = os.dup(1)
     os.dup2(2, 1)  # what anything prints is not an answer
     with contextlib.suppress(EOFError, BrokenPipeError):

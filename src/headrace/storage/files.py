@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Final, NewType, Protocol
 
@@ -20,6 +21,9 @@ Buffer = bytes | bytearray | memoryview
 
 DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """Numbers of an ``OSError`` that says that there is no room."""
+
+LOCK_WAIT_S: Final = 1.0
+"""A broker that was killed a moment ago may still be ending, with the process that moves what leaves its log (``apart``)."""
 
 PIECES_MAX: Final = 1024
 """Pieces of one ``pwritev`` (IOV_MAX)."""
@@ -199,14 +203,19 @@ class OsFiles:
 
     def lock(self, path: str) -> Handle:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(fd)
-            if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise DataDirLocked(f"the data directory is in use: {path} is locked by another process") from e
-            raise
-        return Handle(fd)
+        until = time.monotonic() + LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return Handle(fd)
+            except OSError as e:
+                if e.errno in (errno.EWOULDBLOCK, errno.EACCES) and time.monotonic() < until:
+                    time.sleep(0.02)
+                    continue
+                os.close(fd)
+                if e.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    raise DataDirLocked(f"the data directory is in use: {path} is locked by another process") from e
+                raise
 
 
 def joined(pieces: Sequence[Buffer]) -> list[Buffer]:

@@ -338,8 +338,11 @@ class ClusterRouter(Router):
             origins.take(origin, tag)
         return known
 
-    def _repeated_here(self, origin: Origin, group: str) -> bool:
-        """Whether a member of any partition here has it."""
+    def _repeated_here(self, message: Message, group: str) -> bool:
+        """Whether a member of any partition here has it already."""
+        origin = message.origin
+        if origin is None:
+            return False
         return any(self.shards[number].origins.known(origin, group) and self._repeated(number, origin, group) for number in self.led)
 
     def _queue(self, session: Session, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str) -> None:
@@ -352,7 +355,7 @@ class ClusterRouter(Router):
 
     def _to_group(self, group: Group, message: Message) -> bool:
         assert isinstance(group, ClusterGroup)
-        if message.origin is not None and self._repeated_here(message.origin, group.name):
+        if self._repeated_here(message, group.name):
             return True
         number = group.elsewhere()
         if number < 0:
@@ -364,9 +367,10 @@ class ClusterRouter(Router):
         return True
 
     def again(self, name: str, message: Message, stored: Stored | None) -> None:
-        """A message of a shared subscription whose member elsewhere was gone: somebody else gets it."""
+        """A message of a shared subscription whose member elsewhere was gone, or that was not known: somebody else gets it, unless a member here has
+        it from an earlier owner of its publisher's session."""
         group = self.groups.get(name)
-        if group is not None:
+        if group is not None and not self._repeated_here(message, name):
             assert isinstance(group, ClusterGroup)
             number = group.elsewhere()
             if number >= 0:

@@ -359,3 +359,43 @@ def test_a_shared_subscription_that_is_heard_of_late_gets_what_was_published_bef
     assert not far.outward.flush(lambda number: "other"), "who subscribes later gets what is published later"
     wire.publish("t", b"2", 1, 2)
     assert [part.group for part in far.outward.flush(lambda number: "other")["other"]] == ["$share/g/t", "$share/late/t"]
+
+
+@pytest.mark.parametrize("declined", [False, True])
+def test_who_comes_here_with_a_message_of_a_shared_subscription_is_not_given_it_again(world: FarWorld, declined: bool) -> None:
+    """An earlier owner of the publisher's session gave it to a member. It is sent again to a broker that does not know of the members of that
+    partition, or has chosen another partition's; then it serves the partition itself."""
+    group, number = "$share/g/t", next(number for number in range(SHARDS) if number != FAR)
+    message = Message("t", b"1", 2, False)
+    message.origin = Origin("p", 1, 1)
+    member = next(id for id in (f"m{k}" for k in range(100)) if Net.shard_of(id) == FAR)
+    world.far.lead(Shard(FAR), world.wall_ms)
+    session, _ = world.far.connect(member, Client(), clean=False, expiry_s=100, will=None, receive_maximum=10, wall_ms=world.wall_ms)
+    world.far.subscribe(session, sub(group, 2))
+    world.far.publish(message, world.wall_ms)
+    world.far.disconnected(session, with_will=False, wall_ms=world.wall_ms)
+    moved = Shard(FAR)
+    for payload in world.far.shards[FAR].take_journal():
+        moved.replay(payload)
+
+    world.far = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+    later, told = Later(world), list[HeadraceError | None]()
+    if declined:
+        for other in range(SHARDS):
+            world.far.told(other, 1, True, {group: 2} if other == number else {})
+    world.far.publish(message, world.wall_ms, told.append)
+    parts = world.far.outward.flush(lambda number: "other")["other"]
+    world.far.lead(moved, world.wall_ms, 2)
+    if declined:
+        assert [part.number for part in parts] == [number]
+        world.far.told(number, 1, False, {group: 0})
+        world.far.declined("other", number, parts[0].sequence)
+    else:
+        world.far.outward.flush(lambda number: "other")
+        for part in parts:
+            world.far.outward.acked("other", part.number, part.sequence)
+    assert [d.message.payload for d in moved.sessions[member].inbox] == [b"1"]
+    assert told == [], "what the member has must be durable, too"
+    assert FAR in world.far.changed
+    later.say(known=True)
+    assert told == [None]

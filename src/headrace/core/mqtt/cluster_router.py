@@ -198,9 +198,8 @@ class ClusterRouter(Router):
     def _learnt(self, number: int) -> None:
         """It is known what a partition wants. Shared subscriptions that have members nowhere else get what was published before."""
         self._untold.discard(number)
-        undecided = self._undecided
-        while undecided and self.now_ms() - undecided[0].since_ms >= WAIT_MS:
-            undecided.popleft()
+        now_ms = self.now_ms()
+        undecided = [one for one in self._undecided if one.pledge.lasting or now_ms - one.since_ms < WAIT_MS]
         for one in undecided:
             if number in one.left and one.pledge.open:
                 one.left.discard(number)
@@ -208,7 +207,7 @@ class ClusterRouter(Router):
                     assert isinstance(group, ClusterGroup)
                     if group.name not in one.given and (number in group.remotes or self._has(group.name, number)):
                         one.given.add(group.name)
-                        self.again(group.name, one.message, one.pledge.more())
+                        self.again(group.name, one.message, one.pledge.more(), lasting=one.pledge.lasting)
         self._undecided = deque(one for one in undecided if one.left)
 
     # ------------------------------------------------------------ what is wanted here
@@ -366,15 +365,15 @@ class ClusterRouter(Router):
             self.outward.give(message, [(number, PLAIN, group.name)], None, self.now_ms())
         return True
 
-    def again(self, name: str, message: Message, stored: Stored | None) -> None:
+    def again(self, name: str, message: Message, stored: Stored | None, *, lasting: bool = False) -> None:
         """A message of a shared subscription whose member elsewhere was gone, or that was not known: somebody else gets it, unless a member here has
-        it from an earlier owner of its publisher's session."""
+        it from an earlier owner of its publisher's session. ``lasting`` as of its pledge."""
         group = self.groups.get(name)
         if group is not None and not self._repeated_here(message, name):
             assert isinstance(group, ClusterGroup)
             number = group.elsewhere()
             if number >= 0:
-                pledge = Pledge(stored) if stored is not None else None
+                pledge = Pledge(stored, lasting=lasting) if stored is not None else None
                 self.outward.give(message, [(number, PLAIN, name)], pledge, self.now_ms())
                 if pledge is not None:
                     pledge.done()
@@ -390,7 +389,7 @@ class ClusterRouter(Router):
         if part is None:
             return
         if part.group:
-            self.again(part.group, part.message, part.stored)
+            self.again(part.group, part.message, part.stored, lasting=part.lasting)
         elif part.stored is not None:
             part.stored(UnknownOutcome("the session of its publisher has moved"))
 

@@ -399,3 +399,30 @@ def test_who_comes_here_with_a_message_of_a_shared_subscription_is_not_given_it_
     assert FAR in world.far.changed
     later.say(known=True)
     assert told == [None]
+
+
+@pytest.mark.parametrize("why", ["not known", "not known for long", "declined"])
+def test_a_will_for_a_shared_subscription_waits_as_any_other(world: FarWorld, why: str) -> None:
+    """Its members were not known when it was published, or the one that was chosen was gone: it was given up after a while, and counted as done."""
+    group, id = "$share/g/t", client(0)
+    far = world.far = ClusterRouter(BOUNDS, SHARDS, Net.shard_of)
+    world.net.router, world.net.shards = far, far.shards
+    for number in range(SHARDS):
+        if number != FAR:
+            far.lead(Shard(number), world.wall_ms)
+    if why == "declined":
+        far.told(FAR, 1, True, {group: 2})
+    world.open(id, will=Will("t", b"dead", 1)).machine.lost()
+    if why == "declined":
+        [(_, sequence)] = world.sent()
+        far.declined("other", FAR, sequence)
+    else:
+        far.now_ms = lambda: WAIT_MS if why == "not known for long" else 0
+        far.told(FAR, 1, True, {group: 2})
+    far.outward.expire(2 * WAIT_MS)
+    parts = far.outward.flush(lambda number: "other")["other"]
+    assert (parts[-1].message.payload, parts[-1].group) == (b"dead", group)
+    assert id in far.shard(id).wills
+    far.outward.acked("other", FAR, parts[-1].sequence)
+    world.sync()
+    assert id not in far.shard(id).wills

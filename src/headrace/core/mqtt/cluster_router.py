@@ -329,12 +329,12 @@ class ClusterRouter(Router):
 
     def _repeated(self, number: int, origin: Origin, tag: str) -> bool:
         """Whether a partition has taken a message of that origin before; it has from now on."""
-        origins = self.shards[number].origins
-        known = origins.known(origin, tag)
+        shard = self.shards[number]
+        known = shard.knows(origin, tag)
         if known:
             self.changed[number] = None  # what it caused the first time must be durable, too
         else:
-            origins.take(origin, tag)
+            shard.meet(origin, tag)
         return known
 
     def _repeated_here(self, message: Message, group: str) -> bool:
@@ -342,11 +342,11 @@ class ClusterRouter(Router):
         origin = message.origin
         if origin is None:
             return False
-        return any(self.shards[number].origins.known(origin, group) and self._repeated(number, origin, group) for number in self.led)
+        return any(self.shards[number].knows(origin, group) and self._repeated(number, origin, group) for number in self.led)
 
     def _queue(self, session: Session, message: Message, qos: int, retain: bool, ids: tuple[int, ...], group: str) -> None:
         if message.origin is not None and group:
-            self.shard(session.client_id).origins.take(message.origin, group)
+            self.shard(session.client_id).meet(message.origin, group)
         super()._queue(session, message, qos, retain, ids, group)
 
     def intends(self, session: Session) -> bool:

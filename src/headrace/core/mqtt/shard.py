@@ -5,7 +5,7 @@ Owns every change of a session, so that what a replay makes is what was there; `
 Invariants: P1 snapshot and replay of the rest is what replay of everything makes. P2 a change of a durable session is in the journal before anybody
 is told of it (the caller waits for the journal). P3 a session without expiry leaves nothing in the journal but its will.
 P4 a message that another broker sends again, to whoever serves the partition then, is taken once: its number stands in the entry that it causes.
-None is taken before what was sent before it.
+None is taken before what was sent before it. One that causes none is known to this owner alone, and stands in no snapshot (P1).
 P5 so is one that has an origin, whichever broker gives it. P6 what an earlier owner of its publisher's session gives to be retained is not, once
 something of a later owner was.
 """
@@ -36,7 +36,7 @@ from headrace.core.mqtt.ops import (
     Unsubscribed,
     WillDone,
 )
-from headrace.core.mqtt.origins import EPOCH_BITS, RETAINED, Origins
+from headrace.core.mqtt.origins import EPOCH_BITS, RETAINED, Origin, Origins
 from headrace.core.mqtt.session import Delivery, Session
 from headrace.core.mqtt.subscription import Subscription
 from headrace.model.errors import Damaged
@@ -65,10 +65,14 @@ class Shard:
         self._queue: list[tuple[Message, list[To], tuple[str, int] | None]] = []
         self._fenced = False
         self.taken: dict[str, int] = {}
-        """Number of the last message that each other broker has sent, by its incarnation."""
+        """Number of the last message of each other broker that has caused an entry, by its incarnation."""
+        self._seen: dict[str, int] = {}
+        """As ``taken``, of all that were taken by this owner."""
         self.source: tuple[str, int] | None = None
         """Where the message comes from that is being taken."""
         self.origins = Origins()
+        """Of what has caused an entry; ``_met`` of all that was taken by this owner."""
+        self._met = Origins()
         self.epochs: dict[int, int] = {}
         """Of session partitions: the latest in which a client published what is to be retained here."""
         self.epoch = 0
@@ -134,6 +138,9 @@ class Shard:
         if session.durable:
             if not self._queue or self._queue[-1][0] is not message:  # another one came between: the order of each session is kept
                 self._queue.append((message, [], self.source))
+                self._caused(self.source)
+            if message.origin is not None:
+                self.origins.take(message.origin, group)
             self._queue[-1][1].append(To(session.client_id, sequence, qos, retain, ids, group))
 
     def done(self, session: Session, sequences: list[int]) -> None:
@@ -183,6 +190,7 @@ class Shard:
     def retain(self, topic: str, message: Message | None) -> None:
         origin = message.origin if message is not None else None
         op = Retained(topic, ops.stored(message) if message is not None else None, self.source, origin)
+        self._caused(self.source)
         if origin is not None:
             self.origins.take(origin, RETAINED)
         if message is not None:
@@ -193,16 +201,27 @@ class Shard:
 
     def has(self, incarnation: str, sequence: int) -> bool:
         """Whether all messages of another broker up to that one were taken here, as far as they are not acknowledged."""
-        return self.taken.get(incarnation, 0) >= sequence
+        return self.taken.get(incarnation, 0) >= sequence or self._seen.get(incarnation, 0) >= sequence
 
     def take(self, incarnation: str, sequence: int) -> bool:
         """Whether a message of another broker is new here; it is not from now on (P4)."""
-        if self.taken.get(incarnation, 0) >= sequence:
+        if self.has(incarnation, sequence):
             return False
-        if self.taken.pop(incarnation, None) is None and len(self.taken) >= SENDERS_MAX:
-            del self.taken[next(iter(self.taken))]
-        self.taken[incarnation] = sequence
+        _remember(self._seen, incarnation, sequence)
         return True
+
+    def _caused(self, source: tuple[str, int] | None) -> None:
+        """What comes from there causes an entry."""
+        if source is not None and self.taken.get(source[0], 0) < source[1]:
+            _remember(self.taken, *source)
+
+    def knows(self, origin: Origin, tag: str) -> bool:
+        """Whether a message of that origin was taken."""
+        return self._met.known(origin, tag) or self.origins.known(origin, tag)
+
+    def meet(self, origin: Origin, tag: str) -> None:
+        """It is taken from now on (P5)."""
+        self._met.take(origin, tag)
 
     def _note(self, op: AnyOp) -> None:
         self._gather()
@@ -280,8 +299,7 @@ class Shard:
 
     def _queued(self, op: Queued) -> None:
         message = ops.message_of(op.message)
-        if op.source is not None:
-            self.take(*op.source)
+        self._caused(op.source)
         for to in op.to:
             if op.origin is not None:
                 self.origins.take(op.origin, to.group)
@@ -318,8 +336,7 @@ class Shard:
         session.intents.pop(op.packet_id, None)
 
     def _retained(self, op: Retained) -> None:
-        if op.source is not None:
-            self.take(*op.source)
+        self._caused(op.source)
         if op.origin is not None:
             self.origins.take(op.origin, RETAINED)
         if op.message is None:
@@ -416,6 +433,12 @@ class Shard:
             session.check()
         assert self.wills_due.keys() <= self.wills.keys() <= self.sessions.keys()
         assert self.unclosed.keys() <= self.sessions.keys()
+
+
+def _remember(last: dict[str, int], incarnation: str, sequence: int) -> None:
+    if last.pop(incarnation, None) is None and len(last) >= SENDERS_MAX:
+        del last[next(iter(last))]
+    last[incarnation] = sequence
 
 
 _APPLY: Final[dict[type[Any], Callable[[Shard, Any], None]]] = {

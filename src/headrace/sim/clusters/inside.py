@@ -3,8 +3,7 @@ of MQTT sessions has nothing in memory either that the next one would not find i
 
 Owns what is compared: everything that a checkpoint keeps, but for the moments at which a broker learnt of something, and what follows from them: in
 which chunks a queue counts the bytes of messages that nobody has asked for yet. A message has the mean of its chunk. Nor is it compared which
-deliveries of an MQTT session were sent: what may have been sent is taken for sent by all but its owner. An owner of sessions also knows which
-messages of others it has seen that concerned nobody.
+deliveries of an MQTT session were sent: what may have been sent is taken for sent by all but its owner.
 """
 
 from collections.abc import Sequence
@@ -82,13 +81,14 @@ def _unlike(has: dict[str, Any], should: dict[str, Any]) -> str:
 
 
 def _sessions(shard: Shard) -> dict[str, Any]:
-    """What clients are promised: their sessions, wills, and retained messages."""
+    """What clients are promised: their sessions, wills, and retained messages; and what of others was taken."""
     image = ops.unpack_image(shard.snapshot())
     kept: dict[str, Any] = {f"session {s.client_id}": _unsent(s) for s in image.sessions}
     for session in kept.values():
         session.deliveries.sort(key=lambda d: d[1].sequence)
         session.deliveries[:] = [(image.messages[number], *rest) for number, *rest in session.deliveries]
-    return kept | {f"retained {m.topic}": m for m in image.retained}
+    kept |= {f"retained {m.topic}": m for m in image.retained}
+    return kept | {"taken": image.taken, "publishers": image.publishers, "wills": image.wills, "epochs": image.epochs}
 
 
 def _unsent(session: ops.SessionImage) -> ops.SessionImage:

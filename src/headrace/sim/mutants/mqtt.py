@@ -78,15 +78,15 @@ MQTT: Final = (
     Mutant(
         name="source-forgotten",
         wrong="the next owner of a session partition does not know which messages of other brokers it has",
-        notices=("M3",),
-        edits=(Edit("core.mqtt.shard:Shard._queued", "self.take(*op.source)", "pass"),),
+        notices=("M3", "K9"),
+        edits=(Edit("core.mqtt.shard:Shard._queued", "self._caused(op.source)", "pass"),),
         net="mqtt",
     ),
     Mutant(
         name="origin-forgotten",
         wrong="a session partition does not know which publishes of QoS 2 and which wills it has taken from another owner",
         notices=("M3", "M6"),
-        edits=(Edit("core.mqtt.cluster_router:ClusterRouter._repeated", "known = origins.known(origin, tag)", "known = False"),),
+        edits=(Edit("core.mqtt.cluster_router:ClusterRouter._repeated", "known = shard.knows(origin, tag)", "known = False"),),
         net="mqtt",
     ),
     Mutant(

@@ -8,7 +8,7 @@ from msgspec import structs
 from headrace.core.mqtt.cluster_router import DECLINED, REFUSED, TAKEN, ClusterRouter
 from headrace.core.mqtt.message import Message
 from headrace.core.mqtt.origins import PUBLISHERS_MAX, TAKEN_MAX, UNFINISHED_MAX, WILL, WILLS_MAX, Origin, Origins
-from headrace.core.mqtt.outward import RETAIN, WAIT_MS, Part
+from headrace.core.mqtt.outward import PLAIN, RETAIN, WAIT_MS, Part
 from headrace.core.mqtt.shard import Shard
 from headrace.model.errors import LimitExceeded
 from headrace.wire.mqtt import properties as prop
@@ -18,6 +18,7 @@ from tests.unit.core.mqtt.movers import KEPT, Cluster
 from tests.unit.core.mqtt.routers import BOUNDS, SHARDS, Net, sub
 
 FAR = 1
+TEAM = "$share/team/near"
 
 
 class Two(Cluster):
@@ -303,6 +304,32 @@ def test_a_connection_whose_publish_may_not_be_durable_goes_on_or_ends(world: Tw
     kept.publish("far/1", b"1", 1, 1)
     assert kept.go_on()
     assert [p.message.payload for p in world.parts()] == [b"1"]
+
+
+@pytest.mark.parametrize("origin", [None, Origin("q", 7, 7)])
+def test_what_caused_no_entry_is_not_taken_for_the_next_owner(world: Two, origin: Origin | None) -> None:
+    other, shard = world.other, world.other.shards[FAR]
+    brief, _ = other.connect("v", Sink(), clean=True, expiry_s=0, will=None, receive_maximum=100, wall_ms=world.wall_ms)
+    other.subscribe(brief, sub(TEAM, 2))
+    world.session.outlet = None
+    other.subscribe(world.session, sub(TEAM, 2))
+    message = Message("near", b"x", 2, False, None, 0, "q")
+    message.origin = origin
+    target = (FAR, 1, PLAIN, TEAM, 0)
+    journal = shard.take_journal()
+    assert other.arrived("one", message, [target]) == [TAKEN]
+    assert other.arrived("one", message, [target]) == [TAKEN]
+    assert len(brief.inbox) == 1, "it is with a member whose session is not kept, once"
+    assert not shard.take_journal()
+    replayed, restored = Shard(FAR), Shard(FAR)
+    for payload in journal:
+        replayed.replay(payload)
+    restored.restore(shard.snapshot())
+    assert restored.snapshot() == shard.snapshot() == replayed.snapshot(), "P1"
+    other.drop(FAR)
+    other.lead(restored, world.wall_ms, 2)
+    assert other.arrived("one", message, [target]) == [TAKEN]
+    assert [d.message.payload for d in restored.sessions["s"].inbox] == [b"x"], "nobody else has it any more"
 
 
 def flow(world: Two, wire: Any, count: int, first: int) -> None:

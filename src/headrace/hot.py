@@ -31,6 +31,7 @@ MODULES = (
     "headrace.storage.cache",
     "headrace.storage.entry",
     "headrace.storage.gathering",
+    "headrace.storage.hauling",
     "headrace.storage.index",
     "headrace.storage.intake",
 )

@@ -138,7 +138,7 @@ class Storage(Section, frozen=True):
     log_writes: LogWriting = "auto"
     """Who writes the log beside the loop. `auto`: the kernel (io_uring) where it lets us, else a thread; `thread`: always a thread."""
     mover_process: bool = True
-    """Whether a process of its own (30 MiB, only while there is much to do) moves what leaves the log, where there are two processors."""
+    """Whether a process of its own (70 MiB, only while there is much to do) moves what leaves the log, where there are two processors."""
     tail_cache_bytes: Annotated[int, Meta(ge=MIB, le=64 * GIB)] = limits.TAIL_CACHE_BYTES
     """Memory for the newest records of all partitions; older ones are read from disk."""
     segment_own_bytes_min: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.SEGMENT_OWN_BYTES_MIN

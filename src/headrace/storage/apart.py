@@ -25,13 +25,14 @@ from headrace.storage.index import Rows
 from headrace.storage.keys import FileMeta, SegmentRef
 from headrace.storage.moving import Job, Moves, Writing
 from headrace.storage.segments import path_of
+from headrace.storage.system import SYSTEM_PID
 from headrace.storage.walfiles import name_of
 
 ROWS_MIN: Final = 20_000
 BYTES_MIN: Final = 32 * 1024 * 1024
 """What has fewer rows and fewer bytes is done in the broker, which takes no longer than asking."""
 REST_NS: Final = 10_000_000_000
-"""Without work for so long the process is ended: it holds 30 MiB."""
+"""Without work for so long the process is ended: it holds 30 to 70 MiB."""
 NICER: Final = 5
 """The loop goes first where all processors are busy, but the log must get shorter then, too."""
 _END_S: Final = 5.0
@@ -83,8 +84,9 @@ _answer = msgspec.msgpack.Decoder(_Answer)
 
 
 def worth_it(jobs: Sequence[Job]) -> bool:
-    """Whether so much is to be moved that a process of its own is worth the asking."""
-    return sum(job.rows for job in jobs) >= ROWS_MIN or _bytes_of(jobs) >= BYTES_MIN
+    """Whether so much is to be moved that a process of its own is worth the asking. What the system's partition has is hardly ever copied."""
+    copied = [job for job in jobs if job.pid != SYSTEM_PID]
+    return sum(job.rows for job in copied) >= ROWS_MIN or _bytes_of(copied) >= BYTES_MIN
 
 
 def numbers_for(jobs: Sequence[Job], file_bytes: int) -> int:

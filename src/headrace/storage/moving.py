@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Final
 
 from headrace.storage.files import DISK_FULL, Files
+from headrace.storage.hauling import Share, haul
 from headrace.storage.index import Rows
 from headrace.storage.keys import FileMeta, SegmentRef
 from headrace.storage.reads import LogBytes, bytes_of, raw_entries, rows_of
@@ -16,6 +17,9 @@ from headrace.storage.system import SYSTEM_PID
 
 _ROWS: Final = 4096
 """Rows worked on at a time: millions of small objects alive at once would stop the loop for the garbage collector."""
+_TOGETHER_BYTES: Final = 8 * 1024 * 1024
+_TOGETHER_PARTITIONS: Final = 2048
+"""What of archives is read together, and so in memory at once."""
 
 
 class Job:
@@ -70,7 +74,7 @@ class Writing:
 
     def move(self, wal: LogBytes, jobs: Sequence[Job]) -> Moves:
         """All jobs, which are sorted by partition: own files first, then archives; every file is durable when it returns."""
-        shared: list[tuple[Job, bool]] = []
+        shared: list[tuple[Job, int]] = []  # with the bytes of its entries that go into an archive
         entries = 0
         try:
             for job in jobs:
@@ -80,14 +84,17 @@ class Writing:
                 if nbytes >= self._own_bytes_min:
                     self._copy(wal, job)
                     self.close(job.pid)
-                    live = 0
+                    live = nbytes = 0
                 if live or job.checkpoint:
-                    shared.append((job, live > 0))
-            for job, with_entries in shared:
-                if with_entries:
-                    self._copy(wal, job, shared=True)
-                else:
-                    self._copy_checkpoint(job)
+                    shared.append((job, nbytes))
+            at = 0
+            while at < len(shared):
+                upto, nbytes = at, 0
+                while upto < len(shared) and upto - at < _TOGETHER_PARTITIONS and nbytes < _TOGETHER_BYTES:
+                    nbytes += shared[upto][1]
+                    upto += 1
+                self._copy_together(wal, shared[at:upto])
+                at = upto
             self.finish()
         except OSError as e:
             self.abandon()
@@ -136,7 +143,8 @@ class Writing:
         self._made.clear()
         self._open = None
 
-    def _copy(self, wal: LogBytes, job: Job, *, shared: bool = False) -> None:
+    def _copy(self, wal: LogBytes, job: Job) -> None:
+        """Into files of its own."""
         pid, bad = job.pid, list[int]()
         writer = self._roomy()
         tail = job.last_index if job.last_index > job.after else 0
@@ -145,7 +153,7 @@ class Writing:
         while some := list(islice(live, _ROWS)):
             follows = iter(some)
             for index, raw in raw_entries(wal, pid, [row for row, *_ in some], bad=bad):
-                if writer.size >= self.file_bytes and not shared:
+                if writer.size >= self.file_bytes:
                     writer.cut(index - 1, tail_index=index - 1 if index - 1 > job.after else 0)
                     writer.end()
                     self.close(pid)
@@ -155,15 +163,29 @@ class Writing:
                 while row[2] != index:
                     row, base, count, wall = next(follows)
                 writer.add(raw, index, base, count, wall)
-        writer.end(job.checkpoint if shared else b"")
+        writer.end()
         if bad:
             self.moves.bad[pid] = bad
 
-    def _copy_checkpoint(self, job: Job) -> None:
-        """The copy of a checkpoint never stands in a partition's own segment: that goes as a whole when it is dead."""
-        writer = self._roomy()
-        writer.begin(job.pid, first_index=job.last_index + 1, last_index=job.last_index, end_offset=job.end_offset)
-        writer.end(job.checkpoint)
+    def _copy_together(self, wal: LogBytes, jobs: Sequence[tuple[Job, int]]) -> None:
+        """Into archives, with the checkpoints. A copy of a checkpoint never stands in a partition's own segment: that goes as a whole when it is
+        dead."""
+        live = [list(rows_of(job.copied, job.after, job.floor)) if nbytes else [] for job, nbytes in jobs]
+        shares = [Share(job.pid, [row for row, *_ in rows]) for (job, _), rows in zip(jobs, live, strict=True)]
+        haul(shares, wal.pread)
+        for (job, _), rows, share in zip(jobs, live, shares, strict=True):
+            writer = self._roomy()
+            if not rows:
+                writer.begin(job.pid, first_index=job.last_index + 1, last_index=job.last_index, end_offset=job.end_offset)
+            else:
+                tail = job.last_index if job.last_index > job.after else 0
+                writer.begin(job.pid, first_index=job.copied.first_index, last_index=job.last_index, end_offset=job.end_offset, tail_index=tail)
+                for ((_, _, index), base, count, wall), raw in zip(rows, share.found, strict=True):
+                    if raw is None:
+                        self.moves.bad.setdefault(job.pid, []).append(index)
+                    else:
+                        writer.add(raw, index, base, count, wall)
+            writer.end(job.checkpoint)
 
     def _roomy(self) -> SegmentWriter:
         if self.writer().size >= self.file_bytes:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headrace.cluster.replication.heads import unpack
-from headrace.cluster.replication.installs import COMING_IN_MAX, Installs
+from headrace.cluster.replication.installs import Installs
+from headrace.cluster.replication.intake import COMING_IN_MAX, Intake
 from headrace.cluster.replication.messages import AnyInstall, Offer, Part, Want
 from headrace.cluster.replication.throttle import Throttle
 from headrace.core.replica.effects import Stage, Transfer
@@ -105,7 +106,7 @@ class Side:
         self.log = Log()
         self.box = Box()
         self.links = {other: Incarnation("1")}
-        self.coming_in: dict[int, bool] = {}
+        self.intake = Intake()
         self.throttle = Throttle(0, self.now_s)
         self.works: list[asyncio.Task[None]] = []
         self.turns = self.tasks = self
@@ -173,7 +174,7 @@ async def test_a_copy_comes_in_parts() -> None:
     assert owner.log.reads == list(range(10, 88, 8))
     assert owner.installs.held_index() == 44
     follower.installs.handed()
-    assert (follower.log.stagings[0].end, follower.coming_in) == ("handed", {})
+    assert (follower.log.stagings[0].end, follower.intake.places) == ("handed", {})
 
 
 @pytest.mark.parametrize("lose", range(0, 27, 3))
@@ -230,7 +231,7 @@ async def test_a_full_disk_begins_again_and_a_new_life_of_the_sender_too() -> No
     await carried(owner, follower, most=3)
     follower.log.stagings[0].fails = True
     await carried(owner, follower)
-    assert (follower.log.stagings[0].end, follower.coming_in) == ("discarded", {})
+    assert (follower.log.stagings[0].end, follower.intake.places) == ("discarded", {})
     owner.installs.transfer(Transfer(F, 5, 1, 2))
     await carried(owner, follower, most=5)
     follower.links[A] = Incarnation("2")
@@ -240,16 +241,58 @@ async def test_a_full_disk_begins_again_and_a_new_life_of_the_sender_too() -> No
     assert staged(follower) is not None
 
 
-async def test_so_many_at_a_time() -> None:
+def _crowded(follower: Side) -> None:
+    for pid in range(100, 100 + COMING_IN_MAX):
+        assert follower.intake.enter(pid, lambda: None, owned=False)
+
+
+async def test_an_offer_for_which_there_is_no_place_is_taken_once_there_is_one() -> None:
     owner, follower = sides()
-    follower.coming_in = dict.fromkeys(range(100, 100 + COMING_IN_MAX), True)
+    _crowded(follower)
     owner.installs.transfer(Transfer(F, 5, 1, 2))
     await carried(owner, follower)
     assert follower.log.stagings == []
-    follower.coming_in.clear()
+    follower.intake.leave(101)
+    await carried(owner, follower)
+    assert staged(follower) is not None, "it need not be offered again"
+
+
+async def test_the_last_offer_is_taken_and_none_of_a_session_that_is_over() -> None:
+    owner, follower = sides()
+    _crowded(follower)
     owner.installs.transfer(Transfer(F, 5, 1, 2))
     await carried(owner, follower)
+    joined(follower, 2)
+    follower.intake.leave(101)
+    assert (follower.log.stagings, PID in follower.intake.places) == ([], False)
+    _crowded(follower)
+    owner.installs.transfer(Transfer(F, 5, 2, 2))
+    await carried(owner, follower)
+    follower.intake.leave(102)
+    await carried(owner, follower)
     assert staged(follower) is not None
+
+
+@pytest.mark.parametrize("links", [{}, {A: Incarnation("2")}])
+async def test_an_offer_of_who_is_gone_or_has_started_again_is_not_taken(links: dict[BrokerId, Incarnation]) -> None:
+    owner, follower = sides()
+    _crowded(follower)
+    owner.installs.transfer(Transfer(F, 5, 1, 2))
+    await carried(owner, follower)
+    follower.links = links
+    follower.intake.leave(101)
+    assert follower.log.stagings == []
+    assert len(follower.intake.places) == COMING_IN_MAX - 1
+
+
+async def test_what_is_not_looked_after_any_more_does_not_wait_for_a_place() -> None:
+    owner, follower = sides()
+    _crowded(follower)
+    owner.installs.transfer(Transfer(F, 5, 1, 2))
+    await carried(owner, follower)
+    follower.installs.clear()
+    follower.intake.leave(101)
+    assert follower.log.stagings == []
 
 
 async def test_whom_the_machine_does_not_wait_for_is_not_listened_to() -> None:

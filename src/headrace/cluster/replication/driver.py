@@ -18,6 +18,7 @@ from headrace.ambient import ambient
 from headrace.cluster.replication import marks
 from headrace.cluster.replication.heads import filled, pack, unpack
 from headrace.cluster.replication.heard import Heard
+from headrace.cluster.replication.intake import Intake
 from headrace.cluster.replication.interface import FlushRow, Log, Peers, Store, Swaps, Told
 from headrace.cluster.replication.knocking import Knocking, owner_to_wake
 from headrace.cluster.replication.messages import Offer, Want
@@ -86,8 +87,7 @@ class Driver:
         self.throttle = Throttle(catch_up_bytes_per_second, self.now_s)
         self.part_bytes = part_bytes
         """Of a copy that is given as a whole, in one message."""
-        self.coming_in: dict[int, bool] = {}
-        """Partitions of which a copy is taken in as a whole."""
+        self.intake = Intake()
         self.fitness: Callable[[int, bool], None] = lambda pid, unfit: None
         """Told of a partition that is open whenever ``unfit`` has another answer."""
         self.news: Callable[[], None] = lambda: None
@@ -302,6 +302,7 @@ class Driver:
         self.ended = True
         self.turns.stop()
         self.tasks.stop()
+        self.intake.close()
         for partition in self.partitions.values():
             partition.halt(reason)
 

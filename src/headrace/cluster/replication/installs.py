@@ -6,11 +6,13 @@ the machines decide who is given one, and whether it may take the place of what 
 X1 A copy goes on where it was after broken connections, new sessions and epochs, as long as both brokers live. X2 A checkpoint is handed to the
 machine only with all the records that it needs, all of it durable. X3 A checkpoint that is older than the start of the sender's log when the records
 have been sent is replaced by a newer one; what is left to send gets smaller each time. X4 While the end of a copy is put into place the log after it
-stays for ``HELD_S``.
+stays for ``HELD_S``. X5 An offer for which there is no place now is taken as soon as there is one (``intake``), unless it is of a session that is
+over by then.
 """
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from crc32c import crc32c
@@ -35,8 +37,6 @@ IDLE_S: Final = 30.0
 HELD_S: Final = 10.0
 LOOK_S: Final = 0.1
 LOOKS_MAX: Final = 50
-COMING_IN_MAX: Final = 4
-"""Copies that one broker takes in at a time; the others are offered again until it is their turn."""
 CHECKPOINT_BYTES_MAX: Final = 256 * 1024 * 1024
 _log = get_logger("replicas")
 
@@ -236,10 +236,10 @@ class Installs:
             return
         incoming, incarnation = self._incoming, self._driver.links[peer]
         if incoming is None or (incoming.sender, incoming.incarnation, incoming.offer.number) != (peer, incarnation, offer.number):
-            self._give_up()
-            if len(self._driver.coming_in) >= COMING_IN_MAX:
+            self._discard()
+            owned = self._partition.replica.owner is not None
+            if not self._driver.intake.enter(self._partition.pid, partial(self._offered_again, peer, incarnation, offer), owned=owned):
                 return
-            self._driver.coming_in[self._partition.pid] = True
             incoming = self._incoming = _Incoming(peer, incarnation, offer, self._log.staging(self._partition.pid))
             self._look()
         elif incoming.offer.end != offer.end:  # X3
@@ -252,6 +252,11 @@ class Installs:
             self._hand(incoming)
         elif not incoming.busy:
             self._ask(incoming)
+
+    def _offered_again(self, peer: BrokerId, incarnation: Incarnation, offer: Offer) -> None:
+        """There is a place for it, if it still stands."""
+        if self._driver.links.get(peer) == incarnation:
+            self._offered(peer, offer)
 
     def _ask(self, incoming: _Incoming) -> None:
         offer = incoming.offer
@@ -329,14 +334,17 @@ class Installs:
     def handed(self) -> None:
         """The machine has taken it: from now on its files are the log's."""
         incoming, self._incoming = self._incoming, None
-        self._driver.coming_in.pop(self._partition.pid, None)
         if incoming is not None:
             incoming.staging.handed()
+        self._driver.intake.leave(self._partition.pid)
 
     def _give_up(self) -> None:
+        self._discard()
+        self._driver.intake.leave(self._partition.pid)
+
+    def _discard(self) -> None:
         incoming, self._incoming = self._incoming, None
         if incoming is not None:
-            self._driver.coming_in.pop(self._partition.pid, None)
             incoming.staging.discard()
 
     # ------------------------------------------------------------ forgetting

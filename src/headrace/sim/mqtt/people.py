@@ -17,6 +17,9 @@ TOPICS: Final = ("t/0", "t/1", "t/2/x")
 TOGGLED: Final = "t/1"
 WINDOW: Final = 5
 WILL_DELAY_S: Final = 1
+TOLD_S: Final = 20.0
+"""So long a new subscriber tries to be told of retained messages; all have come when it has heard nothing for ``QUIET_S``."""
+QUIET_S: Final = 1.0
 
 
 class Run(Protocol):
@@ -155,20 +158,31 @@ async def mortal(run: Run, chance: Chance, client_id: str, version: int, how: st
 
 
 async def told(run: Run, broker: str, version: int) -> dict[str, int]:
-    """What a new subscriber at that broker gets of retained messages."""
+    """What a new subscriber at that broker gets of retained messages. Its session ends with its connection, which ends when the session moves:
+    then it comes again and begins anew."""
     device = run.device(f"asker-{broker}-{version}", version, 1, durable=False)
-    end = device.now + 20.0
-    while not await device.connect(broker) and device.now < end:  # noqa: ASYNC110 - it tries again
+    end = device.now + TOLD_S
+    while device.now < end:
+        if await device.connect(broker):
+            found = await _subscribed(run, device, end)
+            if found is not None:
+                device.goodbye()
+                return found
         await asyncio.sleep(0.2)
+    return {}
+
+
+async def _subscribed(run: Run, device: Device, end: float) -> dict[str, int] | None:
+    """What it is told of retained messages on the connection that it has; None = that was lost first."""
     device.subscribe(["r/#"], retained=True)
-    wanted = device.kept.wanted
+    kept, first = device.kept, len(device.kept.got)
     heard = NEVER
-    while device.now < end and (not wanted or wanted[0].acked_at == NEVER or device.now < heard + 1.0):
-        count = len(device.kept.got)
+    while device.line is not None and device.now < end and device.now < heard + QUIET_S:
+        count = len(kept.got)
         await asyncio.sleep(BEAT_S)
         device.beat()
-        if (wanted and wanted[0].acked_at != NEVER and heard == NEVER) or len(device.kept.got) > count:
+        if (kept.wanted[-1].acked_at != NEVER and heard == NEVER) or len(kept.got) > count:
             heard = device.now
-    found = {run.mqtt.messages[got.number].topic: got.number for got in device.kept.got if got.number in run.mqtt.messages}
-    device.goodbye()
-    return found
+    if device.line is None:
+        return None
+    return {run.mqtt.messages[got.number].topic: got.number for got in kept.got[first:] if got.number in run.mqtt.messages}

@@ -18,7 +18,7 @@ from librt.strings import BytesWriter, write_i32_be, write_i64_be
 from headrace.compiling import mypyc_attr
 from headrace.storage.intake import Intake
 from headrace.wire import ingress
-from headrace.wire.confirms import Confirmed
+from headrace.wire.confirms import write_confirm
 from headrace.wire.entry import RUN
 from headrace.wire.journal import RECORDS_HEAD, Kind
 
@@ -133,14 +133,14 @@ class Turn:
 class Confirms:
     """Confirms of one flush or tick, gathered so that a sink is called once for neighbours and latencies are counted once for equal ones."""
 
-    __slots__ = ("_arrived_ms", "_count", "_counters", "_nbytes", "_now_ms", "_records", "_rows", "_sink", "_turn")
+    __slots__ = ("_arrived_ms", "_count", "_counters", "_nbytes", "_now_ms", "_out", "_records", "_sink", "_turn")
 
     def __init__(self, counters: Any, turn: Turn, now_ms: float) -> None:
         self._counters = counters
         self._turn = turn
         self._now_ms: float = now_ms
         self._sink: Sink | None = None
-        self._rows: list[Confirmed] = []
+        self._out: BytesWriter | None = None
         self._nbytes: int = 0
         self._arrived_ms: float = 0.0
         self._records: int = 0
@@ -157,7 +157,10 @@ class Confirms:
             self._nbytes += publish.nbytes
         if confirm:
             run = publish.run
-            self._rows.append((publish.channel, run.first_correlation, run.frame_count, publish.base_offset, publish.level))
+            out = self._out
+            if out is None:
+                out = self._out = BytesWriter()
+            write_confirm(out, publish.channel, run.first_correlation, run.frame_count, publish.base_offset, publish.level)
             if publish.arrived_ms != self._arrived_ms:
                 self._count_latency()
                 self._arrived_ms = publish.arrived_ms
@@ -177,9 +180,9 @@ class Confirms:
         if self._nbytes:
             sink.in_flight_bytes -= self._nbytes
             self._nbytes = 0
-        if self._rows:
-            rows, self._rows = self._rows, []
-            sink.confirmed_all(rows)
+        if self._out is not None:
+            out, self._out = self._out, None
+            sink.confirmed_all(out.getvalue())
             if not sink.dirty:
                 self._turn.touch(sink)
             self._count_latency()
@@ -262,7 +265,8 @@ class Lane:
 
 
 def lane_publish(lane: Lane, sink: Sink, channel: int, asked_level: int, run: ingress.Run, blob: bytes, now_ms: float) -> bool:
-    """Takes a run with which everything is ordinary. False: something is not, and nothing has happened."""
+    """Takes a run with which everything is ordinary. False: something is not, and nothing has happened. Its bytes are in flight from now on: the
+    caller says so to the sink, once for all that it brings."""
     level = lane.levels[asked_level]
     nbytes = len(blob)
     if level < 0 or lane.limited or lane.barred is not None or lane.quarantined or lane.turn.refusing or 0 < lane.message_bytes_max < nbytes:
@@ -270,7 +274,6 @@ def lane_publish(lane: Lane, sink: Sink, channel: int, asked_level: int, run: in
     records = run.record_count
     if run.producer_id >= 0 and lane.producers.check(run.producer_id, run.producer_epoch, run.first_sequence, records) is not None:
         return False
-    sink.in_flight_bytes += nbytes
     if level == 1:
         lane.accepted = True
     lane_gather(lane, Publish(sink, channel, run, level, lane.next_offset, blob, now_ms))
@@ -342,7 +345,7 @@ def lane_append(lane: Lane, wall_ms: int) -> None:
         payload = _joined(gathered, base, records, wall_ms)
     intake = lane.intake
     if intake is not None:
-        intake.records(lane.pid, lane.epoch, index, payload, base, records, wall_ms)
+        intake.records(lane.pid, lane.epoch, index, payload, base, records, wall_ms, not lane.lazy)
     else:
         lane.append_entry(lane.pid, lane.epoch, index, _RECORDS, (payload,), len(payload), base, records)
     entry = InFlight(index, base, records, size, wall_ms, gathered)

@@ -36,23 +36,26 @@ class Publisher:
         self.stopped: HeadraceError | None = None
         partition.publishers += 1
 
-    def publish(self, sink: Sink, run: Run, blob: bytes, now_ms: float) -> None:
-        """One run of frames as it arrived."""
+    def publish(self, sink: Sink, run: Run, blob: bytes, now_ms: float) -> int:
+        """One run of frames as it arrived. How many bytes are in flight that the sink has not been told of."""
         if run.producer_id != self.producer_id:
             error = Refused(f"the batch names producer {run.producer_id}, channel {self.channel} is bound to {self.producer_id}")
             sink.refused(self.channel, run.first_correlation, run.frame_count, error)
             self.broker.touch(sink)
-            return
+            return 0
         if self.lane.quarantined:
             self._follow(sink)
         if self.routing != self.lane.routing:
             self._late(sink, run, blob, now_ms)
         elif self.stopped is not None:
             self.partition.refuse(sink, self.channel, run, run.flags & 7, self.stopped)
-        elif not lane_publish(self.lane, sink, self.channel, run.flags & 7, run, blob, now_ms):
+        elif lane_publish(self.lane, sink, self.channel, run.flags & 7, run, blob, now_ms):
+            return len(blob)
+        else:
             why = self.partition.publish(sink, self.channel, run.flags & 7, run, blob, now_ms)
             if why is not None:
                 self._stop(sink, why)
+        return 0
 
     def _late(self, sink: Sink, run: Run, blob: bytes, now_ms: float) -> None:
         """The queue has other partitions meanwhile: what is stored is confirmed, nothing is appended."""
@@ -90,21 +93,26 @@ def take_publishes(data: bytes, pos: int, end: int, message_bytes_max: int, publ
     """Takes the PUBLISH frames that stand at ``pos``, run by run, and says where it stopped: before the first frame that is of another kind, not
     whole, bad, or of a channel that is not open. A run ends where its entry would be larger than one gathers; what comes after it is another run."""
     shape: Shape | None = None
-    while end - pos >= 12 and data[pos + 4] == 1:
-        stop = pos + 4 + ((data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3])
-        if stop > end or stop - pos < 12:
-            break
-        publisher = publishers.get((data[pos + 6] << 8) | data[pos + 7])
-        if publisher is None:
-            break
-        last = min(end, max(stop, pos + publisher.lane.turn.entry_bytes_max))
-        run = scan_alike(shape, data, pos, last) if shape is not None else None
-        if run is None:
-            run = scan_run(data, pos, last, message_bytes_max)
-            if run.error is not None:
+    taken: int = 0
+    try:
+        while end - pos >= 12 and data[pos + 4] == 1:
+            stop = pos + 4 + ((data[pos] << 24) | (data[pos + 1] << 16) | (data[pos + 2] << 8) | data[pos + 3])
+            if stop > end or stop - pos < 12:
                 break
-            if run.next_pos < end:
-                shape = shape_of(data, pos, run)
-        publisher.publish(sink, run, data[pos : run.next_pos], now_ms)
-        pos = run.next_pos
+            publisher = publishers.get((data[pos + 6] << 8) | data[pos + 7])
+            if publisher is None:
+                break
+            last = min(end, max(stop, pos + publisher.lane.turn.entry_bytes_max))
+            run = scan_alike(shape, data, pos, last) if shape is not None else None
+            if run is None:
+                run = scan_run(data, pos, last, message_bytes_max)
+                if run.error is not None:
+                    break
+                if run.next_pos < end:
+                    shape = shape_of(data, pos, run)
+            taken += publisher.publish(sink, run, data[pos : run.next_pos], now_ms)
+            pos = run.next_pos
+    finally:
+        if taken:
+            sink.in_flight_bytes += taken
     return pos

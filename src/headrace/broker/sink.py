@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from headrace.model.errors import HeadraceError
-from headrace.wire.confirms import Confirmed
 from headrace.wire.control import Event
 
 
@@ -32,8 +31,8 @@ class Sink(Written, Protocol):
     def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         """``count`` publish frames from correlation id ``first`` on are stored from ``base_offset`` on."""
 
-    def confirmed_all(self, rows: list[Confirmed]) -> None:
-        """As ``confirmed`` for each (channel, first, count, base offset, level), none of them a duplicate."""
+    def confirmed_all(self, frames: bytes) -> None:
+        """As ``confirmed``, for all that ``wire.confirms`` has written into ``frames``."""
 
     def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:
         """``count`` publish frames from correlation id ``first`` on were not stored (or their outcome is unknown: see ``error.definite``)."""

@@ -140,7 +140,7 @@ class Storage(Section, frozen=True):
     mover_process: bool = True
     """Whether a process of its own (70 MiB, only while there is much to do) moves what leaves the log, where there are two processors."""
     tail_cache_bytes: Annotated[int, Meta(ge=MIB, le=64 * GIB)] = limits.TAIL_CACHE_BYTES
-    """Memory for the newest records of all partitions; older ones are read from disk."""
+    """Memory for the newest records of the partitions that are read; others, and older ones, are read from disk."""
     segment_own_bytes_min: Annotated[int, Meta(ge=64 * KIB, le=GIB)] = limits.SEGMENT_OWN_BYTES_MIN
     """Live bytes from which a partition gets files of its own; below, it shares archive files with others."""
     segment_file_bytes: Annotated[int, Meta(ge=MIB, le=GIB)] = 64 * MIB

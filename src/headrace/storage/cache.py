@@ -1,8 +1,9 @@
 """The newest records of all partitions in memory, within one bound: what a consumer that keeps up is served from.
 
 Owns whole RECORDS entries as appended, per partition in offset order, and the order of their age over all partitions. Knows neither log nor segments.
+What is appended while nobody reads the partition does not come here (``intake``).
 
-I1 The oldest entries over all partitions go first. I2 An entry that is not durable is never dropped: nowhere else can it be read. I3 What a tail
+I1 The oldest entries over all partitions go first. I2 The bound drops no entry that is not durable: nowhere else can it be read. I3 What a tail
 holds is without a gap up to the partition's end, so an offset above its first is in it. I4 ``nbytes`` is at most the bound plus what is not
 durable."""
 

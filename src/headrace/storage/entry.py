@@ -6,7 +6,12 @@ in the cache.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from headrace.compiling import mypyc_attr
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)
@@ -53,7 +58,7 @@ class Appended(StoredEntry):
     """An entry that is not durable yet. The first of several of one partition that lie together in a flush stands for all of them: a slot, one row of
     the directory."""
 
-    __slots__ = ("durable", "following", "head", "last", "length", "marker", "more", "open", "pid", "position", "slot_bytes", "wall_ms")
+    __slots__ = ("durable", "following", "last", "lead", "length", "marker", "more", "open", "pid", "position", "rest", "slot_bytes", "wall_ms")
 
     def __init__(self, pid: int, epoch: int, index: int, kind: int, base_offset: int, record_count: int, wall_ms: int, payload: bytes) -> None:
         self.epoch = epoch
@@ -67,8 +72,9 @@ class Appended(StoredEntry):
         self.durable: bool = False
         self.following: Appended | None = None
         """The partition's next records entry, while neither is durable."""
-        self.head: bytes = b""
-        """The entry's header in the log."""
+        self.lead: i64 = 0
+        """The entry's header in the log: size and checksum, and behind them ``rest``."""
+        self.rest: bytes = b""
         self.length: int = 0
         """Header and payload."""
         self.position: int = 0

@@ -7,7 +7,9 @@ I1 Entries of one partition stay in the order in which they were appended. I2 A 
 index, that lie together; a marker has a slot of its own. A slot is its first entry, which has the others; most have one, so none is a list.
 """
 
-from typing import Final, NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from crc32c import crc32c
 from librt.strings import BytesWriter, write_i32_be, write_i64_be
@@ -15,6 +17,9 @@ from librt.strings import BytesWriter, write_i32_be, write_i64_be
 from headrace.model.errors import Invalid, SyncFailed
 from headrace.storage.entry import Appended
 from headrace.storage.walformat import ENTRY_BYTES, ENTRY_LEAD, ENTRY_REST, MARKERS, PROMISE, ROW, Row
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 Buffer = bytes | bytearray | memoryview
 
@@ -87,11 +92,9 @@ class Gathering:
         write_i32_be(rest, entry.epoch)
         write_i64_be(rest, index)
         write_i32_be(rest, kind << 24)
-        covered = rest.getvalue()
-        head = BytesWriter()
-        write_i64_be(head, nbytes << 32 | _sum(payload, _sum(covered)))
-        head.write(covered)
-        entry.head = head.getvalue()
+        entry.rest = rest.getvalue()
+        checksum: int = _sum(payload, _sum(entry.rest))
+        entry.lead = nbytes << 32 | checksum
         entry.length = length
         marker: int = 0 if kind == _RECORDS or kind not in MARKERS else kind
         if slot is None or not slot.open or slot.last + 1 != index or slot.marker or marker or slot.slot_bytes + length > SLOT_BYTES_MAX:
@@ -151,8 +154,15 @@ class Gathering:
 
     def lay(self, slots: list[Appended], start: int) -> Laid:
         """The slots' entries back to back from ``start`` on; they are no longer counted here."""
-        heads: list[bytes] = []
+        total: int = 0
+        count: int = len(slots)
+        for slot in slots:
+            total += slot.slot_bytes
+            if slot.more is not None:
+                count += len(slot.more)
+        heads = BytesWriter()
         rows = BytesWriter()
+        joined: BytesWriter | None = BytesWriter() if total < count * JOIN_BYTES_MAX else None
         pieces: list[Buffer] = []
         at: int = start
         for slot in slots:
@@ -163,21 +173,37 @@ class Gathering:
                 write_i64_be(rows, slot.index)
                 write_i64_be(rows, slot.last)
                 write_i64_be(rows, slot.slot_bytes << 32)
-            head = slot.head
-            heads.append(head)
-            pieces.append(head)
-            pieces.append(slot.payload)
-            slot.position = at
+            _lay_entry(slot, at, heads, joined, pieces)
             at += slot.length
             if slot.more is not None:
                 for entry in slot.more:
-                    heads.append(entry.head)
-                    pieces.append(entry.head)
-                    pieces.append(entry.payload)
-                    entry.position = at
+                    _lay_entry(entry, at, heads, joined, pieces)
                     at += entry.length
-        total: int = at - start
         self.nbytes -= total
-        if total < len(heads) * JOIN_BYTES_MAX:
-            pieces = [b"".join(pieces)]
-        return Laid(b"".join(heads), rows.getvalue(), pieces, total, len(heads))
+        if joined is not None:
+            pieces.append(joined.getvalue())
+        return Laid(heads.getvalue(), rows.getvalue(), pieces, total, count)
+
+
+def header_of(entry: Appended) -> bytes:
+    """As it lies in the log before the payload, from the moment in which the entry was appended until it has landed."""
+    head = BytesWriter()
+    lead: i64 = entry.lead
+    write_i64_be(head, lead)
+    head.write(entry.rest)
+    return head.getvalue()
+
+
+def _lay_entry(entry: Appended, at: int, heads: BytesWriter, joined: BytesWriter | None, pieces: list[Buffer]) -> None:
+    entry.position = at
+    lead: i64 = entry.lead
+    rest = entry.rest
+    write_i64_be(heads, lead)
+    heads.write(rest)
+    if joined is not None:
+        write_i64_be(joined, lead)
+        joined.write(rest)
+        joined.write(entry.payload)
+    else:
+        pieces.append(header_of(entry))
+        pieces.append(entry.payload)

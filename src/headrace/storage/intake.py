@@ -11,9 +11,11 @@ from headrace.storage.cache import TailCache
 from headrace.storage.entry import Appended
 from headrace.storage.gathering import Gathering
 from headrace.storage.index import POSITION_BITS, Part
+from headrace.storage.system import SYSTEM_PID
 from headrace.wire.journal import Kind
 
 _RECORDS: Final[int] = int(Kind.RECORDS)
+_SYSTEM: Final[int] = SYSTEM_PID
 _TRUNCATE: Final[int] = int(Kind.TRUNCATE)
 _PROMISE: Final[int] = int(Kind.PROMISE)
 
@@ -51,8 +53,11 @@ class Intake:
         part.last_epoch = epoch
         return entry
 
-    def records(self, pid: int, epoch: int, index: int, payload: bytes, base_offset: int, record_count: int, wall_ms: int) -> Appended:
-        """As ``append``, for a records entry whose payload is in one piece; ``wall_ms`` stands in it too."""
+    def records(
+        self, pid: int, epoch: int, index: int, payload: bytes, base_offset: int, record_count: int, wall_ms: int, keep: bool = True
+    ) -> Appended:
+        """As ``append``, for a records entry whose payload is in one piece; ``wall_ms`` stands in it too. ``keep``: whether it is to be in the cache,
+        since somebody may read it soon."""
         part = self._parts.get(pid)
         if part is None:
             part = self._make_part(pid)
@@ -66,7 +71,10 @@ class Intake:
         else:
             newest.following = entry
         part.newest = entry
-        self._cache.add(part.tail, entry)
+        if keep:
+            self._cache.add(part.tail, entry)
+        elif part.tail.head < len(part.tail.entries):
+            self._cache.clear(part.tail)
         part.next_offset = base_offset + record_count
         part.last_index = index
         part.last_epoch = epoch
@@ -87,11 +95,12 @@ class Intake:
         end = max(end, refs[-1].end_offset if refs else 0)
         part.next_offset = max(end, part.checkpoint_next if part.checkpoint_index < index else 0)
 
-    def landed(self, slots: list[Appended], file_id: int, pids: set[int]) -> dict[int, int]:
-        """What a flush has made durable: the last index of each partition in it. Notes the partitions in ``pids``, those of its log file."""
+    def landed(self, slots: list[Appended], file_id: int, pids: set[int]) -> list[tuple[int, int]]:
+        """What a flush has made durable: (partition, last index) of each of its slots, in order, but of the store's own. Notes the partitions in
+        ``pids``, those of its log file."""
         parts = self._parts
         file_place: int = file_id << POSITION_BITS
-        done: dict[int, int] = {}
+        done: list[tuple[int, int]] = []
         for slot in slots:
             pid = slot.pid
             part = parts.get(pid)
@@ -104,16 +113,19 @@ class Intake:
                 pids.add(pid)
             if part.slot is slot:
                 part.slot = None
-            self._land(part, slot, file_place, done)
+            last = self._land(part, slot, file_place)
             if more is not None:
                 for entry in more:
-                    self._land(part, entry, file_place, done)
+                    last = self._land(part, entry, file_place)
+            if last >= 0 and pid != _SYSTEM:
+                done.append((pid, last))
         if self._cache.nbytes > self._cache.bytes_max:
             self._cache.evict()
         return done
 
-    def _land(self, part: Part, entry: Appended, file_place: int, done: dict[int, int]) -> None:
-        entry.head = b""
+    def _land(self, part: Part, entry: Appended, file_place: int) -> int:
+        """Up to which index the partition is durable with it, -1 = it says nothing of that."""
+        entry.rest = b""
         kind, index, place = entry.kind, entry.index, file_place | entry.position
         if kind == _RECORDS:
             part.oldest = entry.following
@@ -126,8 +138,8 @@ class Intake:
             part.discard(index)
             index -= 1
         elif kind == _PROMISE:
-            return
+            return -1
         else:
             part.add(place, entry.length, index)
         part.durable_index = min(index, part.last_index)
-        done[entry.pid] = index
+        return index

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 from headrace.model import limits
 from headrace.model.errors import Damaged, NotFound, StorageError
 from headrace.storage import aside, keys
+from headrace.storage.gathering import header_of
 from headrace.storage.ground import Ground, log
 from headrace.storage.index import Part, Row
 from headrace.storage.installing import NOTHING, Installs, Staged, Staging
@@ -135,7 +136,8 @@ class ReplicatedLog:
 
     def append(self, pid: int, epoch: int, index: int, kind: int, payload: bytes, base_offset: int = -1, record_count: int = 0) -> bytes:
         """Takes an entry; gives its header as it will lie in the log."""
-        return self._intake.append(pid, epoch, index, kind, (payload,), len(payload), base_offset, record_count).head
+        entry = self._intake.append(pid, epoch, index, kind, (payload,), len(payload), base_offset, record_count)
+        return header_of(entry)
 
     def received(self, pid: int, entry: Entry) -> bytes:
         """As ``append``, of an entry that another broker has in its log."""

@@ -270,13 +270,12 @@ class DiskStore:
         self._latencies.append(result.took_ns)
         if self._on_rows is not None:
             self._on_rows(result.rows)
-        done.pop(SYSTEM_PID, None)
         ground.file_entries[file_id] = ground.file_entries.get(file_id, 0) + result.entry_count
         if self._waiting or self._marked:
             self._wake(result)
         self._look_at_size()
         if done:
-            ground.owner.flushed(Flushed(list(done.items()), None, True))
+            ground.owner.flushed(Flushed(done, None, True))
 
     def _state_failed(self, error: BaseException) -> None:
         """What the small state holds is not known any more: nothing can be promised until a restart has read it."""

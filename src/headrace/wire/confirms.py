@@ -1,4 +1,4 @@
-"""CONFIRM frames, all of one flush to one connection. One of the hot modules: with many partitions there is one a message."""
+"""CONFIRM frames, which gather for one connection. One of the hot modules: with many partitions there is one a message."""
 
 from struct import Struct
 from typing import Final
@@ -6,9 +6,6 @@ from typing import Final
 from librt.strings import BytesWriter, write_i32_be, write_i64_be
 
 from headrace.wire.frames import CONFIRM, Op
-
-Confirmed = tuple[int, int, int, int, int]
-"""channel, first correlation id, count, base offset, level."""
 
 _HEAD: Final[int] = (CONFIRM.size - 4) << 32 | int(Op.CONFIRM) << 24
 """Length and op; neighbours are written as one number."""
@@ -19,15 +16,12 @@ _pack: Final = Struct(">QIIIQ").pack
 assert CONFIRM.format == ">IBBHIIBBHQ"
 
 
-def encode_confirms(rows: list[Confirmed]) -> bytes:
-    """A frame each, none of a duplicate."""
-    out = BytesWriter()
-    for channel, first, count, base_offset, level in rows:
-        if first < _U31 and count < _U31 and base_offset < _U62:
-            write_i64_be(out, _HEAD | channel)
-            write_i32_be(out, first)
-            write_i64_be(out, count << 32 | level << 24)
-            write_i64_be(out, base_offset)
-        else:
-            out.write(_pack(_HEAD | channel, first, count, level << 24, base_offset))
-    return out.getvalue()
+def write_confirm(out: BytesWriter, channel: int, first: int, count: int, base_offset: int, level: int) -> None:
+    """One frame, of no duplicate: ``count`` publish frames from correlation id ``first`` on."""
+    if first < _U31 and count < _U31 and base_offset < _U62:
+        write_i64_be(out, _HEAD | channel)
+        write_i32_be(out, first)
+        write_i64_be(out, count << 32 | level << 24)
+        write_i64_be(out, base_offset)
+    else:
+        out.write(_pack(_HEAD | channel, first, count, level << 24, base_offset))

@@ -230,28 +230,30 @@ def scan_alike(shape: Shape, data: bytes, pos: int, end: int) -> Run | None:
     at: int = pos + shape.size
     if at > end:
         return None
-    head = read_i64_be(data, pos)
+    start: i64 = pos
+    head = read_i64_be(data, start)
     channel: int = head & 0xFFFF
-    sequence: int = read_i32_be(data, pos + 85)
-    records: int = read_i32_be(data, pos + 89)
-    crc: int = read_i64_be(data, pos + 45) & _U32
+    sequence: int = read_i32_be(data, start + 85)
+    records: int = read_i32_be(data, start + 89)
     if (
         head >> 16 != shape.head or records != shape.records
-        or read_i64_be(data, pos + 12) != shape.not_before or read_i64_be(data, pos + 20) != shape.expires_at
-        or read_i64_be(data, pos + 28) != shape.priority or read_i64_be(data, pos + 36) != shape.slot
-        or read_i64_be(data, pos + 41) != shape.batch_length
-        or read_i32_be(data, pos + 53) != shape.attributes or read_i16_be(data, pos + 57) != shape.last_delta
-        or read_i64_be(data, pos + 75) != shape.producer or read_i16_be(data, pos + 83) != shape.epoch
+        or read_i64_be(data, start + 12) != shape.not_before or read_i64_be(data, start + 20) != shape.expires_at
+        or read_i64_be(data, start + 28) != shape.priority or read_i64_be(data, start + 36) != shape.slot
+        or read_i64_be(data, start + 41) != shape.batch_length
+        or read_i32_be(data, start + 53) != shape.attributes or read_i16_be(data, start + 57) != shape.last_delta
+        or read_i64_be(data, start + 75) != shape.producer or read_i16_be(data, start + 83) != shape.epoch
         or (sequence < 0 <= shape.producer_id)
         or (at + 8 <= end and (data[at + 7] | data[at + 6] << 8) == channel)
-        or _sum(data[pos + _CRC_FROM : at]) != crc
     ):  # fmt: skip
+        return None
+    checksum: int = _sum(data[pos + _CRC_FROM : at])
+    if checksum != read_i64_be(data, start + 45) & _U32:
         return None
     run = Run()
     run.next_pos = at
     run.channel = channel
     run.flags = data[pos + 5]
-    run.first_correlation = read_i64_be(data, pos + 4) & _U32
+    run.first_correlation = read_i64_be(data, start + 4) & _U32
     run.record_count = records
     if shape.producer_id >= 0:
         run.producer_id = shape.producer_id

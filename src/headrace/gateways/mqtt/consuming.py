@@ -21,7 +21,6 @@ from headrace.gateways.mqtt.records import properties_of
 from headrace.model.errors import Conflict, HeadraceError, Invalid, Malformed, NotFound, Refused
 from headrace.wire import control
 from headrace.wire.batch import iter_records
-from headrace.wire.confirms import Confirmed
 from headrace.wire.frames import Settle
 from headrace.wire.mqtt import properties as prop
 
@@ -173,7 +172,7 @@ class Consuming:
     def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         raise AssertionError("it publishes nothing")
 
-    def confirmed_all(self, rows: list[Confirmed]) -> None:
+    def confirmed_all(self, frames: bytes) -> None:
         raise AssertionError("it publishes nothing")
 
     def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:

@@ -20,7 +20,6 @@ from headrace.gateways.native.requests import Requests
 from headrace.model import limits
 from headrace.model.errors import HeadraceError, LimitExceeded, Malformed, NotFound, Refused, TooLarge, Unavailable, WrongProtocol
 from headrace.wire import control, egress
-from headrace.wire.confirms import Confirmed, encode_confirms
 from headrace.wire.frames import CONFIRM, DELIVER, FETCH_END, HEADER, PREAMBLE, Op, frame
 from headrace.wire.ingress import Run, scan_run
 
@@ -275,8 +274,8 @@ class NativeConnection(asyncio.Protocol):
     def confirmed(self, channel: int, first: int, count: int, base_offset: int, level: int, duplicate: bool) -> None:
         self._write(_confirm(24, _CONFIRM, 0, channel, first, count, level, duplicate, 0, base_offset))
 
-    def confirmed_all(self, rows: list[Confirmed]) -> None:
-        self._write(encode_confirms(rows))
+    def confirmed_all(self, frames: bytes) -> None:
+        self._write(frames)
 
     def refused(self, channel: int, first: int, count: int, error: HeadraceError) -> None:
         self._write(egress.publish_error(channel, first, count, error))

@@ -81,6 +81,11 @@ class SimBroker:
     def alive(self) -> bool:
         return self.machine is not None and self.machine.alive
 
+    @property
+    def ending(self) -> bool:
+        """It still serves, maybe, but was told to stop: it drains."""
+        return self.running is not None and self.running.draining.is_set()
+
     def start(self) -> "asyncio.Task[None]":
         """Begins to start it; the task ends when it serves, or cannot."""
         assert not self.alive, f"{self.name} runs"

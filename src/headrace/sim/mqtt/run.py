@@ -250,7 +250,7 @@ class Run(clusters_run.Run):
             await self._as(self.hosts, "farewell", self._farewells)
             await self._all_come()
         await asyncio.sleep(STRAY_S)
-        self._start_some(1.0)
+        await self._all_there()
         await self._judge()
 
     async def _all_come(self) -> None:
@@ -259,6 +259,17 @@ class Run(clusters_run.Run):
         while loop.time() < end and not self.broken and (any(d.sending for d in self.devices) or any(checks.missing(self.mqtt))):
             self._start_some(1.0)
             await asyncio.sleep(0.2)
+
+    async def _all_there(self) -> None:
+        """Everybody serves and goes on doing so: a broker that began to drain before all was healed ends seconds later, and is started again."""
+        loop = self.world.loop
+        end = loop.time() + LATE_S
+        self._start_some(1.0)
+        while not self.broken and (absent := [host.name for host in self._there() if host.ending or not host.serving]):
+            if loop.time() >= end:
+                self.broken.append(f"{', '.join(absent)} did not come back within {LATE_S:g} s after all was healed")
+            await asyncio.sleep(0.2)
+            self._start_some(1.0)
 
     async def _as(self, names: Any, prefix: str, work: Any) -> None:
         tasks = []

@@ -267,7 +267,7 @@ class Run:
             self.delete(chance.choice(sorted(self.items)))
         elif what == "drain" and broker.machine.alive:
             draining = not broker.control.presence.me.draining
-            broker.machine.context().run(broker.control.drain, draining)
+            broker.machine.call(broker.control.drain, draining)
         elif what == "settings":
             moves = msgspec.structs.replace(SETTINGS, moves_in_flight_max=chance.randint(1, 4), handovers_in_flight_max=chance.randint(1, 8))
             store.write({}, {PLACEMENT_KEY: encode(moves)}, 0)
@@ -353,7 +353,7 @@ class Run:
             self.store.hold_watches(broker.name, False)
             self.store.lose_answers(broker.name, 0)
             if broker.machine.alive:
-                broker.machine.context().run(broker.control.drain, False)
+                broker.machine.call(broker.control.drain, False)
         self.notice(0.001)
 
     def settled(self) -> None:

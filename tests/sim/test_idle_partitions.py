@@ -161,7 +161,7 @@ def test_a_copy_in_doubt_stays_so_over_a_clean_stop_until_it_is_used() -> None:
         marks = _driver(one)._marks
         assert marks.clean
         assert pid in marks.unclean
-        cluster(one).take_up(pid)
+        one.call(cluster(one).take_up, pid)
         assert run.copy(one).replicated.replica.journal.unclean
         owner = await run.owner()
         await run.all_follow(owner)

@@ -48,7 +48,7 @@ async def _handed_over(story: Story) -> None:
         if talker.now >= at and (owner := story.owner("member")):
             partition = story.hubs()[owner].partitions[number]
             epochs.add(partition.epoch)
-            partition.copy.hand_over()
+            story.hosts[owner].call(partition.copy.hand_over)
             at = talker.now + EVERY_S
         await asyncio.sleep(0.003)
     await story.until(lambda: not talker.sending)

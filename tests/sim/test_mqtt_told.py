@@ -17,11 +17,11 @@ async def _moved(story: Story, client_id: str) -> None:
     """As soon as the client is accepted another broker is to have its session."""
     number = next(iter(story.hubs().values())).router.number_of(client_id)
     while True:
-        for hub in story.hubs().values():
+        for name, hub in story.hubs().items():
             session = hub.router.shards[number].sessions.get(client_id)
             if session is not None and session.outlet is not None:
                 partition = hub.partitions[number]
-                partition.copy.hand_over()
+                story.hosts[name].call(partition.copy.hand_over)
                 while hub.partitions.get(number) is partition:
                     await asyncio.sleep(0.001)
                 return

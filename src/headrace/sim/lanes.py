@@ -1,4 +1,5 @@
-"""Storage's lanes on virtual time: work happens when its delay is over, on the machine it was given to, and not at all if that died before.
+"""Storage's lanes on virtual time: work happens when its delay is over, on the machine it was given to, and not at all if that died before. Work
+that is given for a machine that has died is an error of the run: something of it goes on in the name of another (``Machine.call``).
 
 While a piece of work is under way it is ``current``: whoever kills the machine decides what the disk has of it (``Disk.crash``).
 """
@@ -24,6 +25,9 @@ class SimLane:
         machine.lanes.append(self)
 
     def submit(self, work: Work, done: Done) -> None:
+        if not self._machine.alive:
+            name, giver = self._machine.name, self._loop.ambient.name
+            self._loop.call_exception_handler({"message": f"{name} is dead, and its disk is given work in the name of {giver}"})
         self._waiting.append((work, done))
         if self.current is None:
             self._begin()

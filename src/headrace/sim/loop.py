@@ -1,8 +1,8 @@
 """An event loop on virtual time that runs many machines: nothing waits, nothing depends on the real clock, and a machine can be killed or stopped.
 
 Owns time, the order of callbacks and which machine each belongs to. A callback belongs to the
-machine in whose context it was scheduled, a task to the one that made it, whoever wakes it. Network and disks are beside
-it (``sim.network``, ``sim.lanes``).
+machine in whose context it was scheduled, a task to the one that made it, whoever wakes it. So who calls what runs on a machine from outside does it
+by ``Machine.call``. Network and disks are beside it (``sim.network``, ``sim.lanes``).
 
 I1 callbacks run one at a time, those of one moment in the order they were scheduled. I2 after ``Machine.kill`` no callback of it runs again; its
 unfinished tasks are kept, unrun, until the loop is closed, so that no ``finally`` of a dead machine has an effect. I3 time moves only when nothing is
@@ -16,7 +16,7 @@ import heapq
 import sys
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from headrace.sim.chance import Chance
 from headrace.sim.trace import Trace
@@ -32,6 +32,7 @@ SPINS_MAX: Final = 2_000_000
 CLOSES_MAX: Final = 1000
 
 
+_T = TypeVar("_T")
 _MACHINE: "contextvars.ContextVar[Machine | None]" = contextvars.ContextVar("machine", default=None)
 
 
@@ -107,6 +108,10 @@ class Machine:
     def context(self) -> contextvars.Context:
         """A context in which everything belongs to it."""
         return self._context.copy()
+
+    def call(self, what: Callable[..., _T], *arguments: Any) -> _T:
+        """As if something that runs on it called ``what``: all that is scheduled for that ends with it."""
+        return self.context().run(what, *arguments)
 
     def kill(self) -> None:
         """No callback of it runs again. What others see of it is the network's and the disk's."""

@@ -12,6 +12,7 @@ above its floor are those that were committed.
 
 import asyncio
 import sys
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -199,11 +200,11 @@ class Run:
             life = self.nodes[document.owner].life
             others = [b for b in document.electable if b != document.owner]
             if document.owner in document.leaving and not document.learners and life is not None and others and self.meta.happens(0.3):
-                life.copies[pid].partition.hand_over(self.meta.choice(others))
+                self.nodes[document.owner].call(life.copies[pid].partition.hand_over, self.meta.choice(others))
             if self.meta.happens(0.01) and not self.healing:
                 for node in self.nodes.values():
                     if node.life is not None:
-                        node.life.copies[pid].partition.hand_over(self.meta.choice(document.copies))
+                        node.call(node.life.copies[pid].partition.hand_over, self.meta.choice(document.copies))
 
     def _move(self, pid: int) -> None:
         """A copy is to leave a broker for another."""
@@ -286,7 +287,7 @@ class Run:
             for each in self.nodes.values():
                 if each.life is not None:
                     self.totals.passes += 1
-                    each.life.store._mover.wake(force=True)
+                    each.call(partial(each.life.store._mover.wake, force=True))
         elif kind == "damage":
             self.damage(node)
         elif kind == "reset":
@@ -423,7 +424,7 @@ class Run:
             if node.life is not None:
                 for copy in node.life.copies.values():
                     if self.load.happens(0.5):
-                        copy.publish(self.load.randint(1, 4), self.load.choice([20, 100, 3000]))
+                        node.call(copy.publish, self.load.randint(1, 4), self.load.choice([20, 100, 3000]))
 
     async def _together(self) -> str:
         """What is not yet as it must be."""

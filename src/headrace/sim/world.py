@@ -8,7 +8,7 @@ import errno
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import msgspec
 
@@ -28,6 +28,7 @@ from headrace.storage.store import DiskStore
 
 PORT: Final = 7580
 DATA: Final = "/data"
+_T = TypeVar("_T")
 
 
 class Speeds(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +86,11 @@ class SimBroker:
     def ending(self) -> bool:
         """It still serves, maybe, but was told to stop: it drains."""
         return self.running is not None and self.running.draining.is_set()
+
+    def call(self, what: Callable[..., _T], *arguments: Any) -> _T:
+        """``what`` of its process, which lives (``Machine.call``)."""
+        assert self.machine is not None
+        return self.machine.call(what, *arguments)
 
     def start(self) -> "asyncio.Task[None]":
         """Begins to start it; the task ends when it serves, or cannot."""

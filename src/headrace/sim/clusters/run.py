@@ -12,7 +12,7 @@ import asyncio
 import errno
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -200,9 +200,11 @@ class Run(clustered.Run):
             await asyncio.wait({filled}, timeout=3.0)
             for _ in range(5):
                 await asyncio.sleep(0.1)
-                for cluster in filter(None, map(self.cluster, self.hosts.values())):
-                    store: Any = cluster.broker.store
-                    store._mover.wake(force=True)
+                for each in self.hosts.values():
+                    cluster = self.cluster(each)
+                    if cluster is not None:
+                        store: Any = cluster.broker.store
+                        each.call(partial(store._mover.wake, force=True))
 
     def _pause(self, host: Host, lasts: float) -> None:
         self.totals.pauses += host.alive
@@ -420,7 +422,7 @@ class Run(clustered.Run):
         super()._start_some(often)
         cluster = self.cluster(self.hosts[self.hurt]) if self.hurt else None
         if cluster is not None:
-            cluster.take_up(self.hurt_pid)  # damage is found by who looks
+            self.hosts[self.hurt].call(cluster.take_up, self.hurt_pid)  # damage is found by who looks
         if self.hurt and not self.unsound(self.hosts[self.hurt]):
             self.hurt = ""
 
@@ -521,7 +523,7 @@ class Run(clustered.Run):
                 return f"{what} has only {a.isr} of {a.replicas} in sync"
             owner = self.cluster(ids[a.owner])
             if owner is not None and owner.dormant.owned(a.partition):
-                owner.take_up(a.partition)  # as if it were used
+                ids[a.owner].call(owner.take_up, a.partition)  # as if it were used
             if owner is None or a.partition not in owner.copies or not owner.copies[a.partition].serving:
                 return f"{what} is not served by {a.owner}"
         records = self.store.page(DELETED_PREFIX, "", 1000, 0).documents

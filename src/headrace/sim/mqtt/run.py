@@ -151,10 +151,10 @@ class Run(clusters_run.Run):
         while not self.healing:
             self._disturbed()
             client_id = chance.choice(self.devices).client_id
-            for hub in self.hubs().values():
+            for name, hub in self.hubs().items():
                 partition = hub.partitions.get(hub.router.number_of(client_id))
                 if partition is not None:
-                    partition.copy.hand_over()
+                    self.hosts[name].call(partition.copy.hand_over)
             await asyncio.sleep(chance.between(*GIVE_S))
 
     def _device(self, client_id: str, qos: int, *, durable: bool = True) -> Device:

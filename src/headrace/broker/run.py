@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
-import sys
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from headrace.broker import tuning
 from headrace.broker.broker import Broker, MakeStore
 from headrace.broker.verbs import Verbs
 from headrace.log import get_logger
@@ -93,7 +92,7 @@ async def start(
     make_store: MakeStore | None = None,
     means: Means | None = None,
 ) -> RunningBroker:
-    """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets process-wide knobs (thread switch interval, garbage collector).
+    """Starts everything ``config`` asks for; returns once it serves. ``tune`` sets knobs of the whole process (``tuning``).
     ``means``: of a broker in coordinated mode, which ``broker.member`` has once there is a cluster; without them it is refused."""
     if config.coordination.mode != "standalone" and means is None:
         raise Invalid(
@@ -101,8 +100,7 @@ async def start(
             hint="start it with `headrace start`, or remove coordination.mode (--voters and --cluster set it)",
         )
     if tune:
-        sys.setswitchinterval(0.0001)
-        gc.set_threshold(50_000, 50, 1_000)  # young cycles go; a full collection would stop the loop for as long as there is state
+        tuning.begin()
     broker = Broker(config, make_store=make_store, means=means)
     running = RunningBroker(broker)
     await broker.start()
@@ -122,8 +120,7 @@ async def start(
     running.admin_url = broker.listeners.get("admin", "")
     broker.spawn(running._on_failure())
     if tune:
-        gc.collect()
-        gc.freeze()
+        tuning.settled()
     _log.info("broker %s serves %s (data in %s, pid %d)", broker.id, running.url, config.broker.data_dir if broker.durable else "memory", os.getpid())
     return running
 

@@ -23,6 +23,9 @@ from headrace.storage.files import DISK_FULL, Files, Handle, zero_fill
 from headrace.storage.flusher import Lane
 from headrace.storage.walformat import DATA_START, NO_PREVIOUS, FileHeader, Previous
 
+AHEAD: Final = 2
+"""Files that are ready, or being made so, while the log fills: making one takes up to half a second while a disk is busy, and a flood fills one in less.
+A log of one file has one."""
 RETRY_S: Final = 0.25
 """How long to wait before trying again to prepare a file on a full disk."""
 
@@ -236,8 +239,11 @@ class WalFiles:
             self._by_id[file.file_id] = file
 
     def _order(self) -> None:
-        """Has one file made ready ahead."""
-        if not self._ready and not self._coming and not self._retrying and not self._closed:
+        """Has files made ready ahead."""
+        ahead = AHEAD if len(self.live) > 1 else 1
+        for _ in range(ahead - len(self._ready) - self._coming):
+            if self._retrying or self._closed:
+                return
             self._coming += 1
             file_id = self._take_id()
             self._background.submit(partial(self._create, file_id), self._prepared)
@@ -282,7 +288,7 @@ class WalFiles:
         if not isinstance(error, OSError):
             error = OSError(errno.EIO, f"preparing a log file failed: {error!r}")
         self._on_trouble(error)
-        if not self._closed and error.errno in DISK_FULL:
+        if not self._closed and error.errno in DISK_FULL and not self._retrying:
             self._retrying = True
             self._later(RETRY_S, self._retry)
 

@@ -214,6 +214,28 @@ def test_files_follow_each_other_and_are_used_again() -> None:
     rig.wal.retire(1)
 
 
+def test_a_log_that_fills_uses_its_files_again() -> None:
+    rig = Rig()
+    created: list[str] = []
+    create = rig.files.create
+    rig.files.create = lambda path: (created.append(path), create(path))[1]  # type: ignore[method-assign]
+    for n in range(600):
+        rig.put((1 + n % 3, bytes(1000)))
+        for file in rig.wal.files()[:-3]:
+            rig.wal.retire(file.file_id)
+    assert rig.wal.files()[-1].file_id > 8
+    assert len(created) <= 3 + 2, "the live ones, and those made ahead"
+    rig.stop()
+
+
+def test_files_are_made_ahead_of_a_log_that_fills() -> None:
+    rig = Rig()
+    assert len(memory(rig).listdir(DIRECTORY)) == 2, "an idle log has one"
+    while len(rig.wal.files()) < 2:
+        rig.put((1, bytes(3000)))
+    assert len(memory(rig).listdir(DIRECTORY)) == 2 + 2
+
+
 def test_a_file_goes_only_after_older_ones_and_a_flush_that_says_so() -> None:
     rig = Rig(eager=False)
     while len(rig.wal.files()) < 4:

@@ -13,8 +13,8 @@ SWITCH_S: Final = 0.0001
 _TRIM_THRESHOLD: Final = -1
 _MMAP_THRESHOLD: Final = -3
 KEPT_BYTES: Final = 64 * 1024 * 1024
-"""Free memory at the end of the heap that is kept for what comes next. A flush needs a few hundred KiB and frees them a millisecond later: given back to
-the system each time, every page of it is made anew and zeroed, which costs a quarter of a flood's rate."""
+"""Free memory at the end of the heap that is kept for what comes next. A flush needs a few hundred KiB and frees them a millisecond later: given back
+to the system each time, every page of it is made anew and zeroed, which costs a quarter of a flood's rate."""
 MAPPED_BYTES: Final = 32 * 1024 * 1024
 """Blocks from this size on are given back at once; the largest value that the C library takes."""
 

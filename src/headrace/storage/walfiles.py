@@ -24,8 +24,8 @@ from headrace.storage.flusher import Lane
 from headrace.storage.walformat import DATA_START, NO_PREVIOUS, FileHeader, Previous
 
 AHEAD: Final = 2
-"""Files that are ready, or being made so, while the log fills: making one takes up to half a second while a disk is busy, and a flood fills one in less.
-A log of one file has one."""
+"""Files that are ready, or being made so, while the log fills: making one takes up to half a second while a disk is busy, and a flood fills one in
+less. A log of one file has one."""
 RETRY_S: Final = 0.25
 """How long to wait before trying again to prepare a file on a full disk."""
 

@@ -24,6 +24,8 @@ from headrace.client.reader import Strategy
 from headrace.core.group_records import home
 from headrace.errors import Damaged, HeadraceError, Quarantined
 from headrace.model.config import MIB, Broker, Config, Limits, Listen, Recovery, Storage
+from headrace.storage.walfiles import id_of
+from headrace.storage.walformat import HEADER_BLOCK, decode_header
 from headrace.testing.brokers import TestBroker
 from headrace.wire import control
 from tests.plain import ANSWER_S, PLAIN
@@ -248,6 +250,12 @@ def data_files(folder: Path) -> list[Path]:
     return sorted([*(folder / "wal").glob("wal-*"), *(folder / "segments").glob("*.seg")])
 
 
+def in_use(path: Path) -> bool:
+    """Whether a log file is one: those that wait to be used again have another one's header."""
+    header = decode_header(path.read_bytes()[:HEADER_BLOCK])
+    return header is not None and header.file_id == id_of(path.name)
+
+
 def flip(path: Path, at: int, count: int = 1, *, chance: random.Random) -> None:
     with path.open("r+b") as file:
         file.seek(at)
@@ -288,8 +296,10 @@ async def test_damage_at_random_places(made: Made, seed: int) -> None:
 
 
 def place_of(folder: Path, value: bytes) -> tuple[Path, int]:
-    """File and position where those bytes are stored."""
-    for path in reversed(data_files(folder)):
+    """File and position where those bytes are stored: in a segment if they were moved there, else in the log."""
+    for path in data_files(folder):
+        if path.parent.name == "wal" and not in_use(path):
+            continue  # what was in it is elsewhere
         at = path.read_bytes().find(value)
         if at >= 0:
             return path, at

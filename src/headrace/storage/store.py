@@ -43,7 +43,7 @@ from headrace.storage.state import LmdbStateStore, StateStore
 from headrace.storage.sweeping import Sweeper
 from headrace.storage.system import SYSTEM_PID, SystemJournal
 from headrace.storage.wal import FlushResult, Wal
-from headrace.storage.walfiles import Later
+from headrace.storage.walfiles import Later, spares_of
 from headrace.wire.journal import Kind
 
 MAINTENANCE_S: Final = 1.0
@@ -135,6 +135,7 @@ class DiskStore:
                 on_full=self._full,
                 file_bytes=self._config.storage.wal_file_bytes,
                 flush_bytes_max=self._config.storage.flush_bytes_max,
+                spares_max=spares_of(self._config.storage.wal_bytes_max, self._config.storage.wal_file_bytes),
                 inline_bytes_max=0 if self._stepped else INLINE_BYTES_MAX,
             )
             ground.wal.start()

@@ -141,7 +141,7 @@ class Wal:
         on_full: Callable[[bool], None] = lambda full: None,
         file_bytes: int = limits.WAL_FILE_BYTES,
         flush_bytes_max: int = limits.FLUSH_BYTES_MAX,
-        spares_max: int = 4,
+        spares_max: int = 2,
         inline_bytes_max: int = 0,
     ) -> None:
         """``writes`` are of this log alone; ``background`` prepares and removes files. ``on_full(True)``: the disk has no room for the

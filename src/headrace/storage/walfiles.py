@@ -23,11 +23,16 @@ from headrace.storage.files import DISK_FULL, Files, Handle, zero_fill
 from headrace.storage.flusher import Lane
 from headrace.storage.walformat import DATA_START, NO_PREVIOUS, FileHeader, Previous
 
-AHEAD: Final = 2
-"""Files that are ready, or being made so, while the log fills: making one takes up to half a second while a disk is busy, and a flood fills one in
-less. A log of one file has one."""
+LONG: Final = 16
+"""A log that may have so many files keeps four spares, and has two made ready ahead while it fills: making one takes up to half a second while a disk
+is busy, and a flood fills one in less."""
 RETRY_S: Final = 0.25
 """How long to wait before trying again to prepare a file on a full disk."""
+
+
+def spares_of(bytes_max: int, file_bytes: int) -> int:
+    """How many files that were given up, or never used, a log keeps at most."""
+    return 4 if bytes_max >= LONG * file_bytes else 2
 
 
 class Later(Protocol):
@@ -240,7 +245,7 @@ class WalFiles:
 
     def _order(self) -> None:
         """Has files made ready ahead."""
-        ahead = AHEAD if len(self.live) > 1 else 1
+        ahead = max(1, self.spares_max // 2) if len(self.live) > 1 else 1
         for _ in range(ahead - len(self._ready) - self._coming):
             if self._retrying or self._closed:
                 return

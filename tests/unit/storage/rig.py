@@ -28,7 +28,7 @@ class Rig:
         flush_bytes_max: int = 1 << 20,
         eager: bool = True,
         seed: int = 1,
-        spares_max: int = 4,
+        spares_max: int = 2,
         inline_bytes_max: int = 0,
     ) -> None:
         self.files: Files = MemoryFiles() if files is None else files

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from headrace.model.config import LogWriting
+from headrace.model.config import MIB, LogWriting
 from headrace.model.errors import Damaged, Invalid, Invariant, NotFound, SyncFailed
 from headrace.storage.files import MemoryFiles, OsFiles
 from headrace.storage.flusher import ThreadLane
 from headrace.storage.logwrites import log_writes
 from headrace.storage.recovery import recover
 from headrace.storage.wal import FlushResult, Wal
-from headrace.storage.walfiles import FRESH, name_of
+from headrace.storage.walfiles import FRESH, name_of, spares_of
 from headrace.storage.walformat import PROMISE, TRUNCATE, decode_entry
 from tests.unit.storage.rig import DIRECTORY, Collected, Rig, columns, reopened
 
@@ -215,7 +215,7 @@ def test_files_follow_each_other_and_are_used_again() -> None:
 
 
 def test_a_log_that_fills_uses_its_files_again() -> None:
-    rig = Rig()
+    rig = Rig(spares_max=4)
     created: list[str] = []
     create = rig.files.create
     rig.files.create = lambda path: (created.append(path), create(path))[1]  # type: ignore[method-assign]
@@ -229,11 +229,12 @@ def test_a_log_that_fills_uses_its_files_again() -> None:
 
 
 def test_files_are_made_ahead_of_a_log_that_fills() -> None:
-    rig = Rig()
-    assert len(memory(rig).listdir(DIRECTORY)) == 2, "an idle log has one"
-    while len(rig.wal.files()) < 2:
-        rig.put((1, bytes(3000)))
-    assert len(memory(rig).listdir(DIRECTORY)) == 2 + 2
+    for spares, ahead in ((spares_of(4 * MIB, MIB), 1), (spares_of(16 * MIB, MIB), 2)):
+        rig = Rig(spares_max=spares)
+        assert len(memory(rig).listdir(DIRECTORY)) == 2, "an idle log has one"
+        while len(rig.wal.files()) < 2:
+            rig.put((1, bytes(3000)))
+        assert len(memory(rig).listdir(DIRECTORY)) == 2 + ahead
 
 
 def test_a_file_goes_only_after_older_ones_and_a_flush_that_says_so() -> None:
